@@ -1,0 +1,298 @@
+// The only file that knows Python. Each function checks dtypes and shapes, allocates or takes over
+// the output, and calls the core without the interpreter's lock.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cluster.h"
+#include "kernels.h"
+#include "metrics.h"
+#include "parallel.h"
+#include "positives.h"
+#include "shortlist.h"
+#include "topk.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace ngame;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// Whether a signal handler (Ctrl-C) has raised.
+bool signal_raised() {
+  const py::gil_scoped_acquire lock;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs work(cancel) without the interpreter's lock. The one place where a call can be interrupted.
+template <class Work>
+auto compute(const Work& work) {
+  try {
+    const py::gil_scoped_release release;
+    Cancel cancel(signal_raised);
+    return work(cancel);
+  } catch (const Cancelled&) {
+    throw py::error_already_set();  // what the signal handler raised
+  }
+}
+
+int thread_count(int threads) {
+  if (threads < 0) {
+    throw std::invalid_argument("threads is " + std::to_string(threads) +
+                                ", expected 0 (all usable CPUs) or more");
+  }
+  return threads == 0 ? usable_cpus() : threads;
+}
+
+MatrixView matrix_view(const py::array& array, const char* name) {
+  const bool is_f32 = py::isinstance<py::array_t<float>>(array);
+  if (!is_f32 && !(array.dtype().kind() == 'f' && array.itemsize() == 2)) {
+    throw py::type_error(std::string(name) + " has dtype " +
+                         py::cast<std::string>(py::str(array.dtype())) +
+                         ", expected float32 or float16");
+  }
+  if (array.ndim() != 2) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.ndim()) +
+                                " dimensions, expected 2");
+  }
+  const py::ssize_t bytes = array.itemsize();
+  // Where there is at most one row or column its stride means nothing.
+  const bool rows_whole = array.shape(1) <= 1 || array.strides(1) == bytes;
+  const py::ssize_t stride = array.shape(0) <= 1 ? array.shape(1) * bytes : array.strides(0);
+  if (!rows_whole || stride < array.shape(1) * bytes || stride % bytes != 0) {
+    throw std::invalid_argument(std::string(name) + " has rows that are not contiguous");
+  }
+  return {array.data(), array.shape(0), array.shape(1), stride / bytes,
+          is_f32 ? Scalar::f32 : Scalar::f16, name};
+}
+
+template <class T>
+std::span<const T> span_of(const Array<T>& array) {
+  return {array.data(), static_cast<size_t>(array.size())};
+}
+
+// A CSR matrix as its arrays: (indptr, indices, number of columns).
+using Csr = std::tuple<py::array, py::array, int64_t>;
+
+template <class Index>
+CsrView<Index> csr_view(const Csr& csr, const char* name) {
+  const auto& [offsets, columns, cols] = csr;
+  if (!py::isinstance<Array<Index>>(offsets) || !py::isinstance<Array<Index>>(columns)) {
+    throw py::type_error(std::string(name) + ": indptr and indices must both be int32 or int64");
+  }
+  if (offsets.size() < 1) throw std::invalid_argument(std::string(name) + ": indptr is empty");
+  return {static_cast<const Index*>(offsets.data()), static_cast<const Index*>(columns.data()),
+          offsets.size() - 1, cols, columns.size(), name};
+}
+
+// work(Index{}) for the type of the index arrays.
+template <class Work>
+auto with_index(const Csr& csr, const Work& work) {
+  return py::isinstance<Array<int64_t>>(std::get<0>(csr)) ? work(int64_t{}) : work(int32_t{});
+}
+
+// work(Score{}) for the type of the values, of which there must be as many as columns.
+template <class Work>
+auto with_score(const Csr& csr, const py::array& values, const char* name, const Work& work) {
+  if (values.size() != std::get<1>(csr).size()) {
+    throw std::invalid_argument(std::string(name) + ": data and indices differ in length");
+  }
+  if (py::isinstance<Array<double>>(values)) return work(double{});
+  if (py::isinstance<Array<float>>(values)) return work(float{});
+  throw py::type_error(std::string(name) + " has dtype " +
+                       py::cast<std::string>(py::str(values.dtype())) +
+                       ", expected float32 or float64");
+}
+
+template <class T>
+const T* data_of(const py::array& array) {
+  return static_cast<const T*>(array.data());
+}
+
+// A NumPy array that takes over the vector's memory.
+template <class T>
+py::array_t<T> to_numpy(std::vector<T>&& values) {
+  auto* const owned = new std::vector<T>(std::move(values));
+  const py::capsule owner(owned, [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
+  return py::array_t<T>(static_cast<py::ssize_t>(owned->size()), owned->data(), owner);
+}
+
+template <class Score>
+py::tuple to_numpy(Sparse<Score>&& matrix) {
+  return py::make_tuple(to_numpy(std::move(matrix.values)), to_numpy(std::move(matrix.columns)),
+                        to_numpy(std::move(matrix.offsets)));
+}
+
+py::array_t<int32_t> balanced_clusters_(const py::array& x, const Array<int64_t>& offsets,
+                                        uint64_t seed, int max_iter, int threads) {
+  const MatrixView view = matrix_view(x, "x");
+  const ClusterParams params{seed, max_iter, thread_count(threads)};
+  py::array_t<int32_t> order(view.rows);
+  const std::span<int32_t> out(order.mutable_data(), static_cast<size_t>(order.size()));
+  compute([&](Cancel& cancel) {
+    balanced_clusters(view, span_of(offsets), params, cancel, out);
+  });
+  return order;
+}
+
+double coherence_(const py::array& x, const Array<int32_t>& order, const Array<int64_t>& offsets,
+                  int threads) {
+  const MatrixView view = matrix_view(x, "x");
+  return compute([&](Cancel& cancel) {
+    return coherence(view, span_of(order), span_of(offsets), thread_count(threads), cancel);
+  });
+}
+
+py::tuple topk_(const py::array& queries, const py::array& items, int64_t k, bool cosine,
+                const std::optional<Csr>& drop, int threads) {
+  const MatrixView query_view = matrix_view(queries, "queries");
+  const MatrixView item_view = matrix_view(items, "items");
+  const TopkParams params{k, cosine, thread_count(threads)};
+  py::array_t<float> scores({query_view.rows, k});
+  py::array_t<int32_t> ids({query_view.rows, k});
+  float* const scores_out = scores.mutable_data();
+  int32_t* const ids_out = ids.mutable_data();
+  const auto search = [&](auto index) {
+    std::optional<CsrView<decltype(index)>> pairs;
+    if (drop) pairs = csr_view<decltype(index)>(*drop, "drop");
+    compute([&](Cancel& cancel) {
+      topk(query_view, item_view, pairs ? &*pairs : nullptr, params, cancel, scores_out, ids_out);
+    });
+  };
+  drop ? with_index(*drop, search) : search(int32_t{});
+  return py::make_tuple(std::move(scores), std::move(ids));
+}
+
+py::tuple in_batch_positives_(const Csr& labels, const Array<int64_t>& rows,
+                              const Array<int64_t>& columns) {
+  return with_index(labels, [&](auto index) {
+    const auto view = csr_view<decltype(index)>(labels, "labels");
+    Pattern found = compute(
+        [&](Cancel&) { return in_batch_positives(view, span_of(rows), span_of(columns)); });
+    return py::make_tuple(to_numpy(std::move(found.columns)), to_numpy(std::move(found.offsets)));
+  });
+}
+
+py::tuple label_pool_(const Csr& labels, const Array<int64_t>& rows) {
+  return with_index(labels, [&](auto index) {
+    const auto view = csr_view<decltype(index)>(labels, "labels");
+    std::vector<int32_t> pool;
+    Pattern found = compute([&](Cancel&) { return label_pool(view, span_of(rows), pool); });
+    return py::make_tuple(to_numpy(std::move(pool)), to_numpy(std::move(found.columns)),
+                          to_numpy(std::move(found.offsets)));
+  });
+}
+
+py::tuple cluster_shortlist_(const Csr& labels, const Array<int32_t>& order,
+                             const Array<int64_t>& offsets, std::optional<int64_t> limit,
+                             int threads) {
+  return with_index(labels, [&](auto index) {
+    const auto view = csr_view<decltype(index)>(labels, "labels");
+    return to_numpy(compute([&](Cancel& cancel) {
+      return cluster_shortlist(view, span_of(order), span_of(offsets), limit,
+                               thread_count(threads), cancel);
+    }));
+  });
+}
+
+py::tuple keep_topk_(const Csr& matrix, const py::array& values, int64_t k, int threads) {
+  return with_index(matrix, [&](auto index) {
+    return with_score(matrix, values, "matrix", [&](auto score) {
+      const auto view = csr_view<decltype(index)>(matrix, "matrix");
+      return to_numpy(compute([&](Cancel& cancel) {
+        return keep_topk(view, data_of<decltype(score)>(values), k, thread_count(threads), cancel);
+      }));
+    });
+  });
+}
+
+py::tuple merge_(const Csr& first, const py::array& first_values, const Csr& second,
+                 const py::array& second_values, bool sum, int threads) {
+  return with_index(first, [&](auto index) {
+    return with_score(first, first_values, "first", [&](auto score) {
+      const auto one = csr_view<decltype(index)>(first, "first");
+      const auto two = csr_view<decltype(index)>(second, "second");
+      return to_numpy(compute([&](Cancel& cancel) {
+        return merge(one, data_of<decltype(score)>(first_values), two,
+                     data_of<decltype(score)>(second_values), sum ? Merge::sum : Merge::max,
+                     thread_count(threads), cancel);
+      }));
+    });
+  });
+}
+
+py::tuple drop_pairs_(const Csr& matrix, const py::array& values, const Csr& pairs, int threads) {
+  return with_index(matrix, [&](auto index) {
+    return with_score(matrix, values, "matrix", [&](auto score) {
+      const auto view = csr_view<decltype(index)>(matrix, "matrix");
+      const auto dropped = csr_view<decltype(index)>(pairs, "pairs");
+      return to_numpy(compute([&](Cancel& cancel) {
+        return drop_pairs(view, data_of<decltype(score)>(values), dropped, thread_count(threads),
+                          cancel);
+      }));
+    });
+  });
+}
+
+py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& truth,
+                   const std::optional<Csr>& drop,
+                   const std::optional<Array<float>>& inverse_propensity,
+                   const Array<int64_t>& ks, int threads) {
+  return with_index(predictions, [&](auto index) {
+    return with_score(predictions, scores, "predictions", [&](auto score) {
+      const auto view = csr_view<decltype(index)>(predictions, "predictions");
+      const auto truth_view = csr_view<decltype(index)>(truth, "truth");
+      std::optional<CsrView<decltype(index)>> pairs;
+      if (drop) pairs = csr_view<decltype(index)>(*drop, "drop");
+      const float* weights = inverse_propensity ? inverse_propensity->data() : nullptr;
+      const Metrics means = compute([&](Cancel& cancel) {
+        return evaluate(view, data_of<decltype(score)>(scores), truth_view,
+                        pairs ? &*pairs : nullptr, weights, span_of(ks), thread_count(threads),
+                        cancel);
+      });
+      py::dict families;
+      families["P"] = means.precision;
+      families["N"] = means.ndcg;
+      families["R"] = means.recall;
+      families["PSP"] = means.psp;
+      families["PSN"] = means.psn;
+      return families;
+    });
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  kernels();  // a bad NGAME_SIMD fails the import, with its message
+  m.def("simd_level", [] { return kernels().level; });
+  m.def("simd_levels", [] {
+    std::vector<std::string> names;
+    for (const char* const* name = simd_levels(); *name != nullptr; ++name) names.push_back(*name);
+    return names;
+  });
+  m.def("set_simd_level", &set_simd_level, py::arg("level"));
+  m.def("usable_cpus", &usable_cpus);
+  m.def("balanced_clusters", &balanced_clusters_, py::arg("x"), py::arg("offsets").noconvert(),
+        py::arg("seed"), py::arg("max_iter"), py::arg("threads"));
+  m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
+        py::arg("offsets").noconvert(), py::arg("threads"));
+  m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("k"), py::arg("cosine"),
+        py::arg("drop"), py::arg("threads"));
+  m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"),
+        py::arg("rows").noconvert(), py::arg("columns").noconvert());
+  m.def("label_pool", &label_pool_, py::arg("labels"), py::arg("rows").noconvert());
+  m.def("cluster_shortlist", &cluster_shortlist_, py::arg("labels"), py::arg("order").noconvert(),
+        py::arg("offsets").noconvert(), py::arg("limit"), py::arg("threads"));
+  m.def("keep_topk", &keep_topk_, py::arg("matrix"), py::arg("values"), py::arg("k"),
+        py::arg("threads"));
+  m.def("merge", &merge_, py::arg("first"), py::arg("first_values"), py::arg("second"),
+        py::arg("second_values"), py::arg("sum"), py::arg("threads"));
+  m.def("drop_pairs", &drop_pairs_, py::arg("matrix"), py::arg("values"), py::arg("pairs"),
+        py::arg("threads"));
+  m.def("evaluate", &evaluate_, py::arg("predictions"), py::arg("scores"), py::arg("truth"),
+        py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("threads"));
+}

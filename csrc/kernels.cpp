@@ -1,0 +1,84 @@
+#include "kernels.h"
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace ngame {
+
+namespace baseline {
+extern const Kernels table;
+}
+#ifdef NGAME_X86
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+struct Levels {
+  std::array<const Kernels*, 3> tables{};
+  std::array<const char*, 4> names{};
+  size_t count = 0;
+
+  // The compiler's own check looks at the CPU and at what the system saves on a context switch.
+  // Every feature that a file's flags allow is asked for.
+  Levels() {
+    add(baseline::table);
+#ifdef NGAME_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+      add(avx2::table);
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        add(avx512::table);
+      }
+    }
+#endif
+  }
+  void add(const Kernels& table) {
+    tables[count] = &table;
+    names[count++] = table.level;
+  }
+  const Kernels* find(const char* level, const char* source) const {
+    std::string known;
+    for (size_t at = 0; at < count; ++at) {
+      if (std::strcmp(names[at], level) == 0) return tables[at];
+      known += std::string(at == 0 ? "" : ", ") + names[at];
+    }
+    throw std::invalid_argument(std::string(source) + " is '" + level +
+                                "', but this machine can run only: " + known);
+  }
+};
+
+const Levels& levels() {
+  static const Levels found;
+  return found;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> table = [] {
+    const char* forced = std::getenv("NGAME_SIMD");
+    return forced != nullptr && *forced != '\0' ? levels().find(forced, "NGAME_SIMD")
+                                                : levels().tables[levels().count - 1];
+  }();
+  return table;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+const char* const* simd_levels() { return levels().names.data(); }
+
+void set_simd_level(const char* level) { chosen() = levels().find(level, "level"); }
+
+}  // namespace ngame

@@ -1,0 +1,3 @@
+#define NGAME_ISA avx2
+#define NGAME_VECTOR_BYTES 32
+#include "kernels-inl.h"

@@ -1,0 +1,30 @@
+// Ranking metrics of sparse predictions, all of them in one pass.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common.h"
+#include "parallel.h"
+
+namespace ngame {
+
+// Means over the rows, one value for each k asked for. A row without positives adds zero.
+struct Metrics {
+  std::vector<double> precision;   // hits in the first k / k
+  std::vector<double> ndcg;        // DCG of the first k / best DCG with min(k, positives) hits
+  std::vector<double> recall;      // hits in the first k / positives
+  std::vector<double> psp, psn;    // mean weighted gain / mean of the best attainable
+};
+
+// `ks` ascend. `drop` pairs leave both predictions and truth. A label that is predicted twice in a
+// row counts once, at its better rank. Without `inverse_propensity` (one weight a label) psp and
+// psn stay empty. NaN scores are rejected.
+template <class Index, class Score>
+Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
+                 const CsrView<Index>& truth, const CsrView<Index>* drop,
+                 const float* inverse_propensity, std::span<const int64_t> ks, int threads,
+                 Cancel& cancel);
+
+}  // namespace ngame

@@ -1,0 +1,85 @@
+// Threads, and how a running call is stopped. No OpenMP: its runtimes hang after fork and clash
+// with each other. No state outlives a call.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace ngame {
+
+// Thrown out of a call that was told to stop.
+class Cancelled : public std::exception {
+ public:
+  const char* what() const noexcept override { return "cancelled"; }
+};
+
+// Lets the thread that made the call ask now and then whether to go on. `poll` returns true to
+// stop; it runs on that thread only, and only from inside `check`.
+class Cancel {
+ public:
+  using Poll = bool (*)();
+  explicit Cancel(Poll poll = nullptr) : poll_(poll) {}
+
+  // To be called from every thread at least every tenth of a second. Throws Cancelled.
+  void check() {
+    if (stopped_.load(std::memory_order_relaxed)) throw Cancelled();
+    if (poll_ == nullptr || std::this_thread::get_id() != caller_) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - polled_ < std::chrono::milliseconds(50)) return;
+    polled_ = now;
+    if (!poll_()) return;
+    stopped_.store(true, std::memory_order_relaxed);
+    throw Cancelled();
+  }
+
+ private:
+  Poll poll_;
+  std::thread::id caller_ = std::this_thread::get_id();
+  std::chrono::steady_clock::time_point polled_ = std::chrono::steady_clock::now();
+  std::atomic<bool> stopped_{false};
+};
+
+// Number of CPUs this process may use, at least 1.
+int usable_cpus();
+
+// Calls body(item, thread) for every item in [0, items), on up to `threads` threads of which the
+// caller's is number 0. Items are handed out one by one, in order. The first exception stops the
+// rest and is thrown again here.
+template <class Body>
+void parallel_for(int64_t items, int threads, Cancel& cancel, const Body& body) {
+  std::atomic<int64_t> next{0};
+  std::exception_ptr error;
+  std::mutex error_lock;
+  const auto work = [&](int thread) {
+    try {
+      for (int64_t item = next++; item < items; item = next++) {
+        cancel.check();
+        body(item, thread);
+      }
+    } catch (...) {
+      next = items;
+      const std::lock_guard<std::mutex> guard(error_lock);
+      if (!error) error = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    const auto wanted = static_cast<int>(std::min<int64_t>(threads, items));
+    try {
+      for (int thread = 1; thread < wanted; ++thread) helpers.emplace_back(work, thread);
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those that run share the work.
+    }
+    work(0);
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace ngame

@@ -1,0 +1,28 @@
+// The labels of a batch: which are known positives of which row.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common.h"
+
+namespace ngame {
+
+// The pattern of a sparse matrix that the core made; columns ascend within a row.
+struct Pattern {
+  std::vector<int32_t> offsets;
+  std::vector<int32_t> columns;
+};
+
+// result(i, j) where labels(rows[i], columns[j]); columns may repeat.
+template <class Index>
+Pattern in_batch_positives(const CsrView<Index>& labels, std::span<const int64_t> rows,
+                           std::span<const int64_t> columns);
+
+// pool = the labels of `rows`, ascending, each once; positives(i, j) where labels(rows[i], pool[j]).
+template <class Index>
+Pattern label_pool(const CsrView<Index>& labels, std::span<const int64_t> rows,
+                   std::vector<int32_t>& pool);
+
+}  // namespace ngame

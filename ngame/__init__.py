@@ -1,0 +1,71 @@
+"""Negative mining-aware mini-batches (NGAME) for retrieval and extreme classification."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+try:
+    from ngame import _core as _core
+except ModuleNotFoundError as error:
+    if error.name != "ngame._core":
+        raise
+    raise ImportError(
+        "ngame's compiled part is missing: install it with `pip install .` in the source tree "
+        "(a C++20 compiler is needed), or leave the source tree to import an installed ngame"
+    ) from error
+
+from ngame import metrics as metrics
+from ngame.cluster import Clusters, balanced_clusters
+from ngame.positives import in_batch_positives, label_pool
+from ngame.shortlist import cluster_shortlist, drop_pairs, keep_topk, merge, topk, topk_arrays
+
+if TYPE_CHECKING:
+    from ngame.bag import BagEncoder as BagEncoder
+    from ngame.batches import ClusterBatchSampler as ClusterBatchSampler
+    from ngame.data import Dataset as Dataset
+    from ngame.data import load_dataset as load_dataset
+    from ngame.model import Model as Model
+    from ngame.training import train as train
+    from ngame.transformer import TransformerEncoder as TransformerEncoder
+
+__version__ = version("ngame")
+
+# Imported when first asked for, so that those who only cluster or evaluate wait for no torch.
+_LAZY = {
+    "BagEncoder": "ngame.bag",
+    "ClusterBatchSampler": "ngame.batches",
+    "Dataset": "ngame.data",
+    "Model": "ngame.model",
+    "TransformerEncoder": "ngame.transformer",
+    "load_dataset": "ngame.data",
+    "train": "ngame.training",
+}
+
+__all__ = [
+    "BagEncoder",
+    "ClusterBatchSampler",
+    "Clusters",
+    "Dataset",
+    "Model",
+    "TransformerEncoder",
+    "balanced_clusters",
+    "cluster_shortlist",
+    "drop_pairs",
+    "in_batch_positives",
+    "keep_topk",
+    "label_pool",
+    "load_dataset",
+    "merge",
+    "metrics",
+    "topk",
+    "topk_arrays",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ngame' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

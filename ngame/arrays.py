@@ -1,0 +1,136 @@
+"""What comes in through the public functions: checked once, and copied only where it must be."""
+
+import operator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ngame import _core
+
+Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
+"""A CSR pattern as the core takes it: indptr, indices (both int32 or both int64), columns."""
+
+
+def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
+    """Give `value` as a float32 or float16 array of shape [n, d] whose rows are contiguous.
+
+    Rows may lie apart (a slice of a wider or longer array is taken as it is). Copied, into the
+    same dtype, is only what has elements of a row apart from each other or a foreign byte order.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4):
+        raise TypeError(f"{name} has dtype {array.dtype}, expected float32 or float16")
+    if array.ndim != 2:
+        raise ValueError(f"{name} has shape {array.shape}, expected two dimensions")
+    itemsize = array.itemsize
+    row_bytes = array.shape[1] * itemsize
+    whole = array.shape[1] <= 1 or array.strides[1] == itemsize
+    apart = array.shape[0] <= 1 or (
+        array.strides[0] >= row_bytes and array.strides[0] % itemsize == 0
+    )
+    if whole and apart and array.flags.aligned and array.dtype.isnative:
+        return array
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
+    """Give `value`, a CSR matrix or array, with sorted indices unless `any_order`.
+
+    A matrix whose indices are unsorted is sorted in a copy; the caller's is never changed.
+    """
+    if not sp.issparse(value) or value.format != "csr":
+        kind = f"{value.format} matrix" if sp.issparse(value) else type(value).__name__
+        raise TypeError(f"{name} is a {kind}, expected a scipy.sparse CSR matrix or array")
+    if value.shape[1] > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} has {value.shape[1]} columns, at most 2**31 - 1 are possible")
+    if not any_order and not value.has_sorted_indices:
+        value = value.sorted_indices()
+    return value
+
+
+def canonical(matrix: Any) -> Any:
+    """A CSR matrix without duplicates: the same, or a copy in which they are summed."""
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return matrix
+
+
+def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
+    """The arrays of a CSR matrix; with `dtype`, as that integer type."""
+    indptr, indices = matrix.indptr, matrix.indices
+    if dtype is not None:
+        indptr, indices = indptr.astype(dtype, copy=False), indices.astype(dtype, copy=False)
+    return np.ascontiguousarray(indptr), np.ascontiguousarray(indices), int(matrix.shape[1])
+
+
+def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
+    """Give `value` as int64 of shape [n]; an empty list is taken as no ids."""
+    array = np.asarray(value)
+    if array.size == 0 and array.ndim == 1:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}, expected one dimension")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
+    """Give (row, column) pairs as a CSR pattern of `shape`.
+
+    They come as an integer array [n, 2], repeats allowed, or as a CSR matrix whose stored entries
+    are the pairs, whatever their values.
+    """
+    if sp.issparse(value):
+        matrix = as_csr(value, name)
+        if matrix.shape != shape:
+            raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}")
+        return canonical(matrix)
+    array = np.asarray(value)
+    if array.size == 0:
+        array = array.reshape(0, 2).astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"{name} has shape {array.shape}, expected [n, 2]")
+    for axis, what in enumerate(("row", "column")):
+        bad = (array[:, axis] < 0) | (array[:, axis] >= shape[axis])
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise IndexError(
+                f"{name}[{at}] has {what} {array[at, axis]}, out of range for {shape[axis]}"
+            )
+    ones = np.ones(len(array), np.bool_)
+    return sp.csr_array((ones, (array[:, 0], array[:, 1])), shape=shape)
+
+
+def as_count(value: Any, name: str, least: int = 1) -> int:
+    """Give `value` as an int that is `least` or more."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer") from None
+    if count < least:
+        raise ValueError(f"{name} is {count}, expected {least} or more")
+    return count
+
+
+def as_threads(threads: Any) -> int:
+    """Number of threads to use; 0 stands for the CPUs that this process may use."""
+    return as_count(threads, "threads", 0) or cast(int, _core.usable_cpus())
+
+
+def new_csr(
+    values: npt.NDArray[Any],
+    columns: npt.NDArray[np.int32],
+    offsets: npt.NDArray[Any],
+    shape: tuple[int, int],
+) -> sp.csr_matrix:
+    """A CSR matrix over arrays that the core made, with its sortedness on record."""
+    matrix = sp.csr_matrix((values, columns, offsets), shape=shape)
+    matrix.has_sorted_indices = True
+    matrix.has_canonical_format = True
+    return matrix

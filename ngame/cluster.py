@@ -1,0 +1,207 @@
+"""Balanced clusters of embeddings."""
+
+import os
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ngame import _core
+from ngame.arrays import as_count, as_matrix, as_threads
+from ngame.files import replacing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    """A division of n rows into k clusters.
+
+    Attributes
+    ----------
+    order : int32 array of shape [n]
+        The row ids, cluster after cluster.
+    offsets : int64 array of shape [k + 1]
+        Cluster c is ``order[offsets[c]:offsets[c + 1]]``.
+
+    Raises
+    ------
+    ValueError
+        `order` is not a permutation of 0 .. n - 1, or `offsets` does not ascend from 0 to n.
+    """
+
+    order: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        order = np.ascontiguousarray(self.order, np.int32)
+        offsets = np.ascontiguousarray(self.offsets, np.int64)
+        if order.ndim != 1 or offsets.ndim != 1:
+            raise ValueError(
+                f"order and offsets have shapes {order.shape} and {offsets.shape}, "
+                "expected one dimension each"
+            )
+        ends = offsets[:1].tolist() + offsets[-1:].tolist()
+        if ends != [0, len(order)] or (np.diff(offsets) < 0).any():
+            raise ValueError(f"offsets does not ascend from 0 to the {len(order)} rows of order")
+        seen = np.zeros(len(order), np.bool_)
+        inside = order[(order >= 0) & (order < len(order))]
+        seen[inside] = True
+        if not seen.all():
+            raise ValueError(f"order has not every row once: row {int(np.argmin(seen))} is missing")
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "offsets", offsets)
+
+    def __len__(self) -> int:
+        """Number of clusters."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, cluster: int) -> npt.NDArray[np.int32]:
+        """The row ids of one cluster."""
+        if not -len(self) <= cluster < len(self):
+            raise IndexError(f"cluster {cluster} is out of range for {len(self)} clusters")
+        cluster %= len(self)
+        return self.order[self.offsets[cluster] : self.offsets[cluster + 1]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Clusters):
+            return NotImplemented
+        return np.array_equal(self.order, other.order) and np.array_equal(
+            self.offsets, other.offsets
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def assignment(self) -> npt.NDArray[np.int32]:
+        """The cluster of every row, int32 [n]."""
+        assignment = np.empty(len(self.order), np.int32)
+        assignment[self.order] = np.repeat(
+            np.arange(len(self), dtype=np.int32), np.diff(self.offsets)
+        )
+        return assignment
+
+    def coherence(self, x: Any, *, threads: int = 0) -> float:
+        """How tight the clusters are: the mean squared norm of the means of their unit vectors.
+
+        Parameters
+        ----------
+        x : float32 or float16 array of shape [n, d]
+            What was clustered. Rows are scaled to unit length here; zero rows stay zero.
+        threads : int
+            0 means the CPUs this process may use.
+
+        Returns
+        -------
+        float
+            1 where all the rows of each cluster point one way, near 0 where they point anywhere.
+        """
+        x = as_matrix(x, "x")
+        if len(x) != len(self.order):
+            raise ValueError(f"x has {len(x)} rows, the clusters have {len(self.order)}")
+        return _core.coherence(x, self.order, self.offsets, as_threads(threads))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an ``.npz`` file, aside and then in place of `path`."""
+        with replacing(path) as aside, open(aside, "wb") as file:
+            np.savez(file, order=self.order, offsets=self.offsets)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Clusters":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["order"], file["offsets"])
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as e:
+            raise ValueError(f"{os.fspath(path)} does not hold clusters: {e}") from e
+
+
+def balanced_clusters(
+    x: Any,
+    *,
+    size: int | None = None,
+    n_clusters: int | None = None,
+    seed: int = 0,
+    max_iter: int = 20,
+    threads: int = 0,
+) -> Clusters:
+    """Divide rows into clusters of given size by recursive balanced 2-means on the unit sphere.
+
+    This is the clustering of NGAME (Dahiya et al., WSDM 2023) with sizes that are exact: a node of
+    k clusters is split into floor(k / 2) and ceil(k / 2) of them, with the rows that these will
+    hold. Within a split, rows are assigned by their product with the difference of the two
+    centres; the side takes as many of them as it must, ties by lower id. The directions of large
+    nodes are learnt on a sample of their rows.
+
+    Parameters
+    ----------
+    x : float32 or float16 array of shape [n, d]
+        Anything `numpy.asarray` understands without a copy (np.memmap, CPU tensors). The geometry
+        is the cosine; rows are scaled on the fly and `x` is not changed. Zero rows are allowed.
+        Float16 is read as such. Copied is only an array whose rows are not contiguous.
+    size : int
+        Every cluster has exactly `size` rows, but for the last, which takes the remainder.
+    n_clusters : int
+        So many clusters, whose sizes differ by at most one. Exactly one of the two is given.
+    seed : int
+        Any integer; the same seed gives the same clusters for any number of threads.
+    max_iter : int
+        Most rounds of each 2-means; it stops before when no row changes sides.
+    threads : int
+        0 means the CPUs this process may use.
+
+    Returns
+    -------
+    Clusters
+        Ids ascend within each cluster; clusters that are near in the tree are near in the order.
+
+    Raises
+    ------
+    TypeError
+        `x` is neither float32 nor float16.
+    ValueError
+        `x` has no rows, or has NaN or infinity (the first such row is named); `size` or
+        `n_clusters` is not in 1 .. n, or not exactly one of them is given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1]], np.float32)
+    >>> [ids.tolist() for ids in balanced_clusters(x, size=2)]
+    [[0, 2], [1, 3]]
+    """
+    x = as_matrix(x, "x")
+    rows = len(x)
+    if rows == 0:
+        raise ValueError("x has no rows")
+    if rows > np.iinfo(np.int32).max:
+        raise ValueError(f"x has {rows} rows, at most 2**31 - 1 are possible")
+    if (size is None) == (n_clusters is None):
+        raise ValueError("exactly one of size and n_clusters must be given")
+    name = "n_clusters" if size is None else "size"
+    count = as_count(n_clusters if size is None else size, name)
+    if count > rows:
+        raise ValueError(f"{name} is {count}, x has only {rows} rows")
+    if size is None:
+        offsets = np.arange(count + 1, dtype=np.int64) * rows // count
+    else:
+        offsets = np.append(np.arange(0, rows, count, dtype=np.int64), rows)
+    order = _core.balanced_clusters(
+        x,
+        offsets,
+        as_seed(seed),
+        as_count(max_iter, "max_iter"),
+        as_threads(threads),
+    )
+    return Clusters(order, offsets)
+
+
+def as_seed(seed: Any) -> int:
+    """Any integer as the 64 bits that the core takes."""
+    return as_count(seed, "seed", -(2**63)) % 2**64

@@ -1,0 +1,102 @@
+"""What an encoder is to the rest of the library, and how many texts are encoded with one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ngame.tokens import Tokens
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A `torch.nn.Module` that turns texts into vectors: the whole of what training needs.
+
+    Points and labels share one encoder (NGAME is a Siamese method). Similarity is the cosine, so
+    the length of the vectors has no meaning.
+    """
+
+    dim: int
+    """Width of the vectors."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts to token ids; called once a run for every text."""
+        ...
+
+    def __call__(self, tokens: Tokens) -> torch.Tensor:
+        """Tokens of n texts to vectors, float [n, dim], on the device of the parameters."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and tokenizer into an empty folder."""
+        ...
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, the module's own mode restored at the end."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        module.train(training)
+
+
+def encode(
+    encoder: torch.nn.Module,
+    tokens: Tokens,
+    *,
+    tokens_per_batch: int = 16_384,
+    progress: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Encode n texts in evaluation mode.
+
+    Texts of like length go together, so that an encoder that pads wastes little. The state of the
+    random generators is not touched by encoders whose evaluation mode draws nothing.
+
+    Parameters
+    ----------
+    encoder : an `Encoder`
+    tokens : n texts
+    tokens_per_batch : padded tokens (texts times the longest of them) that are encoded at once
+    progress : called with the number of texts done after each batch
+
+    Returns
+    -------
+    float32 array of shape [n, dim]
+
+    Raises
+    ------
+    ValueError
+        The encoder returned another shape than [texts, dim], or values that are not finite.
+    """
+    dim = int(encoder.dim)  # type: ignore[arg-type]
+    vectors = np.empty((len(tokens), dim), np.float32)
+    lengths = np.maximum(tokens.lengths, 1)
+    order = np.argsort(-lengths, kind="stable")
+    with evaluating(encoder):
+        start = 0
+        while start < len(order):
+            stop = min(len(order), start + max(1, tokens_per_batch // int(lengths[order[start]])))
+            rows = order[start:stop]
+            vectors[rows] = checked(encoder(tokens.take(rows)), len(rows), dim).float().cpu().numpy()
+            if progress is not None:
+                progress(stop - start)
+            start = stop
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"encoder returned NaN or infinity for text {int(np.argmin(finite))}")
+    return vectors
+
+
+def checked(vectors: torch.Tensor, rows: int, dim: int) -> torch.Tensor:
+    """Return `vectors` if they are [rows, dim]; ValueError says what an encoder returned else."""
+    if tuple(vectors.shape) != (rows, dim):
+        raise ValueError(f"encoder returned shape {tuple(vectors.shape)}, expected ({rows}, {dim})")
+    return vectors

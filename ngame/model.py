@@ -1,0 +1,330 @@
+"""A trained model: texts in, labels out, by encoder, classifier, nearest training points, fused."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import scipy.sparse as sp
+import torch
+
+from ngame import fusion, metrics
+from ngame.bag import BagEncoder
+from ngame.config import PredictionConfig
+from ngame.encoder import encode
+from ngame.files import replacing, replacing_folder
+from ngame.fusion import Features, Fusion
+from ngame.shortlist import keep_topk, merge, topk_arrays
+from ngame.tokens import Tokens
+
+Scorer = Literal["encoder", "classifier", "neighbours", "fused"]
+Scores = dict[Scorer, sp.csr_matrix]
+
+_QUERIES_AT_ONCE = 4096
+# Pairs whose vectors are gathered at once to be scored: a few tens of megabytes.
+_PAIRS_AT_ONCE = 32_768
+
+
+@dataclass(eq=False)
+class Model:
+    """All that prediction needs. Make one with `ngame.train`, or from a run's folder with `load`.
+
+    Attributes
+    ----------
+    encoder : an `Encoder`
+    label_texts : list of str, length L
+    label_vectors : float32 [L, dim], unit length
+    point_vectors : float16 [N, dim], unit length; the training points
+    point_labels : csr_matrix [N, L], their labels
+    classifier : float32 [L, dim], unit length, or None where that stage was left out
+    fusions : the fusion of all scorers ("all"), and of all but the neighbours ("trained")
+    config : how many labels are kept, and how the neighbours vote
+    """
+
+    encoder: torch.nn.Module
+    label_texts: list[str]
+    label_vectors: npt.NDArray[np.float32]
+    point_vectors: npt.NDArray[np.float16]
+    point_labels: sp.csr_matrix
+    classifier: npt.NDArray[np.float32] | None
+    fusions: dict[str, Fusion]
+    config: PredictionConfig
+    threads: int = 0
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The scorers that this model has."""
+        both: tuple[Scorer, ...] = () if self.classifier is None else ("classifier",)
+        return ("encoder", *both, "neighbours", "fused")
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of texts, float32 [n, dim], unit length."""
+        tokens: Tokens = self.encoder.tokenize(texts)  # type: ignore[operator]
+        return unit(encode(self.encoder, tokens))
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        k: int | None = None,
+        *,
+        scorer: Scorer = "fused",
+        drop: Any = None,
+        seen: bool = False,
+    ) -> sp.csr_matrix:
+        """Find the best labels of every text.
+
+        Parameters
+        ----------
+        texts : sequence of str, length n
+        k : labels a text; the config's if not given
+        scorer : "encoder", "classifier", "neighbours" or "fused"
+        drop : CSR matrix of shape [n, L] or integer array of shape [p, 2], optional
+            (text, label) pairs to leave out.
+        seen : the texts are training points: their own copies must not vote, so the neighbours
+            are left out
+
+        Returns
+        -------
+        float32 csr_matrix of shape [n, L]
+            k entries a row; fewer where fewer labels are candidates.
+
+        Raises
+        ------
+        ValueError
+            There is no such scorer, or k is not within 1 .. L.
+        """
+        if scorer not in self.scorers or (seen and scorer == "neighbours"):
+            known = [name for name in self.scorers if not (seen and name == "neighbours")]
+            raise ValueError(f"scorer is {scorer!r}, expected one of {', '.join(known)}")
+        return self.scores(self.encode(texts), k, drop=drop, seen=seen)[scorer]
+
+    def scores(
+        self,
+        vectors: npt.NDArray[np.float32],
+        k: int | None = None,
+        *,
+        drop: Any = None,
+        seen: bool = False,
+    ) -> Scores:
+        """The same by every scorer, for texts that are encoded already (see `encode`)."""
+        k = min(self.config.k, len(self.label_texts)) if k is None else k
+        fused_by = self.fusions["trained" if seen else "all"]
+        parts: dict[Scorer, list[sp.csr_matrix]] = {}
+        for rows, left_out in _chunks(len(vectors), drop, len(self.label_texts)):
+            single = self.single_scores(vectors[rows], k, drop=left_out, seen=seen)
+            fused, features = self.candidates(vectors[rows], single)
+            fused.data = fused_by(features)
+            single["fused"] = keep_topk(fused, k, threads=self.threads)
+            for name, matrix in single.items():
+                parts.setdefault(name, []).append(matrix)
+        if not parts:
+            empty = sp.csr_matrix((0, len(self.label_texts)), dtype=np.float32)
+            return dict.fromkeys(self.scorers, empty)
+        return {name: sp.vstack(part, format="csr") for name, part in parts.items()}
+
+    def evaluate(
+        self,
+        predictions: Scores,
+        truth: sp.csr_matrix,
+        *,
+        ks: Sequence[int] = (1, 3, 5, 10, 100),
+        drop: Any = None,
+    ) -> dict[str, dict[str, float]]:
+        """P, N, PSP, PSN and R of every scorer; propensities are the training points'."""
+        weights = metrics.inverse_propensity(self.point_labels)
+        return {
+            name: metrics.evaluate(
+                matrix, truth, ks=ks, inverse_propensity=weights, drop=drop, threads=self.threads
+            )
+            for name, matrix in predictions.items()
+        }
+
+    def candidates(
+        self, vectors: npt.NDArray[np.float32], single: Scores
+    ) -> tuple[sp.csr_matrix, Features]:
+        """All pairs that one of the scorers proposes, and what every scorer says of them."""
+        pattern = merge([_ones(matrix) for matrix in single.values()], "max", threads=self.threads)
+        features = {
+            "encoder": _pair_scores(vectors, self.label_vectors, pattern),
+            "log_frequency": np.log1p(self._frequency()[pattern.indices]).astype(np.float32),
+        }
+        if self.classifier is not None:
+            features["classifier"] = _pair_scores(vectors, self.classifier, pattern)
+        if "neighbours" in single:
+            # The pattern holds every entry of the votes: what is added to it comes out in order.
+            votes = (pattern + single["neighbours"]).tocsr()
+            votes.sort_indices()
+            features["neighbours"] = votes.data - pattern.data
+            features["log_neighbours"] = np.log(np.maximum(features["neighbours"], 0) + 1e-3)
+        return pattern, features
+
+    def single_scores(
+        self, vectors: npt.NDArray[np.float32], k: int, *, drop: Any = None, seen: bool = False
+    ) -> Scores:
+        """The k best labels by each scorer alone; see `predict` for the arguments."""
+        labels = len(self.label_texts)
+        found: Scores = {}
+        by: list[tuple[Scorer, npt.NDArray[np.float32] | None]] = [
+            ("encoder", self.label_vectors),
+            ("classifier", self.classifier),
+        ]
+        for name, items in by:
+            if items is not None:
+                scores, ids = topk_arrays(
+                    vectors, items, k, metric="dot", drop=drop, threads=self.threads
+                )
+                found[name] = _csr(scores, ids, labels)
+        if not seen:
+            votes = self._votes(vectors)
+            if drop is not None:
+                votes = votes - votes.multiply(drop)
+                votes.eliminate_zeros()
+            found["neighbours"] = keep_topk(sp.csr_matrix(votes), k, threads=self.threads)
+        return found
+
+    def _votes(self, vectors: npt.NDArray[np.float32]) -> sp.csr_matrix:
+        """Labels of the nearest training points, by a softmax of the similarities."""
+        k = min(self.config.neighbours, len(self.point_vectors))
+        scores, ids = topk_arrays(
+            vectors, self.point_vectors, k, metric="dot", threads=self.threads
+        )
+        weights = np.exp((scores - scores[:, :1]) / self.config.vote_temperature)
+        weights /= weights.sum(axis=1, keepdims=True)
+        votes = _csr(weights, ids, len(self.point_vectors)) @ self.point_labels
+        votes.sort_indices()
+        return sp.csr_matrix(votes, dtype=np.float32)
+
+    def _frequency(self) -> npt.NDArray[np.int64]:
+        return np.bincount(self.point_labels.indices, minlength=len(self.label_texts))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write everything but the config into `folder`, file by file."""
+        folder = Path(folder)
+        with replacing_folder(folder / "encoder") as aside:
+            self.encoder.save(aside)  # type: ignore[operator]
+        with replacing(folder / "labels.jsonl") as aside:
+            lines = (json.dumps({"title": text}, ensure_ascii=False) for text in self.label_texts)
+            aside.write_text("".join(line + "\n" for line in lines), encoding="utf8")
+        with replacing(folder / "vectors.safetensors") as aside:
+            safetensors.numpy.save_file(
+                {
+                    "labels": self.label_vectors,
+                    "points": self.point_vectors,
+                    "point_labels.indptr": self.point_labels.indptr.astype(np.int64),
+                    "point_labels.indices": self.point_labels.indices.astype(np.int32),
+                },
+                aside,
+            )
+        if self.classifier is not None:
+            with replacing(folder / "classifier.safetensors") as aside:
+                safetensors.numpy.save_file({"weight": self.classifier}, aside)
+        fusion.save(self.fusions, folder / "fusion.json")
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], *, encoder: torch.nn.Module | None = None
+    ) -> "Model":
+        """Read a run's folder.
+
+        Parameters
+        ----------
+        folder : where `ngame.train` or ``ngame train`` left a finished run
+        encoder : needed only for a run that was trained with a module of the user's own
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder holds no finished run.
+        """
+        from ngame.config import Config
+
+        folder = Path(folder)
+        if not (folder / "fusion.json").exists():
+            raise FileNotFoundError(f"{folder} holds no finished run: there is no fusion.json")
+        config = Config.load(folder / "config.toml")
+        with open(folder / "labels.jsonl", encoding="utf8") as lines:
+            label_texts = [json.loads(line)["title"] for line in lines]
+        vectors = safetensors.numpy.load_file(folder / "vectors.safetensors")
+        indices = vectors["point_labels.indices"]
+        classifier = folder / "classifier.safetensors"
+        return cls(
+            encoder=encoder if encoder is not None else load_encoder(folder / "encoder"),
+            label_texts=label_texts,
+            label_vectors=vectors["labels"],
+            point_vectors=vectors["points"],
+            point_labels=sp.csr_matrix(
+                (np.ones(len(indices), np.float32), indices, vectors["point_labels.indptr"]),
+                shape=(len(vectors["points"]), len(label_texts)),
+            ),
+            classifier=safetensors.numpy.load_file(classifier)["weight"]
+            if classifier.exists()
+            else None,
+            fusions=fusion.load(folder / "fusion.json"),
+            config=config.prediction,
+            threads=config.threads,
+        )
+
+
+def load_encoder(folder: Path) -> torch.nn.Module:
+    """Read an encoder that this library saved, whichever kind it is."""
+    if (folder / "modules.json").exists():
+        from ngame.transformer import TransformerEncoder
+
+        return TransformerEncoder.load(folder)
+    if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
+        return BagEncoder.load(folder)
+    raise ValueError(f"{folder} holds no encoder of this library: pass yours as encoder=")
+
+
+def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows scaled to length 1; zero rows stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return cast(npt.NDArray[np.float32], vectors / np.maximum(norms, np.float32(1e-30)))
+
+
+def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, Any]]:
+    """Slices of the rows, each with its rows of `drop` as a CSR matrix or None."""
+    if drop is not None and not sp.issparse(drop):
+        pairs = np.asarray(drop).reshape(-1, 2)
+        drop = sp.csr_matrix(
+            (np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), shape=(rows, labels)
+        )
+    for start in range(0, rows, _QUERIES_AT_ONCE):
+        part = slice(start, min(rows, start + _QUERIES_AT_ONCE))
+        yield part, None if drop is None else drop.tocsr()[part]
+
+
+def _csr(
+    values: npt.NDArray[np.float32], ids: npt.NDArray[np.int32], columns: int
+) -> sp.csr_matrix:
+    """Rows of (value, id) as CSR with sorted indices; an id of -1 is no entry."""
+    order = np.argsort(ids, axis=1)
+    ids = np.take_along_axis(ids, order, axis=1)
+    values = np.take_along_axis(values, order, axis=1)
+    there = ids >= 0
+    indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+    return sp.csr_matrix((values[there], ids[there], indptr), shape=(len(ids), columns))
+
+
+def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    ones = np.ones(matrix.nnz, np.float32)
+    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _pair_scores(
+    vectors: npt.NDArray[np.float32], items: npt.NDArray[np.float32], pattern: sp.csr_matrix
+) -> npt.NDArray[np.float32]:
+    """Dot product of every stored (row, column) pair, float32 [nnz]."""
+    scores = np.empty(pattern.nnz, np.float32)
+    rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
+    for start in range(0, len(scores), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        np.einsum(
+            "ij,ij->i", vectors[rows[part]], items[pattern.indices[part]], out=scores[part]
+        )
+    return scores
