@@ -65,8 +65,12 @@ MatrixView matrix_view(const py::array& array, const char* name) {
   if (!rows_whole || stride < array.shape(1) * bytes || stride % bytes != 0) {
     throw std::invalid_argument(std::string(name) + " has rows that are not contiguous");
   }
-  return {array.data(), array.shape(0), array.shape(1), stride / bytes,
-          is_f32 ? Scalar::f32 : Scalar::f16, name};
+  return {array.data(),
+          array.shape(0),
+          array.shape(1),
+          stride / bytes,
+          is_f32 ? Scalar::f32 : Scalar::f16,
+          name};
 }
 
 template <class T>
@@ -84,8 +88,12 @@ CsrView<Index> csr_view(const Csr& csr, const char* name) {
     throw py::type_error(std::string(name) + ": indptr and indices must both be int32 or int64");
   }
   if (offsets.size() < 1) throw std::invalid_argument(std::string(name) + ": indptr is empty");
-  return {static_cast<const Index*>(offsets.data()), static_cast<const Index*>(columns.data()),
-          offsets.size() - 1, cols, columns.size(), name};
+  return {static_cast<const Index*>(offsets.data()),
+          static_cast<const Index*>(columns.data()),
+          offsets.size() - 1,
+          cols,
+          columns.size(),
+          name};
 }
 
 // work(Index{}) for the type of the index arrays.
@@ -132,9 +140,7 @@ py::array_t<int32_t> balanced_clusters_(const py::array& x, const Array<int64_t>
   const ClusterParams params{seed, max_iter, thread_count(threads)};
   py::array_t<int32_t> order(view.rows);
   const std::span<int32_t> out(order.mutable_data(), static_cast<size_t>(order.size()));
-  compute([&](Cancel& cancel) {
-    balanced_clusters(view, span_of(offsets), params, cancel, out);
-  });
+  compute([&](Cancel& cancel) { balanced_clusters(view, span_of(offsets), params, cancel, out); });
   return order;
 }
 
@@ -142,7 +148,7 @@ double coherence_(const py::array& x, const Array<int32_t>& order, const Array<i
                   int threads) {
   const MatrixView view = matrix_view(x, "x");
   return compute([&](Cancel& cancel) {
-    return coherence(view, span_of(order), span_of(offsets), thread_count(threads), cancel);
+    return coherence(view, {span_of(order), span_of(offsets)}, thread_count(threads), cancel);
   });
 }
 
@@ -170,8 +176,8 @@ py::tuple in_batch_positives_(const Csr& labels, const Array<int64_t>& rows,
                               const Array<int64_t>& columns) {
   return with_index(labels, [&](auto index) {
     const auto view = csr_view<decltype(index)>(labels, "labels");
-    Pattern found = compute(
-        [&](Cancel&) { return in_batch_positives(view, span_of(rows), span_of(columns)); });
+    Pattern found =
+        compute([&](Cancel&) { return in_batch_positives(view, span_of(rows), span_of(columns)); });
     return py::make_tuple(to_numpy(std::move(found.columns)), to_numpy(std::move(found.offsets)));
   });
 }
@@ -192,7 +198,7 @@ py::tuple cluster_shortlist_(const Csr& labels, const Array<int32_t>& order,
   return with_index(labels, [&](auto index) {
     const auto view = csr_view<decltype(index)>(labels, "labels");
     return to_numpy(compute([&](Cancel& cancel) {
-      return cluster_shortlist(view, span_of(order), span_of(offsets), limit,
+      return cluster_shortlist(view, {span_of(order), span_of(offsets)}, limit,
                                thread_count(threads), cancel);
     }));
   });
@@ -239,8 +245,8 @@ py::tuple drop_pairs_(const Csr& matrix, const py::array& values, const Csr& pai
 
 py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& truth,
                    const std::optional<Csr>& drop,
-                   const std::optional<Array<float>>& inverse_propensity,
-                   const Array<int64_t>& ks, int threads) {
+                   const std::optional<Array<float>>& inverse_propensity, const Array<int64_t>& ks,
+                   int threads) {
   return with_index(predictions, [&](auto index) {
     return with_score(predictions, scores, "predictions", [&](auto score) {
       const auto view = csr_view<decltype(index)>(predictions, "predictions");
@@ -268,6 +274,7 @@ py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& t
 
 PYBIND11_MODULE(_core, m) {
   kernels();  // a bad NGAME_SIMD fails the import, with its message
+  m.attr("__version__") = NGAME_VERSION;
   m.def("simd_level", [] { return kernels().level; });
   m.def("simd_levels", [] {
     std::vector<std::string> names;
@@ -282,8 +289,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("offsets").noconvert(), py::arg("threads"));
   m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("k"), py::arg("cosine"),
         py::arg("drop"), py::arg("threads"));
-  m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"),
-        py::arg("rows").noconvert(), py::arg("columns").noconvert());
+  m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"), py::arg("rows").noconvert(),
+        py::arg("columns").noconvert());
   m.def("label_pool", &label_pool_, py::arg("labels"), py::arg("rows").noconvert());
   m.def("cluster_shortlist", &cluster_shortlist_, py::arg("labels"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("limit"), py::arg("threads"));

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -113,8 +114,7 @@ class Bisector {
   void add(const float* rows, std::span<const int32_t> ids, std::span<const float> weights,
            std::span<float> sum) const {
     const auto stride = static_cast<size_t>(stride_);
-    kernels().accumulate_f32(rows, stride, ids.data(), weights.data(), ids.size(), stride,
-                             sum.data());
+    kernels().accumulate(rows, stride, ids.data(), weights.data(), ids.size(), stride, sum.data());
   }
   // Turns from the line between two random rows towards the direction of the largest variance.
   void start(const float* rows, std::span<const int32_t> ids, uint64_t seed) {
@@ -192,25 +192,26 @@ class Tree {
     std::iota(order_.begin(), order_.end(), 0);
     // Threads share a node while there are few nodes, then each takes nodes of its own; once there
     // are enough for an even load it takes all below them too.
-    std::vector<Node> nodes{{0, static_cast<int64_t>(offsets_.size()) - 1, params_.seed}};
     const auto threads = static_cast<size_t>(params_.threads);
-    while (nodes.size() < 8 * threads && rows_of(nodes[0]) > kCopiedRows) {
+    std::vector<Node> tasks, nodes;
+    const auto place = [&](const Node& node) {
+      (rows_of(node) > kCopiedRows && node.clusters() > 1 ? nodes : tasks).push_back(node);
+    };
+    place({0, static_cast<int64_t>(offsets_.size()) - 1, params_.seed});
+    while (!nodes.empty() && nodes.size() < 8 * threads) {
       const bool shared = nodes.size() < threads;
       parallel_for(static_cast<int64_t>(nodes.size()), shared ? 1 : params_.threads, cancel_,
                    [&](int64_t node, int thread) {
                      split(nodes[node], shared ? params_.threads : 1, scratch_[thread]);
                    });
-      std::vector<Node> next;
-      for (const Node& node : nodes) {
-        if (node.clusters() == 1) continue;
-        next.push_back(node.left());
-        next.push_back(node.right());
+      for (const Node& node : std::exchange(nodes, {})) {
+        place(node.left());
+        place(node.right());
       }
-      if (next.empty()) return;
-      nodes = std::move(next);
     }
-    parallel_for(static_cast<int64_t>(nodes.size()), params_.threads, cancel_,
-                 [&](int64_t node, int thread) { finish(nodes[node], scratch_[thread]); });
+    tasks.insert(tasks.end(), nodes.begin(), nodes.end());
+    parallel_for(static_cast<int64_t>(tasks.size()), params_.threads, cancel_,
+                 [&](int64_t task, int thread) { finish(tasks[task], scratch_[thread]); });
   }
 
  private:
@@ -258,7 +259,6 @@ class Tree {
 
   // One large node, along a direction that a sample of it gives.
   void split(const Node& node, int threads, Scratch& scratch) {
-    if (node.clusters() == 1) return;
     const std::span<int32_t> ids = ids_of(node);
     const int64_t left = left_rows(node);
     sample(ids, node.seed, scratch);
@@ -329,29 +329,28 @@ class Tree {
 
 void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
                        const ClusterParams& params, Cancel& cancel, std::span<int32_t> order) {
-  Tree(x, offsets, params, cancel, order).build();
+  check_offsets(offsets, x.rows, 1);
+  if (x.rows > 0) Tree(x, offsets, params, cancel, order).build();
 }
 
-double coherence(const MatrixView& x, std::span<const int32_t> order,
-                 std::span<const int64_t> offsets, int threads, Cancel& cancel) {
+double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel) {
+  clusters.check(x.rows);
   std::vector<float> inverse(static_cast<size_t>(x.rows));
   inverse_norms(x, threads, cancel, inverse);
-  const auto clusters = static_cast<int64_t>(offsets.size()) - 1;
-  std::vector<double> squares(static_cast<size_t>(clusters));
-  const int64_t stride = padded(x.cols);
-  parallel_for(clusters, threads, cancel, [&](int64_t cluster, int) {
-    std::vector<float> row(stride);
-    std::vector<double> mean(stride);
-    const int64_t first = offsets[cluster];
-    const int64_t size = offsets[cluster + 1] - first;
-    for (int64_t at = first; at < first + size; ++at) {
-      copy_row(x, order[at], inverse[order[at]], row.data());
-      for (int64_t column = 0; column < x.cols; ++column) mean[column] += row[column];
+  std::vector<double> squares(static_cast<size_t>(clusters.count()));
+  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int) {
+    const auto ids = clusters[cluster];
+    std::vector<float> row(padded(x.cols));
+    std::vector<double> sum(row.size());
+    for (const int32_t id : ids) {
+      copy_row(x, id, inverse[id], row.data());
+      for (size_t at = 0; at < row.size(); ++at) sum[at] += row[at];
     }
-    for (const double value : mean) squares[cluster] += value * value;
-    if (size > 0) squares[cluster] /= static_cast<double>(size) * static_cast<double>(size);
+    const double rows = std::max(1.0, static_cast<double>(ids.size()));
+    for (const double value : sum) squares[cluster] += value / rows * (value / rows);
   });
-  return std::accumulate(squares.begin(), squares.end(), 0.0) / static_cast<double>(clusters);
+  const double total = std::accumulate(squares.begin(), squares.end(), 0.0);
+  return total / std::max(1.0, static_cast<double>(squares.size()));
 }
 
 }  // namespace ngame

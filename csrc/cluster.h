@@ -15,8 +15,8 @@ struct ClusterParams {
   int threads = 1;
 };
 
-// Orders the rows of `x` so that cluster c is order[sizes.offsets[c] .. offsets[c + 1]), ids
-// ascending within each. `offsets` ascends strictly from 0 to x.rows: any sizes. The geometry is the cosine;
+// Orders the rows of `x` so that cluster c is order[offsets[c] .. offsets[c + 1]), ids ascending
+// within each. `offsets` ascends strictly from 0 to x.rows: any sizes. The geometry is the cosine;
 // a zero row lies nowhere in particular. The result depends on x, offsets, seed, max_iterations and
 // the SIMD level, and not on the number of threads.
 void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
@@ -24,7 +24,6 @@ void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
 
 // Mean over the clusters of the squared norm of the mean of the cluster's unit vectors: 1 where
 // all rows of a cluster point one way. Zero rows count as the zero vector.
-double coherence(const MatrixView& x, std::span<const int32_t> order,
-                 std::span<const int64_t> offsets, int threads, Cancel& cancel);
+double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel);
 
 }  // namespace ngame

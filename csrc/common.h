@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -68,6 +69,41 @@ struct CsrView {
       throw std::out_of_range(where + " is out of range for " + std::to_string(cols) + " columns");
     }
     throw std::invalid_argument(where + " repeats or is out of order");
+  }
+};
+
+// Rejects offsets that do not lead from 0 to `rows` with at least `least` rows a cluster.
+inline void check_offsets(std::span<const int64_t> offsets, int64_t rows, int64_t least) {
+  bool good = !offsets.empty() && offsets.front() == 0 && offsets.back() == rows;
+  for (size_t at = 1; good && at < offsets.size(); ++at) {
+    good = offsets[at] - offsets[at - 1] >= least;
+  }
+  if (!good) {
+    throw std::invalid_argument("offsets does not ascend from 0 to " + std::to_string(rows));
+  }
+}
+
+// Cluster c is order[offsets[c] .. offsets[c + 1]); clusters may be empty.
+struct ClustersView {
+  std::span<const int32_t> order;
+  std::span<const int64_t> offsets;
+
+  int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  std::span<const int32_t> operator[](int64_t cluster) const {
+    return order.subspan(offsets[cluster], offsets[cluster + 1] - offsets[cluster]);
+  }
+  // Rejects what does not divide `rows` rows.
+  void check(int64_t rows) const {
+    check_offsets(offsets, rows, 0);
+    if (static_cast<int64_t>(order.size()) != rows) {
+      throw std::invalid_argument("order has " + std::to_string(order.size()) + " ids, expected " +
+                                  std::to_string(rows));
+    }
+    for (const int32_t id : order) {
+      if (id >= 0 && id < rows) continue;
+      throw std::out_of_range("order has id " + std::to_string(id) + ", out of range for " +
+                              std::to_string(rows));
+    }
   }
 };
 

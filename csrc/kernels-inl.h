@@ -107,17 +107,16 @@ void project(const Element* rows, size_t stride, const int32_t* ids, size_t coun
   }
 }
 
-template <class Element>
-void accumulate(const Element* rows, size_t stride, const int32_t* ids, const float* weights,
+void accumulate(const float* rows, size_t stride, const int32_t* ids, const float* weights,
                 size_t count, size_t dim, float* sum) {
   for (size_t at = 0; at < count; ++at) {
-    const Element* row = rows + static_cast<size_t>(ids[at]) * stride;
+    const float* row = rows + static_cast<size_t>(ids[at]) * stride;
     const Vector weight = broadcast(weights[at]);
     size_t column = 0;
     for (; column + kWidth <= dim; column += kWidth) {
       store(sum + column, load(sum + column) + weight * load(row + column));
     }
-    for (; column < dim; ++column) sum[column] += weights[at] * widen(row[column]);
+    for (; column < dim; ++column) sum[column] += weights[at] * row[column];
   }
 }
 
@@ -203,8 +202,7 @@ const Kernels table = {
     NGAME_TEXT(NGAME_ISA),
     project<float>,
     project<uint16_t>,
-    accumulate<float>,
-    accumulate<uint16_t>,
+    accumulate,
     squared_norm<float>,
     squared_norm<uint16_t>,
     scale<float>,

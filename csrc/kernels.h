@@ -19,10 +19,8 @@ struct Kernels {
                       size_t dim, const float* direction, float* scores);
 
   // sum += weights[i] * row ids[i], in the order of i.
-  void (*accumulate_f32)(const float* rows, size_t stride, const int32_t* ids,
-                         const float* weights, size_t count, size_t dim, float* sum);
-  void (*accumulate_f16)(const uint16_t* rows, size_t stride, const int32_t* ids,
-                         const float* weights, size_t count, size_t dim, float* sum);
+  void (*accumulate)(const float* rows, size_t stride, const int32_t* ids, const float* weights,
+                     size_t count, size_t dim, float* sum);
 
   // Sum of the squares of one row.
   float (*squared_norm_f32)(const float* row, size_t dim);

@@ -2,7 +2,6 @@
 
 #include <cfloat>
 #include <cmath>
-#include <limits>
 
 #include "kernels.h"
 
@@ -32,25 +31,18 @@ double norm_of(const MatrixView& matrix, int64_t row) {
 
 void inverse_norms(const MatrixView& matrix, int threads, Cancel& cancel,
                    std::span<float> inverse) {
-  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-  std::atomic<int64_t> first_bad{kNone};
   const int64_t blocks = (matrix.rows + kBlock - 1) / kBlock;
   parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
     const int64_t end = std::min(matrix.rows, (block + 1) * kBlock);
     for (int64_t row = block * kBlock; row < end; ++row) {
       const double norm = norm_of(matrix, row);
       if (!std::isfinite(norm)) {
-        int64_t known = first_bad;
-        while (row < known && !first_bad.compare_exchange_weak(known, row)) {
-        }
+        throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
+                                    std::to_string(row));
       }
       inverse[static_cast<size_t>(row)] = norm < FLT_MIN ? 0.0f : static_cast<float>(1.0 / norm);
     }
   });
-  if (first_bad != kNone) {
-    throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
-                                std::to_string(first_bad));
-  }
 }
 
 void copy_row(const MatrixView& matrix, int64_t row, float scale, float* out) {

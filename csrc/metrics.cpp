@@ -57,7 +57,7 @@ class Evaluation {
       Score score;
       Index label;
     };
-    std::vector<Entry> entries, top;
+    std::vector<Entry> top;
     std::vector<Index> positives;
     std::vector<char> found;
     std::vector<double> best;
@@ -103,25 +103,38 @@ class Evaluation {
   }
 
  private:
-  // The best entries of the row, best first.
+  // The best entries of the row, best first: each one that is better than the last of those so far
+  // is put in its place.
   void rank(int64_t row, Scratch& scratch) const {
     const auto entries = predictions_.row(row);
     const Score* const scores = scores_ + predictions_.offsets[row];
-    scratch.entries.clear();
+    check(row, entries, scores);
+    const auto better = [](const auto& a, const auto& b) {
+      return a.score != b.score ? a.score > b.score : a.label < b.label;
+    };
+    auto& top = scratch.top;
+    top.clear();
     for (int64_t at = 0; at < entries.size(); ++at) {
-      const Index label = entries.begin[at];
-      if (label < 0 || label >= predictions_.cols) predictions_.reject(row, label);
-      if (std::isnan(scores[at])) {
-        throw std::invalid_argument("predictions has NaN in row " + std::to_string(row));
-      }
-      if (drop_ != nullptr && contains(drop_->row(row), label)) continue;
-      scratch.entries.push_back({scores[at], label});
+      const typename Scratch::Entry entry{scores[at], entries.begin[at]};
+      const bool full = top.size() == discounts_.size();
+      if (full && !better(entry, top.back())) continue;
+      if (drop_ != nullptr && contains(drop_->row(row), entry.label)) continue;
+      if (full) top.pop_back();
+      top.insert(std::upper_bound(top.begin(), top.end(), entry, better), entry);
     }
-    scratch.top.resize(std::min(scratch.entries.size(), discounts_.size()));
-    std::partial_sort_copy(scratch.entries.begin(), scratch.entries.end(), scratch.top.begin(),
-                           scratch.top.end(), [](const auto& a, const auto& b) {
-                             return a.score != b.score ? a.score > b.score : a.label < b.label;
-                           });
+  }
+  void check(int64_t row, const typename CsrView<Index>::Row& entries, const Score* scores) const {
+    bool outside = false;
+    bool nan = false;
+    for (int64_t at = 0; at < entries.size(); ++at) {
+      outside |= entries.begin[at] < 0 || entries.begin[at] >= predictions_.cols;
+      nan |= std::isnan(scores[at]);
+    }
+    if (nan) throw std::invalid_argument("predictions has NaN in row " + std::to_string(row));
+    if (!outside) return;
+    for (const Index* label = entries.begin; label != entries.end; ++label) {
+      if (*label < 0 || *label >= predictions_.cols) predictions_.reject(row, *label);
+    }
   }
   void find_positives(int64_t row, Scratch& scratch) const {
     const auto entries = truth_.sorted_row(row);
@@ -139,8 +152,7 @@ class Evaluation {
   }
   static bool hit(Scratch& scratch, int64_t rank) {
     const Index label = scratch.top[static_cast<size_t>(rank)].label;
-    const auto at =
-        std::lower_bound(scratch.positives.begin(), scratch.positives.end(), label);
+    const auto at = std::lower_bound(scratch.positives.begin(), scratch.positives.end(), label);
     if (at == scratch.positives.end() || *at != label) return false;
     char& found = scratch.found[static_cast<size_t>(at - scratch.positives.begin())];
     return found ? false : (found = 1);
@@ -193,8 +205,8 @@ Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
   return means;
 }
 
-#define NGAME_INSTANTIATE(Index, Score)                                                        \
-  template Metrics evaluate(const CsrView<Index>&, const Score*, const CsrView<Index>&,        \
+#define NGAME_INSTANTIATE(Index, Score)                                                         \
+  template Metrics evaluate(const CsrView<Index>&, const Score*, const CsrView<Index>&,         \
                             const CsrView<Index>*, const float*, std::span<const int64_t>, int, \
                             Cancel&);
 NGAME_INSTANTIATE(int32_t, float)

@@ -12,10 +12,10 @@ namespace ngame {
 
 // Means over the rows, one value for each k asked for. A row without positives adds zero.
 struct Metrics {
-  std::vector<double> precision;   // hits in the first k / k
-  std::vector<double> ndcg;        // DCG of the first k / best DCG with min(k, positives) hits
-  std::vector<double> recall;      // hits in the first k / positives
-  std::vector<double> psp, psn;    // mean weighted gain / mean of the best attainable
+  std::vector<double> precision;  // hits in the first k / k
+  std::vector<double> ndcg;       // DCG of the first k / best DCG with min(k, positives) hits
+  std::vector<double> recall;     // hits in the first k / positives
+  std::vector<double> psp, psn;   // mean weighted gain / mean of the best attainable
 };
 
 // `ks` ascend. `drop` pairs leave both predictions and truth. A label that is predicted twice in a

@@ -50,23 +50,29 @@ class Cancel {
 int usable_cpus();
 
 // Calls body(item, thread) for every item in [0, items), on up to `threads` threads of which the
-// caller's is number 0. Items are handed out one by one, in order. The first exception stops the
-// rest and is thrown again here.
+// caller's is number 0. Items are handed out one by one, in order. An exception stops the rest and
+// is thrown again here: of several that of the lowest item, whatever the number of threads, since
+// all items below one that failed were handed out and are finished.
 template <class Body>
 void parallel_for(int64_t items, int threads, Cancel& cancel, const Body& body) {
   std::atomic<int64_t> next{0};
-  std::exception_ptr error;
   std::mutex error_lock;
+  std::exception_ptr error;
+  int64_t error_item = items;
   const auto work = [&](int thread) {
-    try {
-      for (int64_t item = next++; item < items; item = next++) {
+    for (int64_t item = next++; item < items; item = next++) {
+      try {
         cancel.check();
         body(item, thread);
+      } catch (...) {
+        next = items;
+        const std::lock_guard<std::mutex> guard(error_lock);
+        if (item < error_item) {
+          error_item = item;
+          error = std::current_exception();
+        }
+        return;
       }
-    } catch (...) {
-      next = items;
-      const std::lock_guard<std::mutex> guard(error_lock);
-      if (!error) error = std::current_exception();
     }
   };
   {

@@ -20,7 +20,8 @@ template <class Index>
 Pattern in_batch_positives(const CsrView<Index>& labels, std::span<const int64_t> rows,
                            std::span<const int64_t> columns);
 
-// pool = the labels of `rows`, ascending, each once; positives(i, j) where labels(rows[i], pool[j]).
+// pool = the labels of `rows`, ascending, each once; positives(i, j) where labels(rows[i],
+// pool[j]).
 template <class Index>
 Pattern label_pool(const CsrView<Index>& labels, std::span<const int64_t> rows,
                    std::vector<int32_t>& pool);

@@ -120,7 +120,13 @@ Sparse<Score> merge(const CsrView<Index>& first, const Score* first_values,
       first, second, threads, cancel, [&](int64_t row, int64_t one, int64_t two, Score& value) {
         const Score a = one < 0 ? Score{} : first_values[first.offsets[row] + one];
         const Score b = two < 0 ? Score{} : second_values[second.offsets[row] + two];
-        value = one < 0 ? b : two < 0 ? a : how == Merge::sum ? a + b : std::max(a, b);
+        if (one < 0 || two < 0) {
+          value = one < 0 ? b : a;
+        } else if (how == Merge::sum) {
+          value = a + b;
+        } else {
+          value = a > b || std::isnan(a) ? a : b;
+        }
         return true;
       });
 }
@@ -137,20 +143,19 @@ Sparse<Score> drop_pairs(const CsrView<Index>& matrix, const Score* values,
 }
 
 template <class Index>
-Sparse<float> cluster_shortlist(const CsrView<Index>& labels, std::span<const int32_t> order,
-                                std::span<const int64_t> offsets, std::optional<int64_t> limit,
-                                int threads, Cancel& cancel) {
+Sparse<float> cluster_shortlist(const CsrView<Index>& labels, const ClustersView& clusters,
+                                std::optional<int64_t> limit, int threads, Cancel& cancel) {
   struct Label {
     int32_t id;
     int32_t rows;
   };
   const int64_t most = limit.value_or(std::numeric_limits<int64_t>::max());
-  const auto clusters = static_cast<int64_t>(offsets.size()) - 1;
+  clusters.check(labels.rows);
   // The labels of a cluster's rows, ascending, each with the number of rows that have it.
   const auto labels_of = [&](int64_t cluster) {
     std::vector<int32_t> ids;
-    for (int64_t at = offsets[cluster]; at < offsets[cluster + 1]; ++at) {
-      const auto entries = labels.sorted_row(order[at]);
+    for (const int32_t row : clusters[cluster]) {
+      const auto entries = labels.sorted_row(row);
       for (const Index* label = entries.begin; label != entries.end; ++label) {
         ids.push_back(static_cast<int32_t>(*label));
       }
@@ -165,18 +170,18 @@ Sparse<float> cluster_shortlist(const CsrView<Index>& labels, std::span<const in
   };
   Sparse<float> out;
   out.offsets.assign(static_cast<size_t>(labels.rows) + 1, 0);
-  parallel_for(clusters, threads, cancel, [&](int64_t cluster, int) {
+  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int) {
     const auto all = static_cast<int64_t>(labels_of(cluster).size());
-    for (int64_t at = offsets[cluster]; at < offsets[cluster + 1]; ++at) {
-      out.offsets[order[at] + 1] = std::min(most, all - labels.row(order[at]).size());
+    for (const int32_t row : clusters[cluster]) {
+      out.offsets[row + 1] = std::min(most, all - labels.row(row).size());
     }
   });
   allocate(out);
-  parallel_for(clusters, threads, cancel, [&](int64_t cluster, int) {
+  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int) {
     const std::vector<Label> found = labels_of(cluster);
     std::vector<Label> others;
-    for (int64_t at = offsets[cluster]; at < offsets[cluster + 1]; ++at) {
-      const auto own = labels.row(order[at]);
+    for (const int32_t row : clusters[cluster]) {
+      const auto own = labels.row(row);
       others.clear();
       const Index* next = own.begin;
       for (const Label& label : found) {
@@ -186,8 +191,8 @@ Sparse<float> cluster_shortlist(const CsrView<Index>& labels, std::span<const in
           others.push_back(label);
         }
       }
-      const int64_t begin = out.offsets[order[at]];
-      const int64_t kept = out.offsets[order[at] + 1] - begin;
+      const int64_t begin = out.offsets[row];
+      const int64_t kept = out.offsets[row + 1] - begin;
       if (kept < static_cast<int64_t>(others.size())) {
         std::nth_element(others.begin(), others.begin() + kept, others.end(),
                          [](const Label& a, const Label& b) {
@@ -205,21 +210,19 @@ Sparse<float> cluster_shortlist(const CsrView<Index>& labels, std::span<const in
   return out;
 }
 
-#define NGAME_INSTANTIATE(Index, Score)                                                           \
-  template Sparse<Score> keep_topk(const CsrView<Index>&, const Score*, int64_t, int, Cancel&);   \
-  template Sparse<Score> merge(const CsrView<Index>&, const Score*, const CsrView<Index>&,        \
-                               const Score*, Merge, int, Cancel&);                                \
-  template Sparse<Score> drop_pairs(const CsrView<Index>&, const Score*, const CsrView<Index>&,   \
+#define NGAME_INSTANTIATE(Index, Score)                                                         \
+  template Sparse<Score> keep_topk(const CsrView<Index>&, const Score*, int64_t, int, Cancel&); \
+  template Sparse<Score> merge(const CsrView<Index>&, const Score*, const CsrView<Index>&,      \
+                               const Score*, Merge, int, Cancel&);                              \
+  template Sparse<Score> drop_pairs(const CsrView<Index>&, const Score*, const CsrView<Index>&, \
                                     int, Cancel&);
 NGAME_INSTANTIATE(int32_t, float)
 NGAME_INSTANTIATE(int32_t, double)
 NGAME_INSTANTIATE(int64_t, float)
 NGAME_INSTANTIATE(int64_t, double)
-template Sparse<float> cluster_shortlist(const CsrView<int32_t>&, std::span<const int32_t>,
-                                         std::span<const int64_t>, std::optional<int64_t>, int,
-                                         Cancel&);
-template Sparse<float> cluster_shortlist(const CsrView<int64_t>&, std::span<const int32_t>,
-                                         std::span<const int64_t>, std::optional<int64_t>, int,
-                                         Cancel&);
+template Sparse<float> cluster_shortlist(const CsrView<int32_t>&, const ClustersView&,
+                                         std::optional<int64_t>, int, Cancel&);
+template Sparse<float> cluster_shortlist(const CsrView<int64_t>&, const ClustersView&,
+                                         std::optional<int64_t>, int, Cancel&);
 
 }  // namespace ngame

@@ -40,8 +40,7 @@ Sparse<Score> drop_pairs(const CsrView<Index>& matrix, const Score* values,
 // For each row the labels that other rows of its cluster have and it has not; the value is the
 // number of those rows. At most `limit` a row, the most frequent first, ties by lower label.
 template <class Index>
-Sparse<float> cluster_shortlist(const CsrView<Index>& labels, std::span<const int32_t> order,
-                                std::span<const int64_t> offsets, std::optional<int64_t> limit,
-                                int threads, Cancel& cancel);
+Sparse<float> cluster_shortlist(const CsrView<Index>& labels, const ClustersView& clusters,
+                                std::optional<int64_t> limit, int threads, Cancel& cancel);
 
 }  // namespace ngame

@@ -1,7 +1,7 @@
 #include "topk.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cfloat>
 #include <limits>
 #include <memory>
 #include <new>
@@ -72,8 +72,8 @@ class Best {
   std::vector<Candidate> kept_;
 };
 
-// Rows first .. first + count, interleaved in panels of `width` rows: element d of the panel's row r
-// at panel[d * width + r]. The last panel is filled up with zeros.
+// Rows first .. first + count, interleaved in panels of `width` rows: element d of the panel's row
+// r at panel[d * width + r]. The last panel is filled up with zeros.
 void pack(const MatrixView& matrix, std::span<const float> inverse, int64_t first, int64_t count,
           int64_t width, float* row_buffer, float* panels) {
   for (int64_t begin = 0; begin < count; begin += width) {
@@ -101,6 +101,14 @@ struct AlignedFree {
 using AlignedFloats = std::unique_ptr<float[], AlignedFree>;
 AlignedFloats aligned(int64_t count) {
   return AlignedFloats(new (std::align_val_t{64}) float[static_cast<size_t>(count)]);
+}
+
+double largest_norm(std::span<const float> inverse) {
+  double largest = 0;
+  for (const float scale : inverse) {
+    if (scale > 0) largest = std::max(largest, 1.0 / static_cast<double>(scale));
+  }
+  return largest;
 }
 
 template <class Index>
@@ -159,6 +167,10 @@ class Search {
     inverse_norms(queries_, params_.threads, cancel_, query_scale_);
     inverse_norms(items_, params_.threads, cancel_, item_scale_);
     if (!params_.cosine) {
+      // No partial sum of a product exceeds the product of the norms (Cauchy and Schwarz).
+      if (largest_norm(query_scale_) * largest_norm(item_scale_) > FLT_MAX) {
+        throw std::invalid_argument("products of queries and items may overflow float32");
+      }
       query_scale_.clear();
       item_scale_.clear();
     }
@@ -248,9 +260,9 @@ void topk(const MatrixView& queries, const MatrixView& items, const CsrView<Inde
   Search<Index>(queries, items, drop, params, cancel, scores, ids).run();
 }
 
-template void topk(const MatrixView&, const MatrixView&, const CsrView<int32_t>*,
-                   const TopkParams&, Cancel&, float*, int32_t*);
-template void topk(const MatrixView&, const MatrixView&, const CsrView<int64_t>*,
-                   const TopkParams&, Cancel&, float*, int32_t*);
+template void topk(const MatrixView&, const MatrixView&, const CsrView<int32_t>*, const TopkParams&,
+                   Cancel&, float*, int32_t*);
+template void topk(const MatrixView&, const MatrixView&, const CsrView<int64_t>*, const TopkParams&,
+                   Cancel&, float*, int32_t*);
 
 }  // namespace ngame

@@ -1,7 +1,6 @@
 """Negative mining-aware mini-batches (NGAME) for retrieval and extreme classification."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from ngame.training import train as train
     from ngame.transformer import TransformerEncoder as TransformerEncoder
 
-__version__ = version("ngame")
+__version__ = _core.__version__
 
 # Imported when first asked for, so that those who only cluster or evaluate wait for no torch.
 _LAZY = {

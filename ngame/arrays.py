@@ -1,7 +1,7 @@
 """What comes in through the public functions: checked once, and copied only where it must be."""
 
 import operator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +120,7 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
 
 def as_threads(threads: Any) -> int:
     """Number of threads to use; 0 stands for the CPUs that this process may use."""
-    return as_count(threads, "threads", 0) or cast(int, _core.usable_cpus())
+    return as_count(threads, "threads", 0) or _core.usable_cpus()
 
 
 def new_csr(

@@ -1,35 +1,35 @@
-"""The embedded encoder: a bag of sub-word and word n-gram embeddings, fast on a few CPU cores."""
+"""The embedded encoder: a weighted bag of sub-word embeddings, fast on a few CPU cores."""
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
 
-from ngame.files import replacing, write_json
+from ngame.files import replacing, write_json, write_tensors
 from ngame.tokens import Tokens
 
 _UNKNOWN = "[UNK]"
 _TEXTS_AT_ONCE = 8192
 # More texts than this teach the vocabulary nothing new but cost memory: a regular sample is taken.
 _TEXTS_TO_FIT = 1_000_000
-_SEPARATE = np.uint64(0x9E3779B97F4A7C15)
+# So many words of text are there for each sub-word, where their number is not given; and the
+# fewest and the most that it comes to. Less text for each, and rare words are learnt by heart.
+_WORDS_PER_SUBWORD, _FEWEST, _MOST = 64, 1500, 30_000
 
 
 class BagEncoder(torch.nn.Module):
     """Sum of token embeddings, length-normalised, then residual layers.
 
-    The tokens of a text are its sub-words (byte-pair encoding), its words that are more than one
-    sub-word, and its pairs of adjacent words, as far as the training texts hold them often
-    enough. The size of a token's embedding is its weight in the sum: it starts from the inverse
-    document frequency and is learnt.
+    The tokens of a text are its sub-words (byte-pair encoding, learnt on the training texts). The
+    size of a token's embedding is its weight in the sum: it starts from the inverse document
+    frequency and is learnt.
 
     Make one with `fit`, or from a folder with `load`.
 
@@ -44,17 +44,17 @@ class BagEncoder(torch.nn.Module):
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        ngrams: npt.NDArray[np.uint64],
         *,
         dim: int,
         layers: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.dropout = dropout
         self.tokenizer = tokenizer
-        self._ngrams = ngrams
         self.embedding = torch.nn.EmbeddingBag(
-            tokenizer.get_vocab_size() + len(ngrams),
+            tokenizer.get_vocab_size(),
             dim,
             mode="sum",
             sparse=True,
@@ -74,21 +74,19 @@ class BagEncoder(torch.nn.Module):
         *,
         dim: int = 256,
         layers: int = 1,
-        vocab_size: int = 30_000,
-        ngram_min_count: int = 3,
-        max_ngrams: int = 500_000,
+        dropout: float = 0.0,
+        vocab_size: int = 0,
         seed: int = 0,
     ) -> "BagEncoder":
-        """Train the tokenizer and collect the word n-grams of `texts`; weights start at random.
+        """Train the tokenizer on `texts`; weights start at random.
 
         Parameters
         ----------
         texts : the texts of the training points and of the labels
         dim : width of the vectors
         layers : number of residual layers
-        vocab_size : number of sub-words at most
-        ngram_min_count : how often a word or a pair of words must occur to get an embedding
-        max_ngrams : number of them at most; the most frequent stay
+        dropout : share of a text's tokens that are left out in training mode
+        vocab_size : number of sub-words at most; 0 chooses it by the amount of text
         seed : of the initial weights
 
         Raises
@@ -99,13 +97,11 @@ class BagEncoder(torch.nn.Module):
         if len(texts) == 0:
             raise ValueError("texts is empty, expected at least one text")
         texts = texts[:: -(-len(texts) // _TEXTS_TO_FIT)]
+        if vocab_size == 0:
+            words = sum(len(text.split()) for text in texts)
+            vocab_size = min(max(words // _WORDS_PER_SUBWORD, _FEWEST), _MOST)
         tokenizer = _train_tokenizer(texts, vocab_size)
-        found = [hashes for _, _, hashes, _ in _analyse(tokenizer, texts)]
-        hashes, counts = np.unique(np.concatenate(found), return_counts=True)
-        often = np.flatnonzero(counts >= ngram_min_count)
-        if len(often) > max_ngrams:
-            often = np.sort(often[np.argsort(-counts[often], kind="stable")[:max_ngrams]])
-        encoder = cls(tokenizer, hashes[often], dim=dim, layers=layers)
+        encoder = cls(tokenizer, dim=dim, layers=layers, dropout=dropout)
         encoder._initialise(texts, seed)
         return encoder
 
@@ -122,36 +118,41 @@ class BagEncoder(torch.nn.Module):
         self.embedding.weight.normal_(0, 1 / math.sqrt(self.dim), generator=generator)
         self.embedding.weight.mul_((idf / idf.mean())[:, None])
         for layer in self.layers:
-            inner, _, outer = layer
+            inner, _, outer = cast(Any, layer)
             inner.weight.normal_(0, 1 / math.sqrt(self.dim), generator=generator)
             inner.bias.zero_()
             # A layer begins as the identity.
             outer.weight.zero_()
             outer.bias.zero_()
 
-    def tokenize(
-        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
-    ) -> Tokens:
-        """Texts to ids of sub-words and known word n-grams; `progress` hears of texts done."""
-        first_ngram = self.tokenizer.get_vocab_size()
-        parts = []
-        for ids, lengths, hashes, hash_texts in _analyse(self.tokenizer, texts):
-            places = np.searchsorted(self._ngrams, hashes)
-            known = np.zeros(len(hashes), bool)
-            inside = places < len(self._ngrams)
-            known[inside] = self._ngrams[places[inside]] == hashes[inside]
-            text = np.concatenate([np.repeat(np.arange(len(lengths)), lengths), hash_texts[known]])
-            ids = np.concatenate([ids, (places[known] + first_ngram).astype(np.int32)])
-            offsets = np.zeros(len(lengths) + 1, np.int64)
-            np.cumsum(np.bincount(text, minlength=len(lengths)), out=offsets[1:])
-            parts.append(Tokens(ids[np.argsort(text, kind="stable")], offsets))
-            if progress is not None:
-                progress(len(lengths))
-        return Tokens.concatenate(parts)
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts to the ids of their sub-words.
+
+        Raises
+        ------
+        TypeError
+            `texts` is a single string, or one of them is no string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is a str, expected a sequence of them")
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {row} is a {type(text).__name__}, expected a str")
+        return Tokens.concatenate(
+            Tokens.from_lists(
+                encoding.ids
+                for encoding in self.tokenizer.encode_batch_fast(
+                    texts[start : start + _TEXTS_AT_ONCE]
+                )
+            )
+            for start in range(0, len(texts), _TEXTS_AT_ONCE)
+        )
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Tokens of n texts to vectors of shape [n, dim]."""
         device = self.embedding.weight.device
+        if self.training and self.dropout > 0:
+            tokens = _thinned(tokens, self.dropout)
         offsets = torch.from_numpy(tokens.offsets).to(device)
         if self.training:
             # Each row that occurs is gathered once, so that its gradient comes out summed already:
@@ -174,24 +175,33 @@ class BagEncoder(torch.nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "tokenizer.json") as aside:
             self.tokenizer.save(str(aside))
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
-        # As int64: the format's unsigned types are not known to every reader of it.
-        tensors["ngrams"] = torch.from_numpy(self._ngrams.view(np.int64))
-        with replacing(folder / "model.safetensors") as aside:
-            safetensors.torch.save_file(tensors, aside)
-        write_json(folder / "config.json", {"dim": self.dim, "layers": len(self.layers)})
+        tensors = dict(self.state_dict())
+        write_tensors(folder / "model.safetensors", tensors)
+        write_json(
+            folder / "config.json",
+            {"dim": self.dim, "layers": len(self.layers), "dropout": self.dropout},
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "BagEncoder":
         """Read what `save` wrote."""
-        shape = json.loads((folder / "config.json").read_text(encoding="utf8"))
+        settings = json.loads((folder / "config.json").read_text(encoding="utf8"))
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
-        ngrams = tensors.pop("ngrams").numpy().view(np.uint64)
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         with torch.device("meta"):
-            encoder = cls(tokenizer, ngrams, dim=shape["dim"], layers=shape["layers"])
+            encoder = cls(tokenizer, **settings)
         encoder.load_state_dict(tensors, assign=True)
         return encoder
+
+
+def _thinned(tokens: Tokens, dropout: float) -> Tokens:
+    """Leave out a share of the tokens; a text that would lose all of them keeps them all."""
+    keep = torch.rand(len(tokens.ids)).numpy() >= dropout
+    before = np.concatenate([[0], np.cumsum(keep)])
+    lost = before[tokens.offsets[1:]] == before[tokens.offsets[:-1]]
+    keep |= np.repeat(lost, tokens.lengths)
+    before = np.concatenate([[0], np.cumsum(keep)])
+    return Tokens(tokens.ids[keep], before[tokens.offsets])
 
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -209,57 +219,3 @@ def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokeni
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread the bits of 64-bit integers (the finaliser of splitmix64)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _analyse(
-    tokenizer: tokenizers.Tokenizer, texts: Sequence[str]
-) -> Iterator[
-    tuple[
-        npt.NDArray[np.int32],
-        npt.NDArray[np.int64],
-        npt.NDArray[np.uint64],
-        npt.NDArray[np.int64],
-    ]
-]:
-    """Chunk by chunk: sub-word ids, their number in each text, n-gram hashes, the text of each.
-
-    The n-grams of a text are its words of more than one sub-word and its pairs of adjacent words,
-    each known by a 64-bit hash of sub-word ids.
-    """
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        encodings = tokenizer.encode_batch(texts[start : start + _TEXTS_AT_ONCE])
-        lengths = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))
-        total = int(lengths.sum())
-        ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), np.int32, total)
-        word = np.fromiter(
-            itertools.chain.from_iterable(e.word_ids for e in encodings), np.int64, total
-        )
-        if total == 0:
-            yield ids, lengths, np.empty(0, np.uint64), np.empty(0, np.int64)
-            continue
-        text = np.repeat(np.arange(len(lengths)), lengths)
-        begins = np.ones(total, bool)
-        begins[1:] = (word[1:] != word[:-1]) | (text[1:] != text[:-1])
-        first = np.flatnonzero(begins)
-        sub_words = np.diff(first, append=total)
-        place = np.arange(total) - np.repeat(first, sub_words)
-        with np.errstate(over="ignore"):
-            mixed = _mixed((ids.astype(np.uint64) + np.uint64(1)) * _SEPARATE + place.view(np.uint64))
-            words = _mixed(np.add.reduceat(mixed, first))
-            pairs = _mixed(words[:-1] * np.uint64(3) + words[1:])
-        word_text = text[first]
-        long = sub_words > 1
-        adjacent = word_text[1:] == word_text[:-1]
-        yield (
-            ids,
-            lengths,
-            np.concatenate([words[long], pairs[adjacent]]),
-            np.concatenate([word_text[long], word_text[1:][adjacent]]),
-        )

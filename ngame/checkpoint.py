@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 
-from ngame.files import replacing
+from ngame.files import write_tensors
 
 
 class Checkpoint:
@@ -36,12 +35,7 @@ class Checkpoint:
         """Replace the file by one that holds `meta` (JSON values) and `tensors`."""
         if self._path is None:
             return
-        with replacing(self._path) as aside:
-            safetensors.torch.save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                aside,
-                {"meta": json.dumps(meta)},
-            )
+        write_tensors(self._path, tensors, {"meta": json.dumps(meta)})
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
@@ -72,9 +66,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Give an optimizer the state that `optimizer_tensors` took."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():

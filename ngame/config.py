@@ -24,10 +24,10 @@ class EncoderConfig:
     """bag: width of the vectors."""
     layers: int = 1
     """bag: residual layers after the sum."""
-    vocab_size: int = 30_000
-    """bag: sub-words at most."""
-    ngram_min_count: int = 3
-    """bag: how often a word or a pair of words must occur to get an embedding of its own."""
+    dropout: float = 0.0
+    """bag: share of a text's tokens that training leaves out, others at every visit."""
+    vocab_size: int = 0
+    """bag: sub-words at most; 0 chooses it by the amount of text."""
     model: str = ""
     """transformer: a Hugging Face or sentence-transformers model, by name or folder."""
     max_length: int = 128
@@ -36,10 +36,11 @@ class EncoderConfig:
     """transformer: of its forward pass; "auto" is bf16 on a GPU that has it, else float32."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "dim", "vocab_size", "ngram_min_count", "max_length")
-        _at_least(self, 0, "layers")
+        _at_least(self, 1, "dim", "max_length")
+        _at_least(self, 0, "layers", "vocab_size")
+        _share(self, "dropout")
         if self.kind == "transformer" and not self.model:
-            raise ValueError('encoder.model is empty, expected a model when kind is "transformer"')
+            raise ValueError('model is empty, expected a model when kind is "transformer"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +192,8 @@ class Config:
                 if not isinstance(inner, dict):
                     raise ValueError(f"--set {item}: {section} is no section")
             inner[last] = value
-        return _build(cls, table, "")
+        config: Self = _build(cls, table, "")
+        return config
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write every setting as TOML, in one step."""

@@ -73,6 +73,8 @@ def encode(
 
     Raises
     ------
+    TypeError
+        The encoder returned no tensor.
     ValueError
         The encoder returned another shape than [texts, dim], or values that are not finite.
     """
@@ -85,7 +87,8 @@ def encode(
         while start < len(order):
             stop = min(len(order), start + max(1, tokens_per_batch // int(lengths[order[start]])))
             rows = order[start:stop]
-            vectors[rows] = checked(encoder(tokens.take(rows)), len(rows), dim).float().cpu().numpy()
+            batch = checked(encoder(tokens.take(rows)), len(rows), dim)
+            vectors[rows] = batch.float().cpu().numpy()
             if progress is not None:
                 progress(stop - start)
             start = stop
@@ -96,7 +99,9 @@ def encode(
 
 
 def checked(vectors: torch.Tensor, rows: int, dim: int) -> torch.Tensor:
-    """Return `vectors` if they are [rows, dim]; ValueError says what an encoder returned else."""
+    """Return `vectors` if they are a [rows, dim] tensor; the error says what came instead."""
+    if not isinstance(vectors, torch.Tensor):
+        raise TypeError(f"encoder returned a {type(vectors).__name__}, expected a tensor")
     if tuple(vectors.shape) != (rows, dim):
         raise ValueError(f"encoder returned shape {tuple(vectors.shape)}, expected ({rows}, {dim})")
     return vectors

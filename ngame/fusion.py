@@ -79,10 +79,10 @@ class Fusion:
             above = torch.log(others[row[positive]] + 1e-30) + top[row[positive]] - score[positive]
             value = (share * F.softplus(above)).sum() / share.sum()
             value = value + _RIDGE * weights.square().sum()
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
         found = (weights.detach() / scale).tolist()
         return cls(dict(zip(names, found, strict=True)))
 

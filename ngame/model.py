@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,11 +15,11 @@ import torch
 
 from ngame import fusion, metrics
 from ngame.bag import BagEncoder
-from ngame.config import PredictionConfig
+from ngame.config import Config, PredictionConfig
 from ngame.encoder import encode
-from ngame.files import replacing, replacing_folder
+from ngame.files import replacing, replacing_folder, write_json, write_tensors
 from ngame.fusion import Features, Fusion
-from ngame.shortlist import keep_topk, merge, topk_arrays
+from ngame.shortlist import drop_pairs, keep_topk, merge, topk_arrays
 from ngame.tokens import Tokens
 
 Scorer = Literal["encoder", "classifier", "neighbours", "fused"]
@@ -44,6 +44,8 @@ class Model:
     classifier : float32 [L, dim], unit length, or None where that stage was left out
     fusions : the fusion of all scorers ("all"), and of all but the neighbours ("trained")
     config : how many labels are kept, and how the neighbours vote
+    threads : of searches; 0 means the CPUs this process may use
+    metrics : of each scorer on the data set's test points; empty where there were none
     """
 
     encoder: torch.nn.Module
@@ -55,6 +57,7 @@ class Model:
     fusions: dict[str, Fusion]
     config: PredictionConfig
     threads: int = 0
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
@@ -124,18 +127,18 @@ class Model:
                 parts.setdefault(name, []).append(matrix)
         if not parts:
             empty = sp.csr_matrix((0, len(self.label_texts)), dtype=np.float32)
-            return dict.fromkeys(self.scorers, empty)
+            return {name: empty for name in self.scorers if not (seen and name == "neighbours")}
         return {name: sp.vstack(part, format="csr") for name, part in parts.items()}
 
     def evaluate(
         self,
-        predictions: Scores,
+        predictions: Mapping[Scorer, sp.csr_matrix] | Mapping[str, sp.csr_matrix],
         truth: sp.csr_matrix,
         *,
         ks: Sequence[int] = (1, 3, 5, 10, 100),
         drop: Any = None,
     ) -> dict[str, dict[str, float]]:
-        """P, N, PSP, PSN and R of every scorer; propensities are the training points'."""
+        """P, N, R, PSP and PSN at `ks`, by scorer; propensities are the training points'."""
         weights = metrics.inverse_propensity(self.point_labels)
         return {
             name: metrics.evaluate(
@@ -182,9 +185,8 @@ class Model:
         if not seen:
             votes = self._votes(vectors)
             if drop is not None:
-                votes = votes - votes.multiply(drop)
-                votes.eliminate_zeros()
-            found["neighbours"] = keep_topk(sp.csr_matrix(votes), k, threads=self.threads)
+                votes = drop_pairs(votes, drop, threads=self.threads)
+            found["neighbours"] = keep_topk(votes, k, threads=self.threads)
         return found
 
     def _votes(self, vectors: npt.NDArray[np.float32]) -> sp.csr_matrix:
@@ -210,19 +212,23 @@ class Model:
         with replacing(folder / "labels.jsonl") as aside:
             lines = (json.dumps({"title": text}, ensure_ascii=False) for text in self.label_texts)
             aside.write_text("".join(line + "\n" for line in lines), encoding="utf8")
-        with replacing(folder / "vectors.safetensors") as aside:
-            safetensors.numpy.save_file(
-                {
-                    "labels": self.label_vectors,
-                    "points": self.point_vectors,
-                    "point_labels.indptr": self.point_labels.indptr.astype(np.int64),
-                    "point_labels.indices": self.point_labels.indices.astype(np.int32),
-                },
-                aside,
-            )
+        vectors = {
+            "labels": self.label_vectors,
+            "points": self.point_vectors,
+            "point_labels.indptr": self.point_labels.indptr.astype(np.int64),
+            "point_labels.indices": self.point_labels.indices.astype(np.int32),
+        }
+        write_tensors(
+            folder / "vectors.safetensors",
+            {name: torch.from_numpy(array) for name, array in vectors.items()},
+        )
         if self.classifier is not None:
-            with replacing(folder / "classifier.safetensors") as aside:
-                safetensors.numpy.save_file({"weight": self.classifier}, aside)
+            write_tensors(
+                folder / "classifier.safetensors", {"weight": torch.from_numpy(self.classifier)}
+            )
+        if self.metrics:
+            write_json(folder / "metrics.json", self.metrics)
+        # Last: a folder that holds it holds all the rest.
         fusion.save(self.fusions, folder / "fusion.json")
 
     @classmethod
@@ -241,8 +247,6 @@ class Model:
         FileNotFoundError
             The folder holds no finished run.
         """
-        from ngame.config import Config
-
         folder = Path(folder)
         if not (folder / "fusion.json").exists():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no fusion.json")
@@ -252,6 +256,7 @@ class Model:
         vectors = safetensors.numpy.load_file(folder / "vectors.safetensors")
         indices = vectors["point_labels.indices"]
         classifier = folder / "classifier.safetensors"
+        measured = folder / "metrics.json"
         return cls(
             encoder=encoder if encoder is not None else load_encoder(folder / "encoder"),
             label_texts=label_texts,
@@ -267,6 +272,7 @@ class Model:
             fusions=fusion.load(folder / "fusion.json"),
             config=config.prediction,
             threads=config.threads,
+            metrics=json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {},
         )
 
 

@@ -148,9 +148,7 @@ def cluster_shortlist(
     if not isinstance(clusters, Clusters):
         raise TypeError(f"clusters is a {type(clusters).__name__}, expected ngame.Clusters")
     if matrix.shape[0] != len(clusters.order):
-        raise ValueError(
-            f"labels has {matrix.shape[0]} rows, clusters has {len(clusters.order)}"
-        )
+        raise ValueError(f"labels has {matrix.shape[0]} rows, clusters has {len(clusters.order)}")
     most = None if limit is None else as_count(limit, "limit", 0)
     found = _core.cluster_shortlist(
         pattern(matrix), clusters.order, clusters.offsets, most, as_threads(threads)
@@ -183,9 +181,7 @@ def keep_topk(matrix: Any, k: int, *, threads: int = 0) -> sp.csr_matrix:
         k is negative, or a row (the first is named) has NaN.
     """
     scores = _scores(matrix, "matrix")
-    kept = _core.keep_topk(
-        pattern(scores), scores.data, as_count(k, "k", 0), as_threads(threads)
-    )
+    kept = _core.keep_topk(pattern(scores), scores.data, as_count(k, "k", 0), as_threads(threads))
     return new_csr(*kept, scores.shape)
 
 
@@ -199,7 +195,7 @@ def merge(
     shortlists : sequence of float32 or float64 CSR matrices of one shape
     how : "max" or "sum"
         What is kept of the scores of a pair that several have. Where one has no entry, it has no
-        say: the maximum of -1 and nothing is -1.
+        say: the maximum of -1 and nothing is -1. NaN stays NaN.
     threads : int
         0 means the CPUs this process may use.
 
@@ -223,21 +219,22 @@ def merge(
             raise ValueError(
                 f"shortlists[{at}] has shape {one.shape}, shortlists[0] has {matrices[0].shape}"
             )
-    shape = matrices[0].shape
+    if len(matrices) == 1:
+        return sp.csr_matrix(matrices[0], copy=True)
     index = np.result_type(*(one.indices.dtype for one in matrices))
     score = np.result_type(*(one.dtype for one in matrices))
-    united = matrices[0].astype(score)
+    united = matrices[0]
     for one in matrices[1:]:
         found = _core.merge(
             pattern(united, index),
-            united.data,
+            united.data.astype(score, copy=False),
             pattern(one, index),
             one.data.astype(score, copy=False),
             how == "sum",
             as_threads(threads),
         )
-        united = new_csr(*found, shape)
-    return new_csr(united.data, united.indices, united.indptr, shape)
+        united = new_csr(*found, united.shape)
+    return united
 
 
 def drop_pairs(matrix: Any, pairs: Any, *, threads: int = 0) -> sp.csr_matrix:

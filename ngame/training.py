@@ -34,7 +34,7 @@ from ngame.checkpoint import (
 from ngame.config import Config, EncoderConfig, StageConfig
 from ngame.data import Dataset
 from ngame.encoder import checked, encode
-from ngame.files import replacing, replacing_folder, write_json
+from ngame.files import remove_leftovers, replacing, replacing_folder, write_json
 from ngame.fusion import Fusion
 from ngame.loss import Entries, decoupled_softmax, triplet
 from ngame.model import Model, load_encoder, unit
@@ -107,10 +107,8 @@ def train(
     """
     config = config or Config()
     folder = Path(folder) if folder is not None else None
-    if folder is not None:
-        _claim(folder, config, dataset, resume)
     with _threads(config.threads), torch.random.fork_rng(devices=[]):
-        run = _Run(dataset, config, folder, encoder)
+        run = _Run(dataset, config, folder, resume, encoder)
         train_encoder(run)
         classifier = train_classifier(run)
         model = _finish(run, classifier)
@@ -125,22 +123,22 @@ class _Run:
         dataset: Dataset,
         config: Config,
         folder: Path | None,
+        resume: bool,
         encoder: torch.nn.Module | None,
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.folder = folder
-        self.device = torch.device(
-            config.device
-            if config.device != "auto"
-            else "cuda" if torch.cuda.is_available() else "cpu"
-        )
-        self.encoder = encoder or _make_encoder(dataset, config, folder)
+        self.device = _device(config.device)
+        truth = _truth(dataset.train_labels, dataset.drop_train)
+        trained, held_out = _hold_out(truth, config)
+        # Only now: what is wrong with settings or data leaves no folder behind.
+        if folder is not None:
+            _claim(folder, config, dataset, resume)
+        self.encoder: Any = _make_encoder(dataset, config, folder) if encoder is None else encoder
         self.encoder.to(self.device)
         texts = _tokens(self.encoder, dataset.train_texts, folder, "points")
         self.labels = _tokens(self.encoder, dataset.label_texts, folder, "labels")
-        truth = _truth(dataset.train_labels, dataset.drop_train)
-        trained, held_out = _hold_out(truth, config)
         self.rows = np.sort(np.concatenate([trained, held_out]))
         self.points = _subset(texts, truth, trained)
         self.held_out = _subset(texts, truth, held_out)
@@ -239,7 +237,9 @@ class _Stage:
 
     def step(self, loss: torch.Tensor) -> None:
         """Take one batch's gradient; update, and save, where it is time."""
-        (loss / self.config.accumulate).backward()
+        done = self.batch % self.config.accumulate
+        averaged = min(self.config.accumulate, len(self.sampler) - self.batch + done)
+        (loss / averaged).backward()  # type: ignore[no-untyped-call]
         self.total_loss += loss.detach()
         self.batch += 1
         last = self.batch == len(self.sampler)
@@ -291,6 +291,8 @@ class _Stage:
             "log": self.run.log,
         }
         tensors = {
+            # A stage that does not train the encoder needs it all the same.
+            **joined(encoder=self.run.encoder.state_dict()),
             **self._weights(),
             **joined(
                 optimizer=self.optimizer.tensors(),
@@ -316,7 +318,8 @@ class _Optimizer:
         config: StageConfig,
         updates: int,
     ) -> None:
-        dense, sparse = [], []
+        dense: list[dict[str, Any]] = []
+        sparse: list[dict[str, Any]] = []
         self._parameters: list[torch.nn.Parameter] = []
         for module, rate in modules:
             lookups = {
@@ -409,7 +412,9 @@ def train_classifier(run: _Run) -> npt.NDArray[np.float32] | None:
     if fresh:
         with torch.no_grad():
             classifier.weight.copy_(torch.from_numpy(unit(encode(encoder, run.labels))))
-    modules = {"classifier": (classifier, config.learning_rate)}
+    modules: dict[str, tuple[torch.nn.Module, float]] = {
+        "classifier": (classifier, config.learning_rate)
+    }
     if config.finetune:
         modules["encoder"] = (encoder, config.encoder_learning_rate)
     stage = _Stage(run, "classifier", _CLASSIFIER, config, modules)
@@ -465,13 +470,18 @@ def _finish(run: _Run, classifier: npt.NDArray[np.float32] | None) -> Model:
         model.fusions[name] = Fusion.fit(features, rows, relevant)
     model.point_vectors = _unit_half(encode(run.encoder, run.all_points.tokens))
     model.point_labels = run.all_points.truth.targets
-    if run.folder is not None:
-        model.save(run.folder)
     if dataset.test_texts is not None and dataset.test_labels is not None:
         found = model.scores(model.encode(dataset.test_texts), drop=dataset.drop_test)
         scored = model.evaluate(found, dataset.test_labels, drop=dataset.drop_test)
-        if run.folder is not None:
-            write_json(run.folder / "metrics.json", scored)
+        # The field's table: recall far down the ranking, the others at its top.
+        for name, values in scored.items():
+            model.metrics[name] = {
+                key: value
+                for key, value in values.items()
+                if key.startswith("R@") is (int(key.partition("@")[2]) >= 10)
+            }
+    if run.folder is not None:
+        model.save(run.folder)
     return model
 
 
@@ -556,6 +566,7 @@ def _truth(labels: sp.csr_matrix, drop: npt.NDArray[np.int64] | None) -> Truth:
     pairs = sp.csr_matrix(
         (np.ones(len(drop), np.float32), (drop[:, 0], drop[:, 1])), shape=labels.shape
     )
+    pairs.data[:] = 1  # a pair may be given twice
     targets = sp.csr_matrix(labels - labels.multiply(pairs))
     targets.eliminate_zeros()
     known = sp.csr_matrix(targets + pairs)
@@ -592,6 +603,16 @@ def _hold_out(
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
 
+def _device(name: str) -> torch.device:
+    """The device that a config names, if torch can use it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which torch cannot use: {error}") from None
+
+
 def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> torch.nn.Module:
     """The encoder that the config asks for, as it is before training; kept beside the run."""
     start = folder / "checkpoint" / "encoder" if folder is not None else None
@@ -604,8 +625,8 @@ def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> torc
             [*dataset.train_texts, *dataset.label_texts],
             dim=settings.dim,
             layers=settings.layers,
+            dropout=settings.dropout,
             vocab_size=settings.vocab_size,
-            ngram_min_count=settings.ngram_min_count,
             seed=config.seed,
         )
     else:
@@ -646,24 +667,33 @@ def _claim(folder: Path, config: Config, dataset: Dataset, resume: bool) -> None
             raise FileExistsError(
                 f"{folder} already holds a run: resume it, or choose another folder"
             )
+        remove_leftovers(folder)
         if replace(Config.load(ours), checkpoint_minutes=config.checkpoint_minutes) != config:
             raise ValueError(f"{ours} has other settings than those given: resume with its own")
         if identity.exists():
             before = json.loads(identity.read_text(encoding="utf8"))
             if before != about:
                 raise ValueError(f"{folder} was begun on other data: {before}, now {about}")
-    elif folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no run: choose another folder")
-    write_json(identity, about)
+    elif folder.exists():
+        remove_leftovers(folder)
+        if any(folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty and holds no run: choose another folder")
+    # In this order: a folder with anything in it says whose it is.
     config.save(ours)
+    write_json(identity, about)
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another, for a resumed run."""
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(dataset.train_labels.indptr.tobytes())
-    digest.update(dataset.train_labels.indices.tobytes())
-    for texts in (dataset.train_texts, dataset.label_texts):
+    for labels in (dataset.train_labels, dataset.test_labels):
+        if labels is not None:
+            digest.update(labels.indptr.astype(np.int64).tobytes())
+            digest.update(labels.indices.astype(np.int32).tobytes())
+    for pairs in (dataset.drop_train, dataset.drop_test):
+        digest.update(b"" if pairs is None else pairs.tobytes())
+        digest.update(b"|")
+    for texts in (dataset.train_texts, dataset.label_texts, dataset.test_texts or []):
         for text in texts:
             digest.update(text.encode("utf8") + b"\0")
     points, labels = dataset.train_labels.shape
@@ -689,7 +719,7 @@ def _clip(parameters: Sequence[torch.nn.Parameter], limit: float) -> None:
         value.mul_(scale)
 
 
-class _threads:  # noqa: N801 - reads as a statement
+class _threads:
     """Let torch use that many threads within the block; 0 leaves it as it is."""
 
     def __init__(self, count: int) -> None:

@@ -1,0 +1,67 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Csr = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
+_Sparse = tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+
+__version__: str
+
+def simd_level() -> str: ...
+def simd_levels() -> list[str]: ...
+def set_simd_level(level: str) -> None: ...
+def usable_cpus() -> int: ...
+def balanced_clusters(
+    x: npt.NDArray[Any],
+    offsets: npt.NDArray[np.int64],
+    seed: int,
+    max_iter: int,
+    threads: int,
+) -> npt.NDArray[np.int32]: ...
+def coherence(
+    x: npt.NDArray[Any],
+    order: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    threads: int,
+) -> float: ...
+def topk(
+    queries: npt.NDArray[Any],
+    items: npt.NDArray[Any],
+    k: int,
+    cosine: bool,
+    drop: _Csr | None,
+    threads: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
+def in_batch_positives(
+    labels: _Csr, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...
+def label_pool(
+    labels: _Csr, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...
+def cluster_shortlist(
+    labels: _Csr,
+    order: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    limit: int | None,
+    threads: int,
+) -> _Sparse: ...
+def keep_topk(matrix: _Csr, values: npt.NDArray[Any], k: int, threads: int) -> _Sparse: ...
+def merge(
+    first: _Csr,
+    first_values: npt.NDArray[Any],
+    second: _Csr,
+    second_values: npt.NDArray[Any],
+    sum: bool,
+    threads: int,
+) -> _Sparse: ...
+def drop_pairs(matrix: _Csr, values: npt.NDArray[Any], pairs: _Csr, threads: int) -> _Sparse: ...
+def evaluate(
+    predictions: _Csr,
+    scores: npt.NDArray[Any],
+    truth: _Csr,
+    drop: _Csr | None,
+    inverse_propensity: npt.NDArray[np.float32] | None,
+    ks: npt.NDArray[np.int64],
+    threads: int,
+) -> dict[str, list[float]]: ...

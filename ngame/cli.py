@@ -1,0 +1,326 @@
+"""The command line: ``ngame train | predict | evaluate | encode | cluster | demo | info``."""
+
+import argparse
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import scipy.sparse as sp
+from safetensors import SafetensorError
+
+import ngame
+from ngame import metrics
+from ngame.files import replacing
+
+# What the user can set right: in the arguments, the files, or the machine.
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    IndexError,
+    OSError,
+    ImportError,
+    MemoryError,
+    SafetensorError,
+)
+_SHOWN = ("P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 2 for a mistake of the user's, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.run(options)
+    except _MISTAKES as error:
+        print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ngame: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ngame", description=ngame.__doc__)
+    parser.add_argument("--version", action="version", version=f"ngame {ngame.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(run=run)
+        return added
+
+    train = command("train", _train, "Train on a data set and evaluate on its test points.")
+    train.add_argument("data", help="folder of trn, tst and lbl files, or a .jsonl of texts, tags")
+    train.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
+    train.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    _settings(train)
+    train.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+
+    predict = command("predict", _predict, "Predict labels of texts.")
+    predict.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", action="append", help="a text; may be given several times")
+    source.add_argument("--texts", metavar="FILE", help="one text a line; - is standard input")
+    source.add_argument("--data", metavar="DATA", help="the test points of a data set")
+    predict.add_argument("-k", type=int, help="labels a text (10 when they are printed)")
+    predict.add_argument(
+        "--scorer", default="fused", choices=["encoder", "classifier", "neighbours", "fused"]
+    )
+    predict.add_argument(
+        "-o", "--output", metavar="FILE.npz", help="write a CSR matrix instead of printing"
+    )
+
+    evaluate = command("evaluate", _evaluate, "Evaluate predictions, or a run, on test points.")
+    evaluate.add_argument("predictions", metavar="RUN|FILE.npz")
+    evaluate.add_argument("data", metavar="DATA", help="data set whose test points are the truth")
+    evaluate.add_argument("-k", type=int, nargs="+", default=[1, 3, 5, 10, 100], metavar="K")
+
+    encode = command("encode", _encode, "Encode texts with the encoder of a run.")
+    encode.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
+    encode.add_argument("texts", metavar="FILE", help="one text a line; - is standard input")
+    encode.add_argument("-o", "--output", required=True, metavar="FILE.npy")
+
+    cluster = command("cluster", _cluster, "Cluster vectors into clusters of equal size.")
+    cluster.add_argument("vectors", metavar="FILE.npy", help="float32 or float16 [n, d]")
+    sizes = cluster.add_mutually_exclusive_group(required=True)
+    sizes.add_argument("--size", type=int, help="rows a cluster")
+    sizes.add_argument("--clusters", type=int, help="number of clusters")
+    cluster.add_argument("--seed", type=int, default=0)
+    cluster.add_argument("--threads", type=int, default=0, help="0: the CPUs this process may use")
+    cluster.add_argument("-o", "--output", required=True, metavar="FILE.npz")
+
+    demo = command("demo", _demo, "Train on the docstrings of numpy and scipy: no download.")
+    demo.add_argument(
+        "-o", "--output", default="ngame-demo", metavar="RUN", help="(default: %(default)s)"
+    )
+    _settings(demo)
+
+    command("info", _info, "Say what this installation is and can use.")
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting, such as encoder.dim=512; may be given several times",
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ngame.config import Config
+
+    begun = Path(options.output) / "config.toml"
+    given = options.config or options.set
+    # A run goes on with its own settings; those of the command line, if any, must be the same.
+    if options.resume and begun.exists() and not given:
+        config = Config.load(begun)
+    else:
+        config = Config.load(options.config, options.set)
+    dataset = ngame.load_dataset(options.data)
+    print(dataset)
+    model, seconds = _timed(
+        ngame.train, dataset, config, folder=options.output, resume=options.resume
+    )
+    print(f"trained in {seconds:.0f} s, the run is in {options.output}")
+    if model.metrics:
+        _print_table(model.metrics)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    model = ngame.Model.load(options.run_folder)
+    drop = None
+    if options.data:
+        texts, _, drop = _test_points(ngame.load_dataset(options.data))
+    elif options.texts:
+        texts = _read_lines(options.texts)
+    else:
+        texts = options.text
+        if not all(text.strip() for text in texts):
+            raise ValueError("--text is empty")
+    if options.output:
+        found = model.predict(texts, options.k, scorer=options.scorer, drop=drop)
+        with replacing(options.output) as aside, open(aside, "wb") as file:
+            sp.save_npz(file, found)
+        print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
+        return
+    k = min(10, len(model.label_texts)) if options.k is None else options.k
+    _print_predictions(model, texts, model.predict(texts, k, scorer=options.scorer, drop=drop))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    path = Path(options.predictions)
+    if path.is_dir():
+        model = ngame.Model.load(path)
+        texts, truth, drop = _test_points(ngame.load_dataset(options.data))
+        k = min(max(options.k), len(model.label_texts))
+        scores = model.scores(model.encode(texts), k, drop=drop)
+        _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
+        return
+    found = sp.csr_matrix(_load(path, sp.load_npz))
+    dataset = ngame.load_dataset(options.data)
+    _, truth, drop = _test_points(dataset)
+    weights = metrics.inverse_propensity(dataset.train_labels)
+    scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
+    _print_table({path.name: scored}, every=True)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    model = ngame.Model.load(options.run_folder)
+    vectors = model.encode(_read_lines(options.texts))
+    with replacing(options.output) as aside, open(aside, "wb") as file:
+        np.save(file, vectors)
+    print(f"{vectors.shape[0]} vectors of width {vectors.shape[1]}: {options.output}")
+
+
+def _cluster(options: argparse.Namespace) -> None:
+    vectors = _load(Path(options.vectors), partial(np.lib.format.open_memmap, mode="r"))
+    clusters, seconds = _timed(
+        ngame.balanced_clusters,
+        vectors,
+        size=options.size,
+        n_clusters=options.clusters,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    clusters.save(options.output)
+    sizes = np.diff(clusters.offsets)
+    print(
+        f"{len(vectors)} rows in {len(clusters)} clusters of {sizes.min()} to {sizes.max()}, "
+        f"coherence {clusters.coherence(vectors):.4f}, {seconds:.2f} s: {options.output}"
+    )
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ngame import tfidf
+    from ngame.config import Config
+    from ngame.docstrings import see_also_dataset
+
+    config = Config.load(None, options.set)
+    print("The task: from the docstring of a numpy or scipy function to its See Also section.")
+    dataset = see_also_dataset()
+    print(dataset)
+    # A demo that was stopped goes on when it is asked for again.
+    model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
+    print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
+    texts, truth, drop = _test_points(dataset)
+    baseline = tfidf.predict(
+        texts, dataset.train_texts, dataset.train_labels, dataset.label_texts, k=100
+    )
+    _print_table({**model.metrics, **model.evaluate(baseline, truth, drop=drop)})
+    print()
+    chosen = [row * len(texts) // 3 for row in range(3)]
+    asked = [texts[row] for row in chosen]
+    _print_predictions(model, asked, model.predict(asked, 5), truth[chosen])
+    print(f'Ask it: ngame predict {options.output} --text "solve a linear system"')
+
+
+def _info(_: argparse.Namespace) -> None:
+    from ngame import _core
+
+    rows = {
+        "ngame": ngame.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "SIMD": f"{_core.simd_level()} (of {', '.join(_core.simd_levels())})",
+        "threads": str(len(os.sched_getaffinity(0))),
+    }
+    try:
+        import torch
+    except ImportError:
+        rows["torch"] = "not installed"
+    else:
+        rows["torch"] = torch.__version__
+        rows["CUDA"] = (
+            torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else "no device that torch sees"
+        )
+    for name, value in rows.items():
+        print(f"{name:8} {value}")
+
+
+def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]:
+    if dataset.test_texts is None or dataset.test_labels is None:
+        raise ValueError(f"{dataset.name} has no test points")
+    return dataset.test_texts, dataset.test_labels, dataset.drop_test
+
+
+def _read_lines(path: str) -> list[str]:
+    """The lines of a file, or of standard input for "-"; ValueError says which one is at fault."""
+    file = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    lines = []
+    for number, line in enumerate(file.removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf8").strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None
+        if not lines[-1]:
+            raise ValueError(f"{path}:{number}: the text is empty")
+    return lines
+
+
+def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """What a reader of NumPy's formats finds in a file; ValueError if that is not its format."""
+    try:
+        return reader(path)
+    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False) -> None:
+    """Metrics in percent, a scorer a row."""
+    first = next(iter(rows.values()))
+    columns = list(first) if every else [name for name in _SHOWN if name in first]
+    width = max(len(name) for name in rows)
+    print(" " * width, *(f"{name:>7}" for name in columns))
+    for name, values in rows.items():
+        print(f"{name:{width}}", *(f"{100 * values[column]:7.2f}" for column in columns))
+
+
+def _print_predictions(
+    model: Any, texts: Sequence[str], found: sp.csr_matrix, truth: sp.csr_matrix | None = None
+) -> None:
+    """The labels of each text, best first; those that are right have a star if that is known."""
+    for row, text in enumerate(texts):
+        print(_short(text))
+        right = set() if truth is None else set(truth[row].indices)
+        for label, score in _best_first(found[row]):
+            mark = "*" if label in right else " "
+            print(f"  {mark} {score:7.3f}  {_short(model.label_texts[label])}")
+        print()
+
+
+def _best_first(row: sp.csr_matrix) -> Iterator[tuple[int, float]]:
+    for place in np.argsort(-row.data, kind="stable"):
+        yield int(row.indices[place]), float(row.data[place])
+
+
+def _short(text: str, length: int = 96) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _timed(function: Any, *arguments: Any, **named: Any) -> tuple[Any, float]:
+    from time import perf_counter
+
+    start = perf_counter()
+    return function(*arguments, **named), perf_counter() - start
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"ngame: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Every function of the core again, in slow and obvious NumPy: the specification.
+
+Sparse matrices are taken apart into dense ones, sums are taken in float64, and rows are worked on
+one by one. Speed is no concern here.
+"""
+
+import numpy as np
+import scipy.sparse as sp
+
+
+def stored(matrix):
+    """Where a sparse matrix has an entry, its value being of no matter."""
+    coo = matrix.tocoo()
+    mask = np.zeros(matrix.shape, bool)
+    mask[coo.row, coo.col] = True
+    return mask
+
+
+def unit(x):
+    """Rows scaled to length 1; zero rows stay zero."""
+    x = np.asarray(x, np.float64)
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
+
+
+def topk(queries, items, k, metric="cosine", drop=None):
+    """Scores and ids of the best k items a query, best first, ties by lower id."""
+    if metric == "cosine":
+        queries, items = unit(queries), unit(items)
+    scores = np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T
+    best_scores = np.full((len(scores), k), -np.inf)
+    best_ids = np.full((len(scores), k), -1)
+    for row, values in enumerate(scores):
+        there = [i for i in range(len(values)) if drop is None or not drop[row, i]]
+        best = sorted(there, key=lambda i: (-values[i], i))[:k]
+        best_scores[row, : len(best)] = values[best]
+        best_ids[row, : len(best)] = best
+    return best_scores, best_ids
+
+
+def in_batch_positives(labels, rows, columns):
+    """The mask of the known positives of a batch, dense."""
+    return stored(labels)[np.ix_(rows, columns)]
+
+
+def label_pool(labels, rows):
+    """The labels of a batch, and its positives among them, dense."""
+    mask = stored(labels)[rows]
+    pool = np.flatnonzero(mask.any(axis=0))
+    return pool, mask[:, pool]
+
+
+def cluster_shortlist(labels, clusters, limit=None):
+    """Per row {label: how many of the row's cluster mates have it}, its own labels left out."""
+    mask = stored(labels)
+    result = [{} for _ in range(len(mask))]
+    for cluster in clusters:
+        for row in cluster:
+            counts = {
+                label: int(mask[cluster, label].sum())
+                for label in range(mask.shape[1])
+                if not mask[row, label] and mask[cluster, label].any()
+            }
+            frequent = sorted(counts, key=lambda label: (-counts[label], label))[:limit]
+            result[row] = {label: counts[label] for label in frequent}
+    return result
+
+
+def entries(matrix):
+    """Per row {column: value} of a sparse matrix, stored zeros included."""
+    matrix = sp.csr_matrix(matrix)
+    rows = []
+    for row in range(matrix.shape[0]):
+        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        rows.append(
+            dict(zip(matrix.indices[part].tolist(), matrix.data[part].tolist(), strict=True))
+        )
+    return rows
+
+
+def keep_topk(matrix, k):
+    """Per row the k largest entries, ties by lower column."""
+    return [
+        {column: row[column] for column in sorted(row, key=lambda c: (-row[c], c))[:k]}
+        for row in entries(matrix)
+    ]
+
+
+def merge(matrices, how):
+    """Per row the entries of all matrices, their sum or the largest of them."""
+    combine = {"sum": sum, "max": max}[how]
+    return [
+        {
+            column: combine([row[column] for row in rows if column in row])
+            for column in set().union(*rows)
+        }
+        for rows in zip(*map(entries, matrices), strict=True)
+    ]
+
+
+def drop_pairs(matrix, pairs):
+    """Per row the entries that are not among the pairs."""
+    pairs = {(int(row), int(column)) for row, column in pairs}
+    return [
+        {column: value for column, value in row.items() if (index, column) not in pairs}
+        for index, row in enumerate(entries(matrix))
+    ]
+
+
+def inverse_propensity(labels, a=0.55, b=1.5):
+    """1 + C (n_l + b)^-a with C = (ln n - 1) (b + 1)^a."""
+    dense = labels.toarray() != 0
+    scale = (np.log(dense.shape[0]) - 1) * (b + 1) ** a
+    return 1 + scale * (dense.sum(axis=0) + b) ** -a
+
+
+def evaluate(predictions, truth, ks, weights=None, drop=()):
+    """P, N, R at k, and with weights PSP and PSN: the definitions as they stand in the docs."""
+    drop = {(int(row), int(column)) for row, column in drop}
+    truth = truth.toarray() != 0
+    count = len(truth)
+    gains = {}
+    for row, scores in enumerate(entries(predictions)):
+        ranked = sorted(scores, key=lambda c: (-scores[c], c))
+        ranked = [column for column in ranked if (row, column) not in drop]
+        positives = [c for c in np.flatnonzero(truth[row]) if (row, c) not in drop]
+        for k in ks:
+            discount = [1 / np.log2(rank + 2) for rank in range(k)]
+            hits = [rank for rank, column in enumerate(ranked[:k]) if column in positives]
+            ideal = sum(discount[: len(positives)])
+            row_gains = {
+                "P": len(hits) / k,
+                "N": sum(discount[rank] for rank in hits) / ideal if positives else 0,
+                "R": len(hits) / len(positives) if positives else 0,
+            }
+            if weights is not None:
+                best = sorted((weights[c] for c in positives), reverse=True)[:k]
+                row_gains |= {
+                    "PSP": sum(weights[ranked[rank]] for rank in hits) / k,
+                    "best PSP": sum(best) / k,
+                    "PSN": sum(weights[ranked[rank]] * discount[rank] for rank in hits)
+                    / (ideal or 1),
+                    "best PSN": sum(np.multiply(best, discount[: len(best)])) / (ideal or 1),
+                }
+            for name, gain in row_gains.items():
+                gains[name, k] = gains.get((name, k), 0) + gain / count
+    result = {}
+    for name in ("P", "N", "R") if weights is None else ("P", "N", "R", "PSP", "PSN"):
+        for k in ks:
+            best = gains[f"best {name}", k] if name in ("PSP", "PSN") else 1
+            result[f"{name}@{k}"] = gains[name, k] / best if best else 0.0
+    return result
+
+
+def coherence(x, clusters):
+    """Mean squared norm of the clusters' means of unit vectors."""
+    x = unit(x)
+    return float(np.mean([np.sum(x[ids].mean(axis=0) ** 2) for ids in clusters]))
+
+
+def balanced_clusters(x, sizes, seed=0, rounds=20):
+    """Recursive balanced 2-means on the unit sphere, started at two random rows.
+
+    The specification of the sizes and a bar for the quality; the core finds other clusters, as
+    good or better.
+    """
+    x = unit(x)
+    rng = np.random.default_rng(seed)
+
+    def split(ids, sizes):
+        if len(sizes) == 1:
+            return [np.sort(ids)]
+        half = len(sizes) // 2
+        left = sum(sizes[:half])
+        centres = x[rng.choice(ids, 2, replace=False)]
+        before = None
+        for _ in range(rounds):
+            ids = np.sort(ids)
+            ids = ids[np.argsort(x[ids] @ (centres[1] - centres[0]), kind="stable")]
+            if before is not None and set(before) == set(ids[:left]):
+                break
+            before = ids[:left]
+            centres = unit([x[ids[:left]].sum(axis=0), x[ids[left:]].sum(axis=0)])
+        return split(ids[:left], sizes[:half]) + split(ids[left:], sizes[half:])
+
+    return split(np.arange(len(x)), list(sizes))

@@ -1,0 +1,105 @@
+"""Input that is broken inside, below what SciPy checks: errors, never a crash."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import ngame
+from ngame import _core, metrics
+
+GOOD = sp.csr_matrix(np.array([[1, 0, 2], [0, 3, 0]], np.float32))
+
+
+def broken(**arrays):
+    """A CSR matrix with some of its arrays replaced behind SciPy's back."""
+    matrix = GOOD.copy()
+    for name, values in arrays.items():
+        setattr(matrix, name, np.array(values, getattr(matrix, name).dtype))
+    matrix.has_sorted_indices = True
+    matrix.has_canonical_format = True
+    return matrix
+
+
+CALLS = {
+    "in_batch_positives": lambda m: ngame.in_batch_positives(m, [0, 1], [0, 1, 2]),
+    "label_pool": lambda m: ngame.label_pool(m, [0, 1]),
+    "cluster_shortlist": lambda m: ngame.cluster_shortlist(
+        m, ngame.Clusters(np.arange(2), np.array([0, 2]))
+    ),
+    "keep_topk": lambda m: ngame.keep_topk(m, 1),
+    "merge first": lambda m: ngame.merge([m, GOOD]),
+    "merge second": lambda m: ngame.merge([GOOD, m]),
+    "drop_pairs matrix": lambda m: ngame.drop_pairs(m, GOOD),
+    "drop_pairs pairs": lambda m: ngame.drop_pairs(GOOD, m),
+    "topk drop": lambda m: ngame.topk(
+        np.ones((2, 2), np.float32), np.ones((3, 2), np.float32), 3, drop=m
+    ),
+    "evaluate truth": lambda m: metrics.evaluate(GOOD, m),
+    "evaluate drop": lambda m: metrics.evaluate(GOOD, GOOD, drop=m),
+}
+ANY_ORDER = CALLS | {"evaluate predictions": lambda m: metrics.evaluate(m, GOOD)}
+
+
+@pytest.mark.parametrize("call", ANY_ORDER)
+def test_column_out_of_range(call):
+    with pytest.raises(IndexError, match="column 3 in row 0 is out of range for 3 columns"):
+        ANY_ORDER[call](broken(indices=[0, 3, 1]))
+    with pytest.raises(IndexError, match="column -1 in row 1 is out of range for 3 columns"):
+        ANY_ORDER[call](broken(indices=[0, 2, -1]))
+
+
+@pytest.mark.parametrize("call", ANY_ORDER)
+@pytest.mark.parametrize("indptr", [[2, 0, 3], [0, 2, 0], [-1, 2, 3], [0, 2, 9]])
+def test_offsets_that_do_not_ascend(call, indptr):
+    with pytest.raises(ValueError, match="does not ascend within the stored entries"):
+        ANY_ORDER[call](broken(indptr=indptr))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("indices", [[2, 0, 1], [0, 0, 1]])
+def test_order_that_is_not_what_the_flag_says(call, indices):
+    with pytest.raises(ValueError, match="in row 0 repeats or is out of order"):
+        CALLS[call](broken(indices=indices))
+
+
+@pytest.mark.parametrize("call", ANY_ORDER)
+def test_only_csr_is_taken(call):
+    for other, kind in ((GOOD.tocsc(), "csc matrix"), (GOOD.tocoo(), "coo matrix")):
+        with pytest.raises(TypeError, match=f"is a {kind}, expected a scipy.sparse CSR"):
+            ANY_ORDER[call](other)
+
+
+def test_values_of_another_length():
+    matrix = broken()
+    matrix.data = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="data and indices differ in length"):
+        ngame.keep_topk(matrix, 1)
+
+
+def test_core_checks_for_itself():
+    """What the Python doors already see to, asked of the extension itself."""
+    x = np.ones((4, 3), np.float32)
+    offsets = np.array([0, 2, 4])
+    with pytest.raises(TypeError, match="x has dtype float64"):
+        _core.balanced_clusters(x.astype(float), offsets, 0, 20, 1)
+    with pytest.raises(ValueError, match="x has 1 dimensions, expected 2"):
+        _core.balanced_clusters(x[0], offsets, 0, 20, 1)
+    with pytest.raises(ValueError, match="x has rows that are not contiguous"):
+        _core.balanced_clusters(np.asfortranarray(x), offsets, 0, 20, 1)
+    with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
+        _core.balanced_clusters(x, np.array([0, 2, 2, 4]), 0, 20, 1)
+    with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
+        _core.balanced_clusters(x, np.array([0, 2]), 0, 20, 1)
+    with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
+        _core.balanced_clusters(x, np.array([], np.int64), 0, 20, 1)
+    with pytest.raises(TypeError):
+        _core.balanced_clusters(x, offsets.astype(np.int32), 0, 20, 1)
+    with pytest.raises(ValueError, match="threads is -1"):
+        _core.balanced_clusters(x, offsets, 0, 20, -1)
+    order = np.array([0, 1, 2, 4], np.int32)
+    with pytest.raises(IndexError, match="order has id 4, out of range for 4"):
+        _core.coherence(x, order, offsets, 1)
+    with pytest.raises(ValueError, match="order has 3 ids, expected 4"):
+        _core.coherence(x, order[:3], offsets, 1)
+    with pytest.raises(TypeError, match="must both be int32 or int64"):
+        _core.label_pool((GOOD.indptr, GOOD.indices.astype(np.int64), 3), np.array([0]))

@@ -1,0 +1,257 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ngame
+
+
+def is_division(clusters, sizes):
+    assert np.diff(clusters.offsets).tolist() == list(sizes)
+    assert np.sort(clusters.order).tolist() == list(range(sum(sizes)))
+    assert all((np.diff(clusters[i]) > 0).all() for i in range(len(clusters)))
+
+
+@given(
+    rows=st.integers(1, 150),
+    dim=st.integers(1, 20),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    data=st.data(),
+)
+def test_sizes_are_exact(rows, dim, seed, data):
+    x = np.random.default_rng(abs(seed)).standard_normal((rows, dim), dtype=np.float32)
+    size = data.draw(st.integers(1, rows))
+    whole, rest = divmod(rows, size)
+    is_division(
+        ngame.balanced_clusters(x, size=size, seed=seed), [size] * whole + [rest] * (rest > 0)
+    )
+    count = data.draw(st.integers(1, rows))
+    found = ngame.balanced_clusters(x, n_clusters=count, seed=seed)
+    sizes = np.diff(found.offsets)
+    assert len(found) == count
+    assert sizes.max() - sizes.min() <= 1
+    is_division(found, sizes)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(20_000, 7000), (20_000, 19_999), (40_000, 8193)])
+def test_sizes_are_exact_in_large_nodes(mixture, rows, size):
+    whole, rest = divmod(rows, size)
+    is_division(ngame.balanced_clusters(mixture(rows, 4), size=size), [size] * whole + [rest])
+
+
+@pytest.mark.parametrize(("rows", "dim", "size"), [(1000, 24, 10), (3000, 40, 16), (600, 130, 6)])
+def test_is_as_tight_as_plain_two_means(mixture, simd, rows, dim, size):
+    x = mixture(rows, dim)
+    found = [ngame.balanced_clusters(x, size=size, seed=seed) for seed in range(3)]
+    sizes = np.diff(found[0].offsets)
+    ours = [reference.coherence(x, clusters) for clusters in found]
+    plain = [
+        reference.coherence(x, reference.balanced_clusters(x, sizes, seed)) for seed in range(3)
+    ]
+    assert np.mean(ours) > 0.99 * np.mean(plain)
+
+
+def test_is_as_tight_where_directions_are_learnt_on_samples(mixture):
+    x = mixture(20_000, 16)
+    found = ngame.balanced_clusters(x, n_clusters=8)
+    plain = reference.balanced_clusters(x, np.diff(found.offsets))
+    assert reference.coherence(x, found) > 0.99 * reference.coherence(x, plain)
+
+
+def test_finds_clusters_that_are_plain_to_see(rng, simd):
+    centres = np.eye(8, 11, dtype=np.float32)
+    truth = np.repeat(np.arange(8), 32)
+    x = centres[truth] + 0.01 * rng.standard_normal((256, 11), dtype=np.float32)
+    shuffled = rng.permutation(256)
+    found = ngame.balanced_clusters(x[shuffled], size=32)
+    assert {frozenset(truth[shuffled[ids]]) for ids in found} == {
+        frozenset([topic]) for topic in range(8)
+    }
+
+
+def test_length_of_rows_does_not_count(mixture, rng):
+    x = mixture(500, 12)
+    scaled = x * (2.0 ** rng.integers(-20, 20, size=(500, 1))).astype(np.float32)
+    assert ngame.balanced_clusters(scaled, size=8) == ngame.balanced_clusters(x, size=8)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-25, 1e25, 3e38])
+def test_extreme_lengths(mixture, scale):
+    x = mixture(64, 5)
+    x /= np.abs(x).max()
+    extreme = x * np.float32(scale)
+    assert np.isfinite(extreme).all()
+    found = ngame.balanced_clusters(extreme, size=8)
+    is_division(found, [8] * 8)
+    if scale > 1e-30:  # below that the rows have no precision left
+        assert found.coherence(x) == pytest.approx(
+            ngame.balanced_clusters(x, size=8).coherence(x), rel=0.02
+        )
+
+
+def test_seed_governs(mixture):
+    x = mixture(400, 8)
+    first, again, other = (ngame.balanced_clusters(x, size=5, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert ngame.balanced_clusters(x, size=5, seed=-1) != first
+
+
+def test_zero_and_equal_rows(simd):
+    is_division(ngame.balanced_clusters(np.zeros((50, 7), np.float32), size=8), [8] * 6 + [2])
+    is_division(ngame.balanced_clusters(np.ones((50, 7), np.float32), n_clusters=3), [16, 17, 17])
+    is_division(ngame.balanced_clusters(np.zeros((9, 0), np.float32), size=4), [4, 4, 1])
+    x = np.zeros((20_000, 3), np.float32)
+    is_division(ngame.balanced_clusters(x, size=5000), [5000] * 4)
+
+
+def test_float16_is_read_as_such(mixture):
+    x = mixture(700, 33).astype(np.float16)
+    half = ngame.balanced_clusters(x, size=9)
+    assert half == ngame.balanced_clusters(x.astype(np.float32), size=9)
+    assert half.coherence(x) == pytest.approx(half.coherence(x.astype(np.float32)))
+    large = mixture(10_000, 6).astype(np.float16)
+    assert ngame.balanced_clusters(large, size=100) == ngame.balanced_clusters(
+        large.astype(np.float32), size=100
+    )
+
+
+def test_layouts_and_foreign_arrays(mixture, tmp_path):
+    x = mixture(300, 10)
+    expected = ngame.balanced_clusters(x, size=7)
+    wide = np.zeros((600, 25), np.float32)
+    wide[::2, 3:13] = x
+    np.save(tmp_path / "x.npy", x)
+    for other in (
+        wide[::2, 3:13],
+        np.asfortranarray(x),
+        x[::-1][::-1],
+        x.astype(">f4"),
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        torch.from_numpy(x),
+    ):
+        assert ngame.balanced_clusters(other, size=7) == expected
+    backwards = np.ascontiguousarray(x[::-1])
+    assert ngame.balanced_clusters(backwards[::-1], size=7) == expected
+
+
+def test_input_is_not_changed(mixture):
+    x = 3 * mixture(300, 10)
+    before = x.copy()
+    x.flags.writeable = False
+    ngame.balanced_clusters(x, size=7)
+    assert (x == before).all()
+
+
+@pytest.mark.parametrize("row", [0, 1, 1023, 1024, 2999])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_names_the_first_bad_row(row, bad, dtype):
+    x = np.ones((3000, 9), dtype)
+    x[row:, 8] = bad
+    with pytest.raises(ValueError, match=f"x has NaN or infinity in row {row}$"):
+        ngame.balanced_clusters(x, size=10, threads=2)
+
+
+def test_rejects_bad_arguments(mixture):
+    x = mixture(20, 3)
+    with pytest.raises(TypeError, match="x has dtype float64, expected float32 or float16"):
+        ngame.balanced_clusters(x.astype(np.float64), size=2)
+    with pytest.raises(TypeError, match="BFloat16"):
+        ngame.balanced_clusters(torch.zeros(4, 2, dtype=torch.bfloat16), size=2)
+    with pytest.raises(ValueError, match=r"x has shape \(20,\), expected two dimensions"):
+        ngame.balanced_clusters(x[:, 0], size=2)
+    with pytest.raises(ValueError, match="x has no rows"):
+        ngame.balanced_clusters(x[:0], size=1)
+    with pytest.raises(ValueError, match="size is 21, x has only 20 rows"):
+        ngame.balanced_clusters(x, size=21)
+    with pytest.raises(ValueError, match="n_clusters is 21, x has only 20 rows"):
+        ngame.balanced_clusters(x, n_clusters=21)
+    with pytest.raises(ValueError, match="size is 0, expected 1 or more"):
+        ngame.balanced_clusters(x, size=0)
+    with pytest.raises(TypeError, match="size is a float, expected an integer"):
+        ngame.balanced_clusters(x, size=2.0)
+    with pytest.raises(ValueError, match="exactly one of size and n_clusters"):
+        ngame.balanced_clusters(x)
+    with pytest.raises(ValueError, match="exactly one of size and n_clusters"):
+        ngame.balanced_clusters(x, size=2, n_clusters=2)
+    with pytest.raises(ValueError, match="max_iter is 0, expected 1 or more"):
+        ngame.balanced_clusters(x, size=2, max_iter=0)
+    with pytest.raises(ValueError, match="threads is -1, expected 0 or more"):
+        ngame.balanced_clusters(x, size=2, threads=-1)
+
+
+class TestClusters:
+    def make(self):
+        return ngame.Clusters(np.array([3, 0, 2, 1], np.int32), np.array([0, 1, 1, 4], np.int64))
+
+    def test_access(self):
+        clusters = self.make()
+        assert len(clusters) == 3
+        assert [ids.tolist() for ids in clusters] == [[3], [], [0, 2, 1]]
+        assert clusters[-1].tolist() == [0, 2, 1]
+        assert clusters.assignment.tolist() == [2, 2, 2, 0]
+        assert clusters.assignment.dtype == np.int32
+        for index in (3, -4):
+            with pytest.raises(IndexError, match=f"cluster {index} is out of range for 3"):
+                clusters[index]
+
+    def test_equality_is_by_content(self):
+        assert self.make() == self.make()
+        assert self.make() != ngame.Clusters(np.arange(4), np.array([0, 1, 1, 4]))
+        assert self.make() != "clusters"
+
+    def test_round_trip(self, tmp_path):
+        path = tmp_path / "clusters.npz"
+        self.make().save(path)
+        assert ngame.Clusters.load(path) == self.make()
+        assert [file.name for file in tmp_path.iterdir()] == ["clusters.npz"]
+
+    @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut off"])
+    def test_load_rejects_other_files(self, tmp_path, content):
+        path = tmp_path / "clusters.npz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"clusters\.npz does not hold clusters"):
+            ngame.Clusters.load(path)
+
+    def test_load_rejects_other_archives(self, tmp_path):
+        path = tmp_path / "clusters.npz"
+        np.savez(path, order=np.arange(3))
+        with pytest.raises(ValueError, match="does not hold clusters"):
+            ngame.Clusters.load(path)
+        np.savez(path, order=np.array([{}], object), offsets=np.array([0, 1]))
+        with pytest.raises(ValueError, match="does not hold clusters"):
+            ngame.Clusters.load(path)
+        with open(path, "wb") as file:
+            np.save(file, np.arange(3))
+        with pytest.raises(ValueError, match="does not hold clusters"):
+            ngame.Clusters.load(path)
+        with pytest.raises(FileNotFoundError):
+            ngame.Clusters.load(tmp_path / "absent.npz")
+
+    @pytest.mark.parametrize(
+        ("order", "offsets", "message"),
+        [
+            ([0, 0], [0, 2], "row 1 is missing"),
+            ([0, 2], [0, 2], "row 1 is missing"),
+            ([-1, 0], [0, 2], "row 1 is missing"),
+            ([0, 1], [0, 1], "does not ascend from 0 to the 2 rows"),
+            ([0, 1], [0, 3, 2], "does not ascend"),
+            ([0, 1], [], "does not ascend"),
+            ([[0, 1]], [0, 2], "expected one dimension"),
+        ],
+    )
+    def test_rejects_what_is_no_division(self, order, offsets, message):
+        with pytest.raises(ValueError, match=message):
+            ngame.Clusters(np.array(order, np.int32), np.array(offsets, np.int64))
+
+    def test_coherence(self, mixture, simd):
+        x = mixture(90, 17)
+        x[5] = 0
+        clusters = ngame.balanced_clusters(x, n_clusters=13)
+        expected = reference.coherence(x, clusters)
+        assert clusters.coherence(x) == pytest.approx(expected, rel=1e-5)
+        with pytest.raises(ValueError, match="x has 89 rows, the clusters have 90"):
+            clusters.coherence(x[1:])

@@ -1,0 +1,137 @@
+"""Who may import whom, and what `import ngame` may load."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ngame"
+
+# A room may import the rooms named, at its top or inside a function. Data flows from left to right:
+# data -> encoder -> cluster -> batches -> loss -> classifier -> shortlist -> metrics.
+CORE = {"_core", "arrays"}
+MAY_IMPORT = {
+    "files": set(),
+    "loss": set(),
+    "arrays": {"_core"},
+    "cluster": CORE | {"files"},
+    "positives": CORE,
+    "shortlist": CORE | {"cluster"},
+    "metrics": CORE,
+    "batches": {"arrays", "cluster"},
+    "tokens": {"files"},
+    "config": {"files"},
+    "data": {"files"},
+    "docstrings": {"data"},
+    "encoder": {"tokens"},
+    "bag": {"encoder", "files", "tokens"},
+    "transformer": {"encoder", "files", "tokens"},
+    "checkpoint": {"files"},
+    "fusion": {"files"},
+    "tfidf": {"shortlist"},
+    "model": {
+        "bag",
+        "config",
+        "encoder",
+        "files",
+        "fusion",
+        "metrics",
+        "shortlist",
+        "tokens",
+        "transformer",
+    },
+    "training": {
+        "bag",
+        "batches",
+        "checkpoint",
+        "config",
+        "data",
+        "encoder",
+        "files",
+        "fusion",
+        "loss",
+        "metrics",
+        "model",
+        "positives",
+        "shortlist",
+        "tokens",
+        "transformer",
+    },
+}
+ANYTHING = {"__init__", "__main__", "cli", "demo"}
+TORCH = {
+    "bag",
+    "checkpoint",
+    "cli",
+    "demo",
+    "encoder",
+    "fusion",
+    "loss",
+    "model",
+    "training",
+    "transformer",
+}
+ROOMS = sorted(file.stem for file in PACKAGE.glob("*.py"))
+
+
+def imports(room):
+    """Names of all modules that a room imports, wherever in the file, but for types alone."""
+    nodes = [ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        nodes.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{room} has a relative import"
+            if node.module == "ngame":
+                yield from (f"ngame.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_follow_the_arrows(room):
+    names = set(imports(room))
+    ours = {name.split(".")[1] for name in names if name.startswith("ngame.")}
+    if room not in ANYTHING:
+        assert room in MAY_IMPORT, f"say in MAY_IMPORT what {room} may import"
+        assert ours <= MAY_IMPORT[room]
+    others = {name.split(".")[0] for name in names}
+    assert room in TORCH or "torch" not in others
+
+
+def test_import_loads_no_torch():
+    code = (
+        "import sys, ngame; "
+        "heavy = {'torch', 'tokenizers', 'safetensors', 'tqdm'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("room", ["cluster", "metrics", "positives", "shortlist"])
+def test_examples_in_docstrings(room):
+    found = doctest.testmod(importlib.import_module(f"ngame.{room}"))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_only_the_bindings_know_python():
+    sources = PACKAGE.parent / "csrc"
+    for file in sources.iterdir():
+        text = file.read_text(encoding="utf8")
+        assert file.name == "bindings.cpp" or not ("pybind11" in text or "Python.h" in text)
+
+
+def test_kernels_show_the_linker_nothing_inline():
+    """What a wide kernel file includes could become the copy that every CPU runs."""
+    text = (PACKAGE.parent / "csrc" / "kernels-inl.h").read_text(encoding="utf8")
+    included = {line.split()[1] for line in text.splitlines() if line.startswith("#include")}
+    assert included == {"<cstddef>", "<cstdint>", "<immintrin.h>", '"kernels.h"'}

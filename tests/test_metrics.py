@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import reference
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ngame import metrics
+
+
+def random_case(rng, rows, labels, dtype=np.float32):
+    """Predictions from few scores (ties, stored zeros, empty rows) and truth, both CSR."""
+    mask = rng.random((rows, labels)) < 0.4
+    scores = rng.integers(-2, 3, (rows, labels)).astype(dtype)
+    row, column = np.nonzero(mask)
+    predictions = sp.csr_matrix((rows, labels), dtype=dtype)
+    predictions.data = scores[mask]
+    predictions.indices = column.astype(np.int32)
+    predictions.indptr = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
+    truth = sp.csr_matrix((rng.random((rows, labels)) < 0.25).astype(np.float32))
+    return predictions, truth
+
+
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from("fd"), data=st.data())
+def test_matches_reference(seed, dtype, data):
+    rng = np.random.default_rng(seed)
+    rows, labels = data.draw(st.integers(1, 25)), data.draw(st.integers(1, 15))
+    predictions, truth = random_case(rng, rows, labels, dtype)
+    ks = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    weights = data.draw(st.sampled_from([None, rng.random(labels).astype(np.float32) + 0.1]))
+    dropped = rng.random((rows, labels)) < data.draw(st.sampled_from([0, 0.3, 1]))
+    expected = reference.evaluate(
+        predictions, truth, sorted(set(ks)), weights, np.argwhere(dropped)
+    )
+    for drop in (np.argwhere(dropped), sp.csr_matrix(dropped)):
+        found = metrics.evaluate(predictions, truth, ks=ks, inverse_propensity=weights, drop=drop)
+        assert list(found) == list(expected)
+        assert list(found.values()) == pytest.approx(list(expected.values()))
+        assert all(0 <= value <= 1 + 1e-12 for value in found.values())
+
+
+def test_by_hand():
+    # Row 0 ranks 2, 0, 3 (3 ties with 4 and has the lower id); positives 0 and 4.
+    # Row 1 has no positives; row 2 no predictions; row 3 predicts its only positive first.
+    scores = np.array([[3, 0, 5, 1, 1], [1, 0, 0, 0, 0], [0] * 5, [0, 0.5, 0, 0, 0]])
+    predictions = sp.csr_matrix(scores)
+    truth = sp.csr_matrix(np.array([[1, 0, 0, 0, 1], [0] * 5, [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]]))
+    weights = np.array([1, 2, 3, 4, 5], np.float32)
+    log3 = np.log2(3)
+    found = metrics.evaluate(predictions, truth, ks=[1, 3], inverse_propensity=weights)
+    assert found == pytest.approx(
+        {
+            "P@1": 1 / 4,
+            "P@3": (1 + 1) / 3 / 4,
+            "N@1": 1 / 4,
+            "N@3": ((1 / log3) / (1 + 1 / log3) + 1) / 4,
+            "R@1": 1 / 4,
+            "R@3": (1 / 2 + 1) / 4,
+            "PSP@1": 2 / (5 + 3 + 2),
+            "PSP@3": (1 + 2) / (6 + 3 + 2),
+            "PSN@1": 2 / (5 + 3 + 2),
+            "PSN@3": ((1 / log3) / (1 + 1 / log3) + 2) / ((5 + 1 / log3) / (1 + 1 / log3) + 3 + 2),
+        }
+    )
+
+
+def test_perfect_and_hopeless_predictions(rng):
+    _, truth = random_case(rng, 50, 20)
+    truth = truth[np.diff(truth.indptr) > 0]
+    weights = metrics.inverse_propensity(truth)
+    best = truth.multiply(weights).tocsr().astype(np.float32)
+    found = metrics.evaluate(best, truth, ks=[1, 5, 20], inverse_propensity=weights)
+    assert found["P@1"] == 1
+    for name in ("N@1", "N@5", "N@20", "R@20", "PSP@1", "PSP@5", "PSN@1"):
+        assert found[name] == pytest.approx(1)
+    wrong = sp.csr_matrix(1 - truth.toarray())
+    found = metrics.evaluate(wrong, truth, inverse_propensity=weights)
+    assert set(found.values()) == {0.0}
+
+
+def test_no_truth_at_all_is_zero():
+    predictions = sp.csr_matrix(np.ones((3, 4)))
+    found = metrics.evaluate(
+        predictions, sp.csr_matrix((3, 4)), inverse_propensity=np.ones(4, np.float32)
+    )
+    assert set(found.values()) == {0.0}
+
+
+def test_order_of_storage_does_not_count(rng):
+    predictions, truth = random_case(rng, 40, 30)
+    shuffled = predictions.copy()
+    for row in range(40):
+        part = slice(shuffled.indptr[row], shuffled.indptr[row + 1])
+        order = rng.permutation(part.stop - part.start)
+        shuffled.indices[part] = shuffled.indices[part][order]
+        shuffled.data[part] = shuffled.data[part][order]
+    shuffled.has_sorted_indices = False
+    before = shuffled.indices.copy()
+    assert metrics.evaluate(shuffled, truth) == metrics.evaluate(predictions, truth)
+    assert (shuffled.indices == before).all()
+
+
+def test_types_of_index_and_container(rng):
+    predictions, truth = random_case(rng, 40, 30)
+    expected = metrics.evaluate(predictions, truth, drop=[[0, 1]])
+    wide = predictions.copy()
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    for other in (wide, sp.csr_array(predictions), predictions.astype(np.float64)):
+        assert metrics.evaluate(other, truth, drop=[[0, 1]]) == expected
+    for other in (truth.astype(bool), sp.csr_array(truth), truth.astype(np.int64) * 7):
+        assert metrics.evaluate(predictions, other, drop=[[0, 1]]) == expected
+
+
+def test_stored_zeros_are_predictions_but_no_truth():
+    predictions = sp.csr_matrix((np.zeros(1), [1], [0, 1]), shape=(1, 3))
+    truth = sp.csr_matrix((np.array([0.0, 1.0]), [0, 1], [0, 2]), shape=(1, 3))
+    assert metrics.evaluate(predictions, truth, ks=[1]) == {"P@1": 1, "N@1": 1, "R@1": 1}
+    assert truth.nnz == 2
+
+
+def test_label_predicted_twice_counts_once():
+    predictions = sp.csr_matrix((np.array([2.0, 1.0, 0.5]), [1, 1, 0], [0, 3]), shape=(1, 3))
+    truth = sp.csr_matrix(np.array([[1, 1, 0]]))
+    found = metrics.evaluate(predictions, truth, ks=[2, 3])
+    assert found["P@2"] == 1 / 2
+    assert found["R@3"] == 1
+
+
+def test_infinite_scores_are_ranked():
+    predictions = sp.csr_matrix(np.array([[-np.inf, 1, np.inf]]))
+    truth = sp.csr_matrix(np.array([[1, 0, 0]]))
+    assert metrics.evaluate(predictions, truth, ks=[2, 3])["R@2"] == 0
+    assert metrics.evaluate(predictions, truth, ks=[2, 3])["R@3"] == 1
+
+
+@given(seed=st.integers(0, 2**32), a=st.floats(0.1, 2), b=st.floats(0.1, 5))
+def test_inverse_propensity_matches_reference(seed, a, b):
+    _, labels = random_case(np.random.default_rng(seed), 30, 12)
+    found = metrics.inverse_propensity(labels, a, b)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, reference.inverse_propensity(labels, a, b), rtol=1e-6)
+
+
+def test_rejects_bad_input(rng):
+    predictions, truth = random_case(rng, 3000, 6)
+    weights = np.ones(6, np.float32)
+    bad = predictions.copy()
+    bad.data[bad.indptr[[1500, 2800]]] = np.nan
+    first = int(np.searchsorted(bad.indptr, np.flatnonzero(np.isnan(bad.data))[0], "right")) - 1
+    with pytest.raises(ValueError, match=f"predictions has NaN in row {first}$"):
+        metrics.evaluate(bad, truth, threads=2)
+    with pytest.raises(ValueError, match=r"truth has shape \(2999, 6\), predictions has"):
+        metrics.evaluate(predictions, truth[1:])
+    with pytest.raises(ValueError, match="predictions has no rows"):
+        metrics.evaluate(predictions[:0], truth[:0])
+    with pytest.raises(ValueError, match="ks is 0, expected 1 or more"):
+        metrics.evaluate(predictions, truth, ks=[1, 0])
+    with pytest.raises(ValueError, match="ks is empty"):
+        metrics.evaluate(predictions, truth, ks=[])
+    with pytest.raises(TypeError, match="predictions has dtype int64, expected float32"):
+        metrics.evaluate(predictions.astype(np.int64), truth)
+    with pytest.raises(TypeError, match="predictions is a ndarray, expected a scipy"):
+        metrics.evaluate(predictions.toarray(), truth)
+    with pytest.raises(TypeError, match="truth is a csc matrix, expected a scipy"):
+        metrics.evaluate(predictions, truth.tocsc())
+    with pytest.raises(ValueError, match=r"inverse_propensity has shape \(5,\), expected \(6,\)"):
+        metrics.evaluate(predictions, truth, inverse_propensity=weights[1:])
+    with pytest.raises(ValueError, match="not positive and finite"):
+        metrics.evaluate(predictions, truth, inverse_propensity=0 * weights)
+    with pytest.raises(IndexError, match=r"drop\[0\] has column 6, out of range for 6"):
+        metrics.evaluate(predictions, truth, drop=[[0, 6]])
+    with pytest.raises(ValueError, match="train_labels has no rows"):
+        metrics.inverse_propensity(truth[:0])
+    with pytest.raises(ValueError, match="a and b are"):
+        metrics.inverse_propensity(truth, b=-1)

@@ -1,0 +1,116 @@
+"""The same bits for any number of threads, and calls that run beside others or are stopped."""
+
+import multiprocessing
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import ngame
+from ngame import metrics
+
+
+@pytest.fixture(scope="module")
+def case(mixture):
+    """Enough rows that threads share nodes, take nodes of their own, and then whole sub-trees."""
+    rng = np.random.default_rng(3)
+    x = mixture(40_000, 8)
+    y = sp.random(40_000, 300, density=0.01, format="csr", dtype=np.float32, random_state=rng)
+    other = sp.random(40_000, 300, density=0.01, format="csr", dtype=np.float32, random_state=rng)
+    return x, y, other
+
+
+def everything(case, threads):
+    """Bytes of the result of every function that takes threads."""
+    x, y, other = case
+    clusters = ngame.balanced_clusters(x, size=9, threads=threads)
+    few = ngame.balanced_clusters(x[:9001], size=9, threads=threads)
+    sparse = [
+        ngame.topk(x[:700], x[:3000], 9, threads=threads),
+        ngame.cluster_shortlist(y, clusters, limit=5, threads=threads),
+        ngame.keep_topk(y, 2, threads=threads),
+        ngame.merge([y, other], "sum", threads=threads),
+        ngame.drop_pairs(y, other, threads=threads),
+    ]
+    weights = metrics.inverse_propensity(y)
+    measures = metrics.evaluate(other, y, inverse_propensity=weights, threads=threads)
+    return [
+        clusters.order.tobytes(),
+        few.order.tobytes(),
+        clusters.coherence(x, threads=threads),
+        measures,
+        *(array.tobytes() for m in sparse for array in (m.data, m.indices, m.indptr)),
+    ]
+
+
+def test_same_bits_for_any_number_of_threads(case):
+    expected = everything(case, 1)
+    for threads in (2, 7, 0):
+        assert everything(case, threads) == expected
+
+
+def test_from_two_python_threads_at_once(case):
+    expected = everything(case, 2)
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: everything(case, 2), range(4)):
+            assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_after_fork(mixture):
+    x = mixture(9000, 8)
+    expected = ngame.balanced_clusters(x, size=9, threads=2)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child():
+        sender.send(ngame.balanced_clusters(x, size=9, threads=2).order)
+
+    process = context.Process(target=child)
+    process.start()
+    assert receiver.poll(30)
+    assert (receiver.recv() == expected.order).all()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_first_error_is_the_one_told(threads):
+    matrix = sp.csr_matrix(np.ones((20_000, 2), np.float32))
+    matrix.data[2 * 4321 + 1 :] = np.nan
+    for _ in range(5):
+        with pytest.raises(ValueError, match=r"matrix has NaN in row 4321$"):
+            ngame.keep_topk(matrix, 1, threads=threads)
+
+
+class Stopped(Exception):
+    pass
+
+
+LONG_CALLS = {
+    "topk": lambda x, threads: ngame.topk_arrays(x, x, 10, threads=threads),
+    "cluster": lambda x, threads: ngame.balanced_clusters(x, size=2, threads=threads),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", LONG_CALLS)
+def test_a_signal_stops_a_long_call(rng, threads, call):
+    def stop(number, frame):
+        raise Stopped
+
+    # Seconds of work at the least.
+    x = rng.integers(-100, 100, (200_000, 256), dtype=np.int8).astype(np.float16)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Stopped):
+            LONG_CALLS[call](x, threads)
+        assert time.perf_counter() - start < 0.2 + 0.5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,57 @@
+"""A data set that trains in a second, and settings for it."""
+
+import numpy as np
+import scipy.sparse as sp
+
+from ngame.config import Config
+from ngame.data import Dataset
+
+LABELS = 24
+_SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
+
+
+def word(number):
+    """A word of three syllables, another for every number below a thousand."""
+    return "".join(_SYLLABLES[number // power % 10] for power in (100, 10, 1))
+
+
+def dataset(points=300, test=60, seed=0, **changed):
+    """Points whose words come from those of their one or two labels, and from a common stock."""
+    rng = np.random.default_rng(seed)
+    words = np.arange(LABELS * 6).reshape(LABELS, 6) * 5
+    common = np.arange(12) * 5 + 2
+    label_texts = [" ".join(map(word, words[label, :2])) for label in range(LABELS)]
+
+    def split(count):
+        texts, labels = [], np.zeros((count, LABELS), np.float32)
+        for row in range(count):
+            own = rng.choice(LABELS, rng.integers(1, 3), replace=False)
+            labels[row, own] = 1
+            drawn = np.concatenate([rng.choice(words[own].ravel(), 4), rng.choice(common, 2)])
+            texts.append(" ".join(map(word, rng.permutation(drawn))))
+        return texts, sp.csr_matrix(labels)
+
+    parts = {}
+    parts["train_texts"], parts["train_labels"] = split(points)
+    parts["test_texts"], parts["test_labels"] = split(test)
+    return Dataset(label_texts=label_texts, name="tiny", **(parts | changed))
+
+
+def config(*sets):
+    """Small and quick: 16 wide, two epochs a stage, clusters from the second one on."""
+    return Config.load(
+        None,
+        [
+            "threads=1",
+            "validation=0.2",
+            "encoder.dim=16",
+            "encoder_stage.epochs=2",
+            "encoder_stage.batch_size=32",
+            "encoder_stage.learning_rate=0.02",
+            "encoder_stage.cluster_size=4",
+            "classifier_stage.epochs=2",
+            "classifier_stage.batch_size=32",
+            "classifier_stage.learning_rate=0.02",
+            *sets,
+        ],
+    )
