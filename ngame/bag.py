@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ngame.files import replacing, write_json, write_tensors
 from ngame.tokens import Tokens
 
-_UNKNOWN = "[UNK]"
+_UNKNOWN, _WITHIN = "[UNK]", "##"
 _TEXTS_AT_ONCE = 8192
 # More texts than this teach the vocabulary nothing new but cost memory: a regular sample is taken.
 _TEXTS_TO_FIT = 1_000_000
@@ -205,16 +205,38 @@ def _thinned(tokens: Tokens, dropout: float) -> Tokens:
 
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=_UNKNOWN))
+    # The trainer numbers the letters within words in the order of a hash table, another one in
+    # every process, and breaks ties by number. So a first pass collects these letters, and the
+    # second one is told their numbers.
+    letters = _trained(texts, 0, []).get_vocab()
+    within = sorted(letter for letter in letters if letter.startswith(_WITHIN))
+    model = json.loads(_trained(texts, vocab_size, within).to_str())["model"]
+    # Made anew, since those letters would else be special tokens that no text is split within.
+    return _untrained(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        continuing_subword_prefix=_WITHIN,
+    )
+
+
+def _untrained(**model: Any) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=_UNKNOWN, **model))
     tokenizer.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.NFKC(), tokenizers.normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def _trained(
+    texts: Sequence[str], vocab_size: int, first_tokens: Sequence[str]
+) -> tokenizers.Tokenizer:
+    tokenizer = _untrained()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[_UNKNOWN],
-        continuing_subword_prefix="##",
+        special_tokens=[_UNKNOWN, *first_tokens],
+        continuing_subword_prefix=_WITHIN,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

@@ -122,14 +122,15 @@ def _train(options: argparse.Namespace) -> None:
     from ngame.config import Config
 
     begun = Path(options.output) / "config.toml"
-    given = options.config or options.set
     # A run goes on with its own settings; those of the command line, if any, must be the same.
-    if options.resume and begun.exists() and not given:
-        config = Config.load(begun)
-    else:
-        config = Config.load(options.config, options.set)
+    going_on = options.resume and begun.exists() and not (options.config or options.set)
+    # Read here for its errors: a mistake in the settings shows before a long read of the data.
+    config = Config.load(begun if going_on else options.config, options.set)
     dataset = ngame.load_dataset(options.data)
     print(dataset)
+    if not going_on:
+        points, labels = dataset.train_labels.shape
+        config = Config.load(options.config, options.set, points=points, labels=labels)
     model, seconds = _timed(
         ngame.train, dataset, config, folder=options.output, resume=options.resume
     )
@@ -168,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         scores = model.scores(model.encode(texts), k, drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
-    found = sp.csr_matrix(_load(path, sp.load_npz))
+    found = sp.csr_matrix(_load(path, _load_npz))
     dataset = ngame.load_dataset(options.data)
     _, truth, drop = _test_points(dataset)
     weights = metrics.inverse_propensity(dataset.train_labels)
@@ -207,10 +208,11 @@ def _demo(options: argparse.Namespace) -> None:
     from ngame.config import Config
     from ngame.docstrings import see_also_dataset
 
-    config = Config.load(None, options.set)
     print("The task: from the docstring of a numpy or scipy function to its See Also section.")
     dataset = see_also_dataset()
     print(dataset)
+    points, labels = dataset.train_labels.shape
+    config = Config.load(None, options.set, points=points, labels=labels)
     # A demo that was stopped goes on when it is asked for again.
     model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
@@ -277,6 +279,11 @@ def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(path)
     except (ValueError, KeyError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _load_npz(path: Path) -> Any:
+    with open(path, "rb") as file:  # SciPy leaves a damaged file open
+        return sp.load_npz(file)
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False) -> None:

@@ -6,7 +6,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -38,7 +38,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "dim", "max_length")
         _at_least(self, 0, "layers", "vocab_size")
-        _share(self, "dropout")
+        _below_one(self, "dropout")
         if self.kind == "transformer" and not self.model:
             raise ValueError('model is empty, expected a model when kind is "transformer"')
 
@@ -47,15 +47,18 @@ class EncoderConfig:
 class StageConfig:
     """What the two training stages have in common."""
 
-    epochs: int = 10
+    epochs: int = 5
     batch_size: int = 1024
     accumulate: int = 1
     """Batches whose gradients are averaged for one update."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-3
+    """AdamW's."""
+    sparse_learning_rate: float = 5e-3
+    """SparseAdam's, which has the parameters with sparse gradients: their rows are seldom met."""
     warmup: float = 0.05
     """Share of the updates over which the learning rate rises from 0; then it falls to 0."""
     weight_decay: float = 0.01
-    """AdamW's; parameters with sparse gradients have none."""
+    """AdamW's; SparseAdam has none."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 leaves it as it is."""
     loss: Literal["triplet", "softmax"] = "softmax"
@@ -79,8 +82,14 @@ class StageConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "epochs", "clip", "weight_decay", "start_epoch", "margin")
         _at_least(self, 1, "batch_size", "accumulate", "negatives", "cluster_size", "refresh_every")
-        _above_zero(self, "learning_rate", "temperature")
+        _above_zero(self, "learning_rate", "sparse_learning_rate", "temperature")
         _share(self, "warmup", "random_share")
+        for epoch, size in self.schedule.items():
+            if epoch < 0 or size < 1:
+                raise ValueError(
+                    f"schedule has size {size} from epoch {epoch} on, expected sizes from 1 "
+                    "and epochs from 0"
+                )
 
     def sizes(self) -> dict[int, int]:
         """Cluster size by first epoch, whichever way it was given."""
@@ -102,17 +111,18 @@ class EncoderStageConfig(StageConfig):
 class ClassifierStageConfig(StageConfig):
     """The classifier stage."""
 
-    dropout: float = 0.3
+    dropout: float = 0.5
     """Of the points' vectors."""
     finetune: bool = False
     """Train the encoder on, with `encoder_learning_rate`, instead of freezing it."""
     encoder_learning_rate: float = 2e-4
+    """Of all its parameters."""
 
     def __post_init__(self) -> None:
         # Not super(): a dataclass with slots is a new class, which the zero-argument form misses.
         StageConfig.__post_init__(self)
         _above_zero(self, "encoder_learning_rate")
-        _share(self, "dropout")
+        _below_one(self, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +170,22 @@ class Config:
             raise ValueError(f"validation is {self.validation}, expected a share between 0 and 1")
 
     @classmethod
-    def load(cls, path: str | PathLike[str] | None = None, sets: Sequence[str] = ()) -> Self:
+    def load(
+        cls,
+        path: str | PathLike[str] | None = None,
+        sets: Sequence[str] = (),
+        *,
+        points: int | None = None,
+        labels: int | None = None,
+    ) -> Self:
         """Read a TOML file, then apply ``key=value`` settings, the keys dotted.
+
+        Parameters
+        ----------
+        path : the file; none if not given
+        sets : the settings, which go before the file's
+        points, labels : how many the data have. They and the kind of encoder then decide the
+            settings that neither names (see `suited`); else these have their plain defaults.
 
         Raises
         ------
@@ -192,6 +216,10 @@ class Config:
                 if not isinstance(inner, dict):
                     raise ValueError(f"--set {item}: {section} is no section")
             inner[last] = value
+        if points is not None and labels is not None:
+            encoder = table.get("encoder", {})
+            kind = encoder.get("kind", "bag") if isinstance(encoder, Mapping) else "bag"
+            table = _over(suited(points, labels, kind), table)
         config: Self = _build(cls, table, "")
         return config
 
@@ -201,15 +229,51 @@ class Config:
             aside.write_text(_toml(dataclasses.asdict(self)), encoding="utf8")
 
 
+def suited(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
+    """The settings that go best with data of that size, as nested tables; see bench/RESULTS.md.
+
+    - Few points are visited more often, and their texts thinned for it.
+    - Where a batch's labels are about all there are, the triplet loss ranks the first place
+      better; where they are a sample, the softmax.
+    - A transformer makes small batches of one positive a point, clustered; and small steps.
+    """
+    epochs = min(max(round(1_250_000 / max(points, 1)), 5), 20)
+    encoder: dict[str, Any] = {"dropout": round(0.3 * (epochs - 5) / 15, 2)}
+    stage: dict[str, Any] = {"epochs": epochs}
+    classifier: dict[str, Any] = {}
+    if kind == "transformer":
+        return {
+            "encoder_stage": {
+                "epochs": 5,
+                "batch_size": 64,
+                "learning_rate": 5e-5,
+                "positives": "one",
+                "cluster_size": 8,
+            }
+        }
+    if labels <= StageConfig().batch_size:
+        stage |= {"loss": "triplet", "margin": 0.2}
+        classifier |= {"loss": "triplet"}
+    return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier}
+
+
+def _over(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """`table`, and what `base` has beside it, section by section."""
+    merged = dict(base)
+    for key, value in table.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _over(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
 def _build(kind: type[Any], table: Mapping[str, Any], prefix: str) -> Any:
     """Make a dataclass of a table, sections included; its errors name the dotted key."""
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f", did you mean {prefix}{near[0]}?" if near else ""
-            raise ValueError(f"there is no setting {prefix}{key}{hint}")
+            raise ValueError(f"there is no setting {prefix}{key}{_hint(key, hints, prefix)}")
         hint_type = hints[key]
         if dataclasses.is_dataclass(hint_type):
             if not isinstance(value, Mapping):
@@ -221,6 +285,20 @@ def _build(kind: type[Any], table: Mapping[str, Any], prefix: str) -> Any:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
+
+
+def _hint(key: str, siblings: Iterable[str], prefix: str) -> str:
+    """The setting most like `key`: of its own section, or else of any."""
+    everywhere: dict[str, str] = {}
+    for name, kind in typing.get_type_hints(Config).items():
+        everywhere.setdefault(name, name)
+        if dataclasses.is_dataclass(kind):
+            for part in dataclasses.fields(kind):
+                everywhere.setdefault(part.name, f"{name}.{part.name}")
+    for names in ({name: prefix + name for name in siblings}, everywhere):
+        if near := difflib.get_close_matches(key, names, n=1):
+            return f", did you mean {names[near[0]]}?"
+    return ""
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
@@ -243,13 +321,19 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 
 def _toml(table: Mapping[str, Any], name: str = "") -> str:
     lines = [f"[{name}]"] if name else []
-    # JSON writes strings, numbers and booleans the way TOML reads them.
-    lines += [f"{k} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
+    lines += [f"{k} = {_literal(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
     text = "\n".join(lines) + "\n"
     for key, value in table.items():
         if isinstance(value, Mapping):
             text += "\n" + _toml(value, f"{name}.{key}" if name else key)
     return text
+
+
+def _literal(value: str | bool | int | float) -> str:
+    """A value as TOML has it: like JSON, but for infinity and the escapes of odd characters."""
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _at_least(config: Any, minimum: int, *names: str) -> None:
@@ -270,6 +354,12 @@ def _share(config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")
 
 
+def _below_one(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected from 0 to less than 1")
+
+
 __all__ = [
     "ClassifierStageConfig",
     "Config",
@@ -277,4 +367,5 @@ __all__ = [
     "EncoderStageConfig",
     "PredictionConfig",
     "StageConfig",
+    "suited",
 ]

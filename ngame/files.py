@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{path} cannot be written: {error}") from error
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -104,7 +104,8 @@ def write_tensors(
         tensor = tensor.detach().cpu()
         # The format refuses two names of one memory, as the tied weights of a module have.
         place = tensor.untyped_storage().data_ptr()
-        alone[name] = tensor.clone() if place in memory else tensor.contiguous()
+        tensor = tensor.contiguous()
+        alone[name] = tensor.clone() if place in memory else tensor
         memory.add(place)
     path = Path(path)
     with replacing(path) as aside:

@@ -152,10 +152,7 @@ class Model:
     ) -> tuple[sp.csr_matrix, Features]:
         """All pairs that one of the scorers proposes, and what every scorer says of them."""
         pattern = merge([_ones(matrix) for matrix in single.values()], "max", threads=self.threads)
-        features = {
-            "encoder": _pair_scores(vectors, self.label_vectors, pattern),
-            "log_frequency": np.log1p(self._frequency()[pattern.indices]).astype(np.float32),
-        }
+        features = {"encoder": _pair_scores(vectors, self.label_vectors, pattern)}
         if self.classifier is not None:
             features["classifier"] = _pair_scores(vectors, self.classifier, pattern)
         if "neighbours" in single:
@@ -163,7 +160,6 @@ class Model:
             votes = (pattern + single["neighbours"]).tocsr()
             votes.sort_indices()
             features["neighbours"] = votes.data - pattern.data
-            features["log_neighbours"] = np.log(np.maximum(features["neighbours"], 0) + 1e-3)
         return pattern, features
 
     def single_scores(
@@ -201,12 +197,14 @@ class Model:
         votes.sort_indices()
         return sp.csr_matrix(votes, dtype=np.float32)
 
-    def _frequency(self) -> npt.NDArray[np.int64]:
-        return np.bincount(self.point_labels.indices, minlength=len(self.label_texts))
-
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write everything but the config into `folder`, file by file."""
+        """Write all that `load` reads into `folder`, file by file.
+
+        A ``config.toml`` that is there already, as in the folder of a run, stays as it is.
+        """
         folder = Path(folder)
+        if not (folder / "config.toml").exists():
+            Config(threads=self.threads, prediction=self.config).save(folder / "config.toml")
         with replacing_folder(folder / "encoder") as aside:
             self.encoder.save(aside)  # type: ignore[operator]
         with replacing(folder / "labels.jsonl") as aside:
@@ -222,10 +220,11 @@ class Model:
             folder / "vectors.safetensors",
             {name: torch.from_numpy(array) for name, array in vectors.items()},
         )
-        if self.classifier is not None:
-            write_tensors(
-                folder / "classifier.safetensors", {"weight": torch.from_numpy(self.classifier)}
-            )
+        classifier = folder / "classifier.safetensors"
+        if self.classifier is None:
+            classifier.unlink(missing_ok=True)  # that of another model
+        else:
+            write_tensors(classifier, {"weight": torch.from_numpy(self.classifier)})
         if self.metrics:
             write_json(folder / "metrics.json", self.metrics)
         # Last: a folder that holds it holds all the rest.
@@ -330,7 +329,5 @@ def _pair_scores(
     rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
     for start in range(0, len(scores), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
-        np.einsum(
-            "ij,ij->i", vectors[rows[part]], items[pattern.indices[part]], out=scores[part]
-        )
+        np.einsum("ij,ij->i", vectors[rows[part]], items[pattern.indices[part]], out=scores[part])
     return scores

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,7 @@ _NEAREST, _MEASURED_POINTS = 10, 2048
 
 
 class _Loss(Protocol):
-    def __call__(
-        self, scores: torch.Tensor, known: Entries, targets: Entries
-    ) -> torch.Tensor: ...
+    def __call__(self, scores: torch.Tensor, known: Entries, targets: Entries) -> torch.Tensor: ...
 
 
 class Truth(NamedTuple):
@@ -87,7 +85,7 @@ def train(
     Parameters
     ----------
     dataset : the points and labels
-    config : all settings; the defaults if not given
+    config : all settings; those suited to the size of the data if not given
     folder : where to leave the run (see the README); nothing is written if not given
     resume : go on with the run that `folder` holds, or begin it; it ends in the same numbers as
         one that was never stopped, on the same machine with the same number of threads
@@ -105,7 +103,9 @@ def train(
         The run to resume had other settings or other data; no training point has a label; the
         encoder returns vectors of a wrong shape or that are not finite.
     """
-    config = config or Config()
+    if config is None:
+        points, labels = dataset.train_labels.shape
+        config = Config.load(points=points, labels=labels)
     folder = Path(folder) if folder is not None else None
     with _threads(config.threads), torch.random.fork_rng(devices=[]):
         run = _Run(dataset, config, folder, resume, encoder)
@@ -164,10 +164,10 @@ class _Stage:
         name: str,
         number: int,
         config: StageConfig,
-        modules: Mapping[str, tuple[torch.nn.Module, float]],
+        modules: Mapping[str, "_Rated"],
     ) -> None:
         self.run, self.name, self.number, self.config = run, name, number, config
-        self.modules = {key: module for key, (module, _) in modules.items()}
+        self.modules = {key: rated.module for key, rated in modules.items()}
         rows = len(run.points.tokens)
         self.sampler = ClusterBatchSampler(
             rows,
@@ -309,25 +309,33 @@ class _Stage:
         return joined(**{name: module.state_dict() for name, module in self.modules.items()})
 
 
+class _Rated(NamedTuple):
+    """A module to train, and the learning rates of its parameters."""
+
+    module: torch.nn.Module
+    dense: float
+    sparse: float
+
+
 class _Optimizer:
     """AdamW, and SparseAdam where gradients are sparse, on one schedule."""
 
     def __init__(
         self,
-        modules: Any,
+        modules: Iterable[_Rated],
         config: StageConfig,
         updates: int,
     ) -> None:
         dense: list[dict[str, Any]] = []
         sparse: list[dict[str, Any]] = []
         self._parameters: list[torch.nn.Parameter] = []
-        for module, rate in modules:
+        for module, dense_rate, sparse_rate in modules:
             lookups = {
                 id(part.weight) for part in module.modules() if getattr(part, "sparse", False)
             }
             trained = [p for p in module.parameters() if p.requires_grad]
             self._parameters += trained
-            for found, kind in ((dense, False), (sparse, True)):
+            for found, kind, rate in ((dense, False, dense_rate), (sparse, True, sparse_rate)):
                 chosen = [p for p in trained if (id(p) in lookups) is kind]
                 if chosen:
                     found.append({"params": chosen, "lr": rate, "full": rate})
@@ -371,9 +379,8 @@ def train_encoder(run: _Run) -> None:
     if saved is not None and saved[0]["stage"] == "classifier":
         encoder.load_state_dict(split(saved[1], "encoder."))
         return
-    stage = _Stage(
-        run, "encoder", _ENCODER, config, {"encoder": (encoder, config.learning_rate)}
-    )
+    rated = _Rated(encoder, config.learning_rate, config.sparse_learning_rate)
+    stage = _Stage(run, "encoder", _ENCODER, config, {"encoder": rated})
     if config.embeddings == "bank":
         stage.bank = np.zeros((len(points.tokens), int(encoder.dim)), np.float16)
     stage.restore(saved)
@@ -412,11 +419,12 @@ def train_classifier(run: _Run) -> npt.NDArray[np.float32] | None:
     if fresh:
         with torch.no_grad():
             classifier.weight.copy_(torch.from_numpy(unit(encode(encoder, run.labels))))
-    modules: dict[str, tuple[torch.nn.Module, float]] = {
-        "classifier": (classifier, config.learning_rate)
+    modules = {
+        "classifier": _Rated(classifier, config.learning_rate, config.sparse_learning_rate)
     }
     if config.finetune:
-        modules["encoder"] = (encoder, config.encoder_learning_rate)
+        rate = config.encoder_learning_rate
+        modules["encoder"] = _Rated(encoder, rate, rate)
     stage = _Stage(run, "classifier", _CLASSIFIER, config, modules)
     stage.restore(saved)
     frozen = None if config.finetune else _unit_half(encode(encoder, points.tokens))
@@ -530,9 +538,7 @@ def _precision(
     return metrics.evaluate(best, truth.targets, ks=[1]) | {}
 
 
-def _hard_negative_recall(
-    stage: _Stage, items: npt.NDArray[np.float32], positives: str
-) -> float:
+def _hard_negative_recall(stage: _Stage, items: npt.NDArray[np.float32], positives: str) -> float:
     """Of each point's nearest labels that are not its positives, the share in its batch's pool.
 
     Measured on the first batches of the epoch just ended, at its end.
@@ -582,9 +588,7 @@ def _subset(texts: Tokens, truth: Truth, rows: npt.NDArray[np.int64]) -> Points:
     return Points(texts.take(rows), Truth(targets, known))
 
 
-def _hold_out(
-    truth: Truth, config: Config
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _hold_out(truth: Truth, config: Config) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows to train on and rows held out, both sorted; rows without a label are in neither."""
     labelled = np.flatnonzero(np.diff(truth.targets.indptr))
     missing = truth.targets.shape[0] - len(labelled)

@@ -1,0 +1,435 @@
+"""Every command, as a person would call it: what it prints, writes, and answers to mistakes."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import tiny
+
+import ngame
+from ngame.cli import main
+from ngame.data import save_dataset
+
+# The command shows warnings itself.
+pytestmark = pytest.mark.filterwarnings("default")
+
+SETS = [
+    f"--set={setting}"
+    for setting in (
+        "threads=1",
+        "validation=0.2",
+        "encoder.dim=16",
+        "encoder_stage.epochs=2",
+        "encoder_stage.batch_size=32",
+        "encoder_stage.learning_rate=0.02",
+        "encoder_stage.sparse_learning_rate=0.02",
+        "classifier_stage.epochs=1",
+        "classifier_stage.batch_size=32",
+        "prediction.k=20",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    save_dataset(tiny.dataset(drop_test=[(0, 0), (1, 1)]), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("run") / "run")
+    assert main(["train", data, "-o", folder, *SETS]) == 0
+    return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command; its exit status, standard output and standard error."""
+
+    def run_command(*arguments):
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture
+def mistake(call, tmp_path):
+    """Run a command that fails; its message. Nothing may be written, not even a part."""
+
+    def run_command(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        status, _, err = call(*arguments)
+        assert status == 2
+        assert "Traceback" not in err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run_command
+
+
+# Commands
+
+
+def test_train(call, data, tmp_path):
+    status, out, err = call("train", data, "-o", tmp_path / "run", *SETS)
+    assert status == 0
+    assert err == ""  # no bars where there is no terminal
+    lines = out.splitlines()
+    assert lines[0] == "<Dataset tiny: 300 training points, 60 test points, 24 labels>"
+    assert re.fullmatch(rf"trained in \d+ s, the run is in {tmp_path}/run", lines[1])
+    assert lines[2].split() == ["P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100"]
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for line in lines[3:]:
+        name, first, *_ = line.split()
+        assert float(first) == pytest.approx(100 * written[name]["P@1"], abs=0.005)
+    assert [line.split()[0] for line in lines[3:]] == list(written)
+
+
+def test_train_and_resume(call, mistake, data, run, tmp_path):
+    table = call("evaluate", run, data)[1]
+    for again in ([], SETS):
+        status, out, _ = call("train", data, "-o", run, "--resume", *again)
+        assert status == 0
+        assert "fused" in out
+    assert call("evaluate", run, data)[1] == table
+    assert "already holds a run: resume it" in mistake("train", data, "-o", run, *SETS)
+    err = mistake("train", data, "-o", run, "--resume", *SETS, "--set=seed=9")
+    assert "has other settings than those given" in err
+
+
+def test_train_with_a_file_of_settings(call, data, tmp_path):
+    config = tmp_path / "mine.toml"
+    tiny.config("classifier_stage.epochs=0").save(config)
+    folder = tmp_path / "run"
+    assert call("train", data, "-o", folder, "--config", config, "--set=seed=5")[0] == 0
+    saved = ngame.config.Config.load(folder / "config.toml")
+    assert (saved.seed, saved.encoder.dim, saved.classifier_stage.epochs) == (5, 16, 0)
+
+
+def test_train_on_texts_with_tags(call, tmp_path):
+    whole = tiny.dataset()
+    path = tmp_path / "mine.jsonl"
+    with open(path, "w") as file:
+        for row, text in enumerate(whole.train_texts):
+            tags = [whole.label_texts[label] for label in whole.train_labels[row].indices]
+            print(json.dumps({"text": text, "labels": tags}), file=file)
+    status, out, _ = call("train", path, "-o", tmp_path / "run", *SETS)
+    assert status == 0
+    assert "24 labels" in out
+    out = call("predict", tmp_path / "run", "--text", whole.train_texts[0], "-k", 3)[1]
+    labels = [line.split(maxsplit=1)[1] for line in out.splitlines()[1:4]]
+    assert set(labels) <= set(whole.label_texts)
+
+
+def test_warnings_are_one_line(call, tmp_path):
+    whole = tiny.dataset()
+    y = whole.train_labels.tolil()
+    y[7] = 0
+    save_dataset(tiny.dataset(train_labels=y.tocsr()), tmp_path / "data")
+    status, _, err = call("train", tmp_path / "data", "-o", tmp_path / "run", *SETS)
+    assert status == 0
+    assert err == ("ngame: warning: 1 of 300 training points have no label and are dropped\n")
+
+
+def test_predict_texts(call, run, data, tmp_path):
+    texts = tiny.dataset().test_texts[:2]
+    status, out, err = call("predict", run, "--text", texts[0], "--text", texts[1], "-k", 4)
+    assert (status, err) == (0, "")
+    first, second, rest = out.split("\n\n")
+    assert rest == ""
+    model = ngame.Model.load(run)
+    for text, block, row in zip(texts, (first, second), model.predict(texts, 4), strict=True):
+        lines = block.splitlines()
+        assert lines[0] == text
+        best = np.argsort(-row.data, kind="stable")
+        assert [line.split(maxsplit=1)[1] for line in lines[1:]] == [
+            model.label_texts[label] for label in row.indices[best]
+        ]
+        scores = [float(line.split()[0]) for line in lines[1:]]
+        assert scores == sorted(scores, reverse=True)
+
+    listed = tmp_path / "texts.txt"
+    listed.write_bytes("\r\n".join(texts).encode())
+    assert call("predict", run, "--texts", listed, "-k", 4)[1] == out
+    assert out.count("\n") == 2 * (1 + 4 + 1)
+    assert call("predict", run, "--text", texts[0])[1].count("\n") == 1 + 10 + 1
+
+
+def test_a_line_is_what_ends_in_a_line_feed(call, run, tmp_path, monkeypatch):
+    """Other characters that Python takes for line ends are part of a text."""
+    raw = "ba\u2028ke\x0bli\x85mo\nra se\n".encode()
+    (tmp_path / "texts.txt").write_bytes(raw)
+    out = call("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "a.npy")[1]
+    assert out.startswith("2 vectors of width 16")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    assert call("encode", run, "-", "-o", tmp_path / "b.npy")[0] == 0
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize("scorer", ["encoder", "classifier", "neighbours", "fused"])
+def test_predict_into_a_file_and_evaluate(call, run, data, tmp_path, scorer):
+    path = tmp_path / "found.npz"
+    out = call("predict", run, "--data", data, "-o", path, "--scorer", scorer)[1]
+    found = sp.load_npz(path)
+    assert out == f"60 rows, {found.nnz} predictions: {path}\n"
+    dataset = ngame.load_dataset(data)
+    model = ngame.Model.load(run)
+    expected = model.predict(dataset.test_texts, scorer=scorer, drop=dataset.drop_test)
+    assert (found != expected).nnz == 0
+    assert found.nnz <= 60 * 20
+    lines = call("evaluate", path, data, "-k", 1, 10)[1].splitlines()
+    assert lines[0].split() == [
+        f"{name}@{k}" for name in ("P", "N", "R", "PSP", "PSN") for k in (1, 10)
+    ]
+    name, precision, *_ = lines[1].split()
+    assert name == "found.npz"
+    assert float(precision) == pytest.approx(100 * model.metrics[scorer]["P@1"], abs=0.005)
+    table = call("evaluate", run, data, "-k", 1, 10)[1].splitlines()
+    (line,) = [line for line in table if line.startswith(scorer)]
+    assert line.split()[1] == precision
+
+
+def test_encode(call, run, data, tmp_path):
+    texts = tiny.dataset().test_texts
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    assert call("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy")[0] == 0
+    x = np.load(tmp_path / "x.npy", allow_pickle=False)
+    np.testing.assert_array_equal(x, ngame.Model.load(run).encode(texts))
+
+
+def test_cluster(call, tmp_path, rng):
+    x = rng.standard_normal((103, 8), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    path = tmp_path / "clusters.npz"
+    for option, sizes in (("--size", [10] * 10 + [3]), ("--clusters", [10] * 7 + [11] * 3)):
+        status, out, _ = call("cluster", tmp_path / "x.npy", option, 10, "--seed", 4, "-o", path)
+        assert status == 0
+        clusters = ngame.Clusters.load(path)
+        named = {"--size": "size", "--clusters": "n_clusters"}[option]
+        assert clusters == ngame.balanced_clusters(x, seed=4, **{named: 10})
+        assert sorted(np.diff(clusters.offsets)) == sorted(sizes)
+        assert f"103 rows in {len(sizes)} clusters of {min(sizes)} to {max(sizes)}" in out
+
+
+def test_info(call):
+    status, out, _ = call("info")
+    assert status == 0
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert rows["ngame"] == ngame.__version__
+    assert rows["threads"] == str(len(os.sched_getaffinity(0)))
+    assert {"SIMD", "torch", "CUDA", "numpy", "python"} <= rows.keys()
+
+
+def test_version_and_help(call):
+    assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
+    status, out, _ = call("--help")
+    assert status == 0
+    for command in ("train", "predict", "evaluate", "encode", "cluster", "demo", "info"):
+        assert f"\n    {command} " in out
+        assert call(command, "--help")[0] == 0
+
+
+def test_demo(call, tmp_path):
+    quick = [
+        "--set=threads=1",
+        "--set=encoder.dim=32",
+        "--set=encoder_stage.epochs=1",
+        "--set=classifier_stage.epochs=1",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        status, out, err = call("demo", *quick)
+        again = call("demo", *quick)
+    assert (status, err) == (0, "")
+    for name in ("encoder", "classifier", "neighbours", "fused", "TF-IDF", "TF-IDF + neighbours"):
+        (line,) = [line for line in out.splitlines() if re.match(rf"{re.escape(name)} +\d", line)]
+        assert len(line.removeprefix(name).split()) == 8
+    assert re.search(r"^  \* +-?\d+\.\d{3}  \S", out, re.MULTILINE)  # a right answer
+    # Asked for once more, a finished demo shows the same.
+    assert again[0] == 0
+    assert re.sub(r"in \d+ s", "", again[1]) == re.sub(r"in \d+ s", "", out)
+    out = call("predict", tmp_path / "ngame-demo", "--text", "solve a linear system", "-k", 2)[1]
+    assert out.startswith("solve a linear system\n")
+
+
+# Mistakes
+
+
+def test_wrong_arguments(mistake, run, data):
+    assert "required" in mistake()
+    assert "invalid choice: 'fly'" in mistake("fly")
+    assert "-o/--output" in mistake("train", data)
+    assert "--text --texts --data is required" in mistake("predict", run)
+    assert "not allowed with argument" in mistake("predict", run, "--text", "a", "--data", data)
+    assert "invalid choice: 'bm25'" in mistake("predict", run, "--text", "a", "--scorer", "bm25")
+
+
+def test_wrong_settings(mistake, data, tmp_path):
+    output = tmp_path / "run"
+    err = mistake("train", data, "-o", output, "--set", "encoder.dims=5")
+    assert err == ("ngame: error: there is no setting encoder.dims, did you mean encoder.dim?\n")
+    assert "expected key=value" in mistake("train", data, "-o", output, "--set", "seed")
+    assert "no.toml" in mistake("train", data, "-o", output, "--config", tmp_path / "no.toml")
+    assert "device is 'gpu'" in mistake("train", data, "-o", output, "--set", "device=gpu")
+    assert "no setting seeds" in mistake("demo", "-o", output, "--set", "seeds=1")
+
+
+def test_wrong_data(mistake, run, tmp_path):
+    missing = tmp_path / "missing"
+    for arguments in (
+        ("train", missing, "-o", tmp_path / "run"),
+        ("predict", run, "--data", missing),
+        ("evaluate", run, missing),
+    ):
+        assert f"{missing}: no such file or folder" in mistake(*arguments)
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "labels": ["b"]}\n{"text": \n')
+    assert "a.jsonl:2: malformed JSON" in mistake(
+        "train", tmp_path / "a.jsonl", "-o", tmp_path / "run"
+    )
+    whole = tiny.dataset()
+    bare = ngame.Dataset(whole.train_texts, whole.train_labels, whole.label_texts)
+    save_dataset(bare, tmp_path / "bare")
+    assert "bare has no test points" in mistake("evaluate", run, tmp_path / "bare")
+    assert "bare has no test points" in mistake("predict", run, "--data", tmp_path / "bare")
+
+
+def test_wrong_texts(mistake, run, tmp_path):
+    path, output = tmp_path / "texts.txt", tmp_path / "x.npy"
+    for content, message in (
+        (b"one\n\nthree\n", "texts.txt:2: the text is empty"),
+        (b"", "texts.txt:1: the text is empty"),
+        (b"one\nt\xff\n", "texts.txt:2: not UTF-8 at byte 2"),
+    ):
+        path.write_bytes(content)
+        assert message in mistake("encode", run, path, "-o", output)
+        assert message in mistake("predict", run, "--texts", path)
+    assert "--text is empty" in mistake("predict", run, "--text", "a", "--text", " ")
+    assert "nothing.txt" in mistake("encode", run, tmp_path / "nothing.txt", "-o", output)
+
+
+def test_wrong_numbers(mistake, run):
+    for k, message in ((0, "k is 0"), (25, "k is 25, items has only 24"), (-1, "k is -1")):
+        assert message in mistake("predict", run, "--text", "ba", "-k", k)
+    assert "invalid int value: 'x'" in mistake("predict", run, "--text", "ba", "-k", "x")
+
+
+def test_not_a_run(mistake, data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments in (
+        ("predict", tmp_path / "empty", "--text", "a"),
+        ("evaluate", tmp_path / "empty", data),
+        ("encode", tmp_path / "nowhere", "texts.txt", "-o", tmp_path / "x.npy"),
+    ):
+        assert "holds no finished run" in mistake(*arguments)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00"])
+def test_damaged_arrays(mistake, data, tmp_path, content):
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    assert f"{path} cannot be read" in mistake("evaluate", path, data)
+    output = tmp_path / "c.npz"
+    assert f"{path} cannot be read" in mistake("cluster", path, "--size", 2, "-o", output)
+
+
+def test_wrong_arrays(mistake, data, tmp_path):
+    sp.save_npz(tmp_path / "p.npz", sp.csr_matrix(np.ones((60, 5), np.float32)))
+    assert "truth has shape (60, 24), predictions has (60, 5)" in mistake(
+        "evaluate", tmp_path / "p.npz", data
+    )
+    output = tmp_path / "c.npz"
+    x = np.ones((5, 2), np.float32)
+    x[3, 1] = np.nan
+    for array, message in (
+        (x, "row 3"),
+        (x.astype(np.float64), "float64, expected float32 or float16"),
+        (x[:, 0], "expected two dimensions"),
+        (np.array([{}]), "cannot be read"),
+    ):
+        np.save(tmp_path / "x.npy", array, allow_pickle=True)
+        assert message in mistake("cluster", tmp_path / "x.npy", "--size", 2, "-o", output)
+    np.save(tmp_path / "x.npy", np.ones((5, 2), np.float32))
+    assert "size is 6, x has only 5 rows" in mistake(
+        "cluster", tmp_path / "x.npy", "--size", 6, "-o", output
+    )
+
+
+def test_damaged_run(mistake, call, data, tmp_path):
+    assert call("train", data, "-o", tmp_path / "run", *SETS)[0] == 0
+    with open(tmp_path / "run" / "vectors.safetensors", "r+b") as file:
+        file.truncate(100)
+    assert mistake("predict", tmp_path / "run", "--text", "a").startswith("ngame: error: ")
+
+
+def test_output_that_cannot_be_written(mistake, run, tmp_path):
+    (tmp_path / "texts.txt").write_text("ba\n")
+    (tmp_path / "x.npy").mkdir()
+    err = mistake("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy")
+    assert "x.npy cannot be written" in err
+    (tmp_path / "file").touch()
+    assert "file" in mistake("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "file/x.npy")
+
+
+def test_stopped_by_hand(call, data, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ngame, "load_dataset", interrupt)
+    status, _, err = call("train", data, "-o", tmp_path / "run")
+    assert (status, err) == (130, "ngame: stopped\n")
+
+
+def test_warning_settings_are_restored(call):
+    before = warnings.showwarning
+    call("info")
+    assert warnings.showwarning is before
+
+
+def test_bars_on_a_terminal(data, tmp_path):
+    """Stage, epoch, loss, recall and time left, on a terminal of our own."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 200))
+    command = [sys.executable, "-m", "ngame.cli", "train", data, "-o", str(tmp_path / "run"), *SETS]
+    child = subprocess.Popen(
+        [*command, "--set=encoder_stage.batch_size=6", "--set=encoder_stage.epochs=3"],
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TQDM_MININTERVAL": "0"},
+    )
+    os.close(follower)
+    shown = b""
+    while child.poll() is None or select.select([leader], [], [], 0)[0]:
+        if select.select([leader], [], [], 0.1)[0]:
+            try:
+                shown += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+    os.close(leader)
+    assert child.wait() == 0
+    text = shown.decode()
+    for wanted in (
+        r"encoder: +\d+%\|",
+        r"classifier: +\d+%\|",
+        r"epoch [23]/3, loss \d\.\d{4}, hard-negative recall 0\.\d{3}, held-out P@1 \d+\.\d\d",
+        r"\d\d:\d\d<\d\d:\d\d",
+    ):
+        assert re.search(wanted, text), (wanted, text[-2000:])

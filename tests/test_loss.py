@@ -1,0 +1,160 @@
+"""The losses by hand, and against slow NumPy twins."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ngame.loss import Entries, decoupled_softmax, triplet
+
+LOSSES = [triplet, decoupled_softmax]
+
+
+def mean_over_rows(pay, targets):
+    rows = [
+        [pay(row, column) for column in np.flatnonzero(mask)] for row, mask in enumerate(targets)
+    ]
+    return np.mean([np.mean(row) for row in rows if row]) if any(map(len, rows)) else 0.0
+
+
+def slow_triplet(scores, known, targets, margin=0.3, negatives=10, temperature=0.1):
+    def pay(row, column):
+        there = sorted(scores[row, ~known[row]], reverse=True)[:negatives]
+        hard = [n for n in there if n - scores[row, column] + margin > 0]
+        weights = [math.exp(n / temperature) for n in hard]
+        hinges = [n - scores[row, column] + margin for n in hard]
+        return np.dot(weights, hinges) / sum(weights) if hard else 0.0
+
+    return mean_over_rows(pay, targets)
+
+
+def slow_decoupled_softmax(scores, known, targets, temperature=0.05):
+    def pay(row, column):
+        others = scores[row, ~known[row]]
+        return math.log1p(sum(math.exp((n - scores[row, column]) / temperature) for n in others))
+
+    return mean_over_rows(pay, targets)
+
+
+def entries(mask):
+    return Entries.of(sp.csr_matrix(np.atleast_2d(mask).astype(np.float32)))
+
+
+def run(loss, scores, known, targets=None, **options):
+    """Loss and its gradient with regard to the scores."""
+    scores = torch.tensor(scores, dtype=torch.float32, requires_grad=True)
+    value = loss(scores, entries(known), entries(known if targets is None else targets), **options)
+    (gradient,) = torch.autograd.grad(value, scores)
+    return value.item(), gradient.numpy()
+
+
+def test_entries_are_row_by_row():
+    found = entries([[0, 1, 1], [0, 0, 0], [1, 0, 0]])
+    assert found.rows.tolist() == [0, 0, 2]
+    assert found.columns.tolist() == [1, 2, 0]
+    assert found.rows.dtype == found.columns.dtype == torch.int64
+
+
+def test_triplet_by_hand():
+    # One positive at 0.5; with margin 0.3 the negatives at 0.6 and 0.4 violate, that at 0.1 not.
+    value, gradient = run(triplet, [[0.5, 0.6, 0.4, 0.1]], [[1, 0, 0, 0]], temperature=0.2)
+    first = math.exp(0.6 / 0.2) / (math.exp(0.6 / 0.2) + math.exp(0.4 / 0.2))
+    assert value == pytest.approx(first * 0.4 + (1 - first) * 0.2, rel=1e-5)
+    assert gradient[0, 3] == 0
+    assert gradient[0, 0] == pytest.approx(-1, rel=1e-5)
+    assert gradient.sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_decoupled_softmax_by_hand():
+    # Two positives, which do not compete, against one negative.
+    value, _ = run(decoupled_softmax, [[0.2, 0.1, 0.3]], [[1, 1, 0]], temperature=0.1)
+    assert value == pytest.approx((math.log1p(math.e) + math.log1p(math.e**2)) / 2, rel=1e-5)
+
+
+def test_rows_count_the_same_however_many_targets_they_have():
+    scores = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    value, _ = run(decoupled_softmax, scores, [[1, 1, 0], [0, 0, 1]], temperature=1.0)
+    assert value == pytest.approx((math.log(2) + math.log(3)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_known_positives_are_no_negatives(loss):
+    """A known positive that scores higher than all is neither pushed down nor pulled up."""
+    scores, known = [[0.1, 0.9, 0.2]], [[1, 1, 0]]
+    value, gradient = run(loss, scores, known, targets=[[1, 0, 0]])
+    assert gradient[0, 1] == 0
+    assert gradient[0, 0] < 0 < gradient[0, 2]
+    without, _ = run(loss, [[0.1, 0.2]], [[1, 0]])
+    assert value == pytest.approx(without, rel=1e-6)
+
+
+def test_fewer_negatives_than_asked_for():
+    """Three negatives are asked for and one is there: no positive takes another's place."""
+    value, gradient = run(triplet, [[0.5, 0.45, 0.4, 0.6]], [[1, 1, 1, 0]], negatives=3)
+    slow = np.mean([0.6 - p + 0.3 for p in (0.5, 0.45, 0.4)])
+    assert value == pytest.approx(slow, rel=1e-5)
+    np.testing.assert_allclose(gradient, [[-1 / 3, -1 / 3, -1 / 3, 1]], rtol=1e-5)
+
+
+def test_negatives_that_violate_nothing_have_no_gradient():
+    value, gradient = run(triplet, [[0.9, 0.5, -0.2]], [[1, 0, 0]], margin=0.3)
+    assert value == 0
+    assert (gradient == 0).all()
+    # At the very margin, in numbers that floats hold exactly.
+    value, gradient = run(triplet, [[0.5, 0.25, 0.25]], [[1, 0, 0]], margin=0.25)
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("known", [[[1, 1]], [[0, 0]]], ids=["no negative", "no target"])
+def test_rows_with_nothing_to_compare(loss, known):
+    value, gradient = run(loss, [[0.3, -0.4]], known)
+    assert value == 0
+    assert (gradient == 0).all()
+    # Beside a row that has both, such a row adds nothing but its share of the mean.
+    value, gradient = run(loss, [[0.3, -0.4], [0.1, 0.2]], [*known, [1, 0]])
+    alone, _ = run(loss, [[0.1, 0.2]], [[1, 0]])
+    assert value == pytest.approx(alone / (2 if any(known[0]) else 1), rel=1e-6)
+    assert (gradient[0] == 0).all()
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_extreme_scores_stay_finite(loss):
+    value, gradient = run(loss, [[-1.0, 1.0, 1.0]], [[1, 0, 0]], temperature=1e-3)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 10),
+    st.sampled_from([0.05, 0.3, 1.0]),
+)
+def test_equal_to_the_slow_ones(rows, columns, seed, negatives, density):
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
+    known = rng.random((rows, columns)) < density
+    targets = known & (rng.random((rows, columns)) < 0.7)
+    given_ = torch.from_numpy(scores), entries(known), entries(targets)
+    fast = triplet(*given_, negatives=negatives).item()
+    slow = slow_triplet(scores.astype(float), known, targets, negatives=negatives)
+    assert fast == pytest.approx(slow, rel=1e-4, abs=1e-5)
+    fast = decoupled_softmax(*given_).item()
+    slow = slow_decoupled_softmax(scores.astype(float), known, targets)
+    assert fast == pytest.approx(slow, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_scores_are_worked_on_in_full(loss):
+    scores = torch.tensor([[0.5, 0.6, 0.4]], dtype=torch.bfloat16)
+    value = loss(scores, entries([[1, 0, 0]]), entries([[1, 0, 0]]))
+    assert value.dtype == torch.float32
+    assert value == loss(scores.float(), entries([[1, 0, 0]]), entries([[1, 0, 0]]))
