@@ -11,6 +11,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from ngame.files import replacing, write_json, write_tensors
 from ngame.tokens import Tokens
@@ -114,7 +115,8 @@ class BagEncoder(torch.nn.Module):
         # Number of texts that hold each token, a text counted once: pairs (text, token) are unique.
         pairs = np.unique(document * rows + tokens.ids)
         frequency = np.bincount(pairs % rows, minlength=rows)
-        idf = torch.from_numpy(np.log((1 + len(texts)) / (1 + frequency))).float()
+        # Never quite 0, so that a text of nothing but the commonest tokens is no zero vector.
+        idf = torch.from_numpy(np.log((2 + len(texts)) / (1 + frequency))).float()
         self.embedding.weight.normal_(0, 1 / math.sqrt(self.dim), generator=generator)
         self.embedding.weight.mul_((idf / idf.mean())[:, None])
         for layer in self.layers:
@@ -145,7 +147,13 @@ class BagEncoder(torch.nn.Module):
                     texts[start : start + _TEXTS_AT_ONCE]
                 )
             )
-            for start in range(0, len(texts), _TEXTS_AT_ONCE)
+            for start in tqdm(
+                range(0, len(texts), _TEXTS_AT_ONCE),
+                "tokenizing",
+                disable=None,
+                delay=2,
+                leave=False,
+            )
         )
 
     def forward(self, tokens: Tokens) -> torch.Tensor:

@@ -51,10 +51,6 @@ class StageConfig:
     batch_size: int = 1024
     accumulate: int = 1
     """Batches whose gradients are averaged for one update."""
-    learning_rate: float = 2e-3
-    """AdamW's."""
-    sparse_learning_rate: float = 5e-3
-    """SparseAdam's, which has the parameters with sparse gradients: their rows are seldom met."""
     warmup: float = 0.05
     """Share of the updates over which the learning rate rises from 0; then it falls to 0."""
     weight_decay: float = 0.01
@@ -82,7 +78,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "epochs", "clip", "weight_decay", "start_epoch", "margin")
         _at_least(self, 1, "batch_size", "accumulate", "negatives", "cluster_size", "refresh_every")
-        _above_zero(self, "learning_rate", "sparse_learning_rate", "temperature")
+        _above_zero(self, "temperature")
         _share(self, "warmup", "random_share")
         for epoch, size in self.schedule.items():
             if epoch < 0 or size < 1:
@@ -100,17 +96,28 @@ class StageConfig:
 class EncoderStageConfig(StageConfig):
     """The encoder stage."""
 
+    learning_rate: float = 2e-3
+    """AdamW's."""
+    sparse_learning_rate: float = 5e-3
+    """SparseAdam's, which has the parameters with sparse gradients: their rows are seldom met."""
     positives: Literal["one", "all"] = "all"
     """Positives of a point that a visit trains on: one drawn uniformly (as NGAME does), or all.
     All of them make the label pool larger: worth it where encoding a label is cheap."""
     embeddings: Literal["fresh", "bank"] = "bank"
     """What is clustered: the vectors of an encoding pass, or those that training last saw."""
 
+    def __post_init__(self) -> None:
+        # Not super(): a dataclass with slots is a new class, which the zero-argument form misses.
+        StageConfig.__post_init__(self)
+        _above_zero(self, "learning_rate", "sparse_learning_rate")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierStageConfig(StageConfig):
     """The classifier stage."""
 
+    learning_rate: float = 5e-3
+    """Of the labels' vectors."""
     dropout: float = 0.5
     """Of the points' vectors."""
     finetune: bool = False
@@ -119,9 +126,8 @@ class ClassifierStageConfig(StageConfig):
     """Of all its parameters."""
 
     def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is a new class, which the zero-argument form misses.
-        StageConfig.__post_init__(self)
-        _above_zero(self, "encoder_learning_rate")
+        StageConfig.__post_init__(self)  # see EncoderStageConfig
+        _above_zero(self, "learning_rate", "encoder_learning_rate")
         _below_one(self, "dropout")
 
 
@@ -151,7 +157,8 @@ class Config:
     device: str = "auto"
     """A torch device; "auto" takes a GPU if there is one."""
     validation: float = 0.05
-    """Share of the training points held out, to choose weights by and to fit the fusion on."""
+    """Share of the training points held out, to choose weights by and to fit the fusion on; but
+    100 of them at least, and a fifth of all at most."""
     max_validation: int = 5_000
     """Points held out at most."""
     keep: Literal["best", "last"] = "last"

@@ -1,6 +1,6 @@
 """What an encoder is to the rest of the library, and how many texts are encoded with one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from ngame.tokens import Tokens
 
@@ -53,7 +54,6 @@ def encode(
     tokens: Tokens,
     *,
     tokens_per_batch: int = 16_384,
-    progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Encode n texts in evaluation mode.
 
@@ -65,7 +65,6 @@ def encode(
     encoder : an `Encoder`
     tokens : n texts
     tokens_per_batch : padded tokens (texts times the longest of them) that are encoded at once
-    progress : called with the number of texts done after each batch
 
     Returns
     -------
@@ -82,15 +81,16 @@ def encode(
     vectors = np.empty((len(tokens), dim), np.float32)
     lengths = np.maximum(tokens.lengths, 1)
     order = np.argsort(-lengths, kind="stable")
-    with evaluating(encoder):
+    # On a terminal, and only where it takes a while.
+    bar = tqdm(total=len(tokens), desc="encoding", unit="text", disable=None, delay=2, leave=False)
+    with evaluating(encoder), bar:
         start = 0
         while start < len(order):
             stop = min(len(order), start + max(1, tokens_per_batch // int(lengths[order[start]])))
             rows = order[start:stop]
             batch = checked(encoder(tokens.take(rows)), len(rows), dim)
             vectors[rows] = batch.float().cpu().numpy()
-            if progress is not None:
-                progress(stop - start)
+            bar.update(stop - start)
             start = stop
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():

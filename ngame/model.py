@@ -12,6 +12,7 @@ import numpy.typing as npt
 import safetensors.numpy
 import scipy.sparse as sp
 import torch
+from tqdm import tqdm
 
 from ngame import fusion, metrics
 from ngame.bag import BagEncoder
@@ -118,7 +119,10 @@ class Model:
         k = min(self.config.k, len(self.label_texts)) if k is None else k
         fused_by = self.fusions["trained" if seen else "all"]
         parts: dict[Scorer, list[sp.csr_matrix]] = {}
-        for rows, left_out in _chunks(len(vectors), drop, len(self.label_texts)):
+        chunks = _chunks(len(vectors), drop, len(self.label_texts))
+        total = -(-len(vectors) // _QUERIES_AT_ONCE)
+        bar = tqdm(chunks, "predicting", total, disable=None, delay=2, leave=False)
+        for rows, left_out in bar:
             single = self.single_scores(vectors[rows], k, drop=left_out, seen=seen)
             fused, features = self.candidates(vectors[rows], single)
             fused.data = fused_by(features)

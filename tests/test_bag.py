@@ -140,7 +140,8 @@ def test_frequent_words_weigh_less():
     encoder = BagEncoder.fit(texts, dim=16)
     tokens = encoder.tokenize(["the", "word3"])
     sizes = encoder.embedding.weight.detach().norm(dim=1).numpy()
-    assert sizes[tokens.ids[0]] == 0  # in every text: it tells nothing
+    # In every text: it tells next to nothing, but a text of it alone is no zero vector.
+    assert 0 < sizes[tokens.ids[0]] < 0.1 * sizes[tokens.ids[1]]
     assert sizes[tokens.ids[1:]].max() > 0.2
 
 

@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ngame
+from ngame import stage as stage_module
 from ngame import training
 from ngame.bag import BagEncoder
 from ngame.batches import ClusterBatchSampler
 from ngame.config import StageConfig
+from ngame.optimizer import Optimizer, Rated, clip
+from ngame.run import Run, hold_out, truth_of
 from ngame.tokens import Tokens
 
 ENCODER_ONLY = ("classifier_stage.epochs=0",)
@@ -32,13 +35,13 @@ def dataset():
 def log(monkeypatch):
     """The log of the last training, which is otherwise seen only in the folder of a run."""
     runs = []
-    start = training._Run.__init__
+    start = Run.__init__
 
     def keep(self, *arguments):
         runs.append(self)
         start(self, *arguments)
 
-    monkeypatch.setattr(training._Run, "__init__", keep)
+    monkeypatch.setattr(Run, "__init__", keep)
     return lambda: runs[-1].log
 
 
@@ -202,7 +205,7 @@ def test_clusters_from_the_first_epoch_on(dataset, plans):
     ((epoch, clusters),) = refreshed
     assert epoch == 0
     encoder = ngame.train(dataset, tiny.config("encoder_stage.epochs=0", *ENCODER_ONLY)).encoder
-    trained, _ = training._hold_out(training._truth(dataset.train_labels, None), tiny.config())
+    trained, _ = hold_out(truth_of(dataset.train_labels, None), tiny.config())
     texts = [dataset.train_texts[row] for row in trained]
     x = ngame.encoder.encode(encoder, encoder.tokenize(texts))
     random = ngame.Clusters(np.random.default_rng(0).permutation(240), np.arange(0, 241, 4))
@@ -264,7 +267,7 @@ def batch_cases(draw):
 def test_labels_of_a_batch(case, one):
     """Targets, pool and known positives against dense masks; dropped pairs are no negatives."""
     rng, y, pairs = case
-    truth = training._truth(sp.csr_matrix(y.astype(np.float32)), pairs)
+    truth = truth_of(sp.csr_matrix(y.astype(np.float32)), pairs)
     dropped = np.zeros(y.shape, bool)
     dropped[pairs[:, 0], pairs[:, 1]] = True
     np.testing.assert_array_equal(truth.targets.toarray() > 0, y & ~dropped)
@@ -292,7 +295,7 @@ def test_labels_of_a_batch(case, one):
 
 
 def test_the_one_positive_is_drawn_uniformly():
-    truth = training._truth(sp.csr_matrix(np.array([[1, 1, 0, 1]], np.float32)), None)
+    truth = truth_of(sp.csr_matrix(np.array([[1, 1, 0, 1]], np.float32)), None)
     rng = np.random.default_rng(0)
     rows = np.zeros(3000, int)
     pool, _, targets = training._batch_labels(truth, rows, rng, torch.device("cpu"))
@@ -314,7 +317,7 @@ def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
             optimizer.zero_grad()
         self.updates += 1
 
-    monkeypatch.setattr(training._Optimizer, "step", record)
+    monkeypatch.setattr(Optimizer, "step", record)
     gradients = {}
     for accumulate in (1, 3):
         found.clear()
@@ -333,7 +336,7 @@ def test_learning_rates_rise_and_fall():
     """Parameters with sparse gradients have a rate of their own, on the same schedule."""
     module = torch.nn.Sequential(torch.nn.Embedding(3, 2, sparse=True), torch.nn.Linear(2, 2))
     config = StageConfig(warmup=0.25, clip=0)
-    optimizer = training._Optimizer([training._Rated(module, 0.4, 0.8)], config, 8)
+    optimizer = Optimizer([Rated(module, 0.4, 0.8)], config, 8)
     rates = {"dense": [], "sparse": []}
     for _ in range(8):
         module(torch.tensor([0, 2])).sum().backward()
@@ -353,7 +356,7 @@ def test_clipping_counts_sparse_and_dense_gradients_together(limit):
     parameters = [table.weight, dense.weight]
     before = [p.grad.to_dense().clone() for p in parameters]
     norm = math.sqrt(sum(float(g.square().sum()) for g in before))
-    training._clip([*parameters, dense.bias], limit)
+    clip([*parameters, dense.bias], limit)
     scale = min(1, limit / norm)
     for old, parameter in zip(before, parameters, strict=True):
         torch.testing.assert_close(parameter.grad.to_dense(), old * scale, rtol=1e-4, atol=1e-6)
@@ -361,7 +364,7 @@ def test_clipping_counts_sparse_and_dense_gradients_together(limit):
 
 def test_a_classifier_step_touches_only_the_labels_of_its_batch(dataset, monkeypatch):
     pools, changed = [], []
-    label_pool, step = training.label_pool, training._Optimizer.step
+    label_pool, step = training.label_pool, Optimizer.step
 
     def keep_pool(labels, rows):
         pools.append(set(label_pool(labels, rows)[0].tolist()))
@@ -374,7 +377,7 @@ def test_a_classifier_step_touches_only_the_labels_of_its_batch(dataset, monkeyp
         changed.append(set(torch.nonzero((weight != before).any(dim=1))[:, 0].tolist()))
 
     monkeypatch.setattr(training, "label_pool", keep_pool)
-    monkeypatch.setattr(training._Optimizer, "step", compare)
+    monkeypatch.setattr(Optimizer, "step", compare)
     sets = ("classifier_stage.batch_size=8", "classifier_stage.weight_decay=0.5")
     ngame.train(dataset, tiny.config(*sets, *CLASSIFIER_ONLY))
     assert len(changed) == 30
@@ -404,7 +407,7 @@ def test_which_epoch_is_kept(dataset, monkeypatch, keep, chosen):
 
     def precision(run, *_):
         seen.append({name: v.clone() for name, v in run.encoder.state_dict().items()})
-        return {"P@1": scripted[len(seen) - 1]}
+        return scripted[len(seen) - 1]
 
     monkeypatch.setattr(training, "_precision", precision)
     sets = ("encoder_stage.epochs=3", f"keep={keep}")
@@ -434,7 +437,7 @@ def test_held_out_and_test_points_are_never_trained_on():
     config = tiny.config("classifier_stage.finetune=true")
     ngame.train(dataset, config, encoder=encoder)
     words = {number: word for word, number in encoder.vocabulary.items()}
-    trained, held_out = training._hold_out(training._truth(dataset.train_labels, None), config)
+    trained, held_out = hold_out(truth_of(dataset.train_labels, None), config)
     assert len(held_out) == 12
     assert sorted([*trained, *held_out]) == list(range(60))
     points = {f"point{row}" for row in trained}
@@ -465,7 +468,7 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
     texts = [f"point{row}" for row in range(30)]
     dataset = ngame.Dataset(texts, y, [f"label{n}" for n in range(5)], drop_train=drop)
     seen = []
-    loss = training.decoupled_softmax
+    loss = stage_module.decoupled_softmax
 
     def keep(scores, known, targets, **options):
         seen.append((known, targets))
@@ -479,14 +482,12 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
         batches.append((truth, rows, found[0]))
         return found
 
-    monkeypatch.setattr(training, "decoupled_softmax", keep)
+    monkeypatch.setattr(stage_module, "decoupled_softmax", keep)
     monkeypatch.setattr(training, "_batch_labels", keep_batch)
     monkeypatch.setattr(training, "_hard_negative_recall", lambda *_: 0.0)
     config = tiny.config()
     ngame.train(dataset, config, encoder=Words())
-    trained, _ = training._hold_out(
-        training._truth(dataset.train_labels, dataset.drop_train), config
-    )
+    trained, _ = hold_out(truth_of(dataset.train_labels, dataset.drop_train), config)
     dropped = {tuple(pair) for pair in drop}
     met = 0
     assert len(seen) == len(batches)

@@ -52,7 +52,7 @@ def config(*sets):
             "encoder_stage.cluster_size=4",
             "classifier_stage.epochs=2",
             "classifier_stage.batch_size=32",
-            "classifier_stage.sparse_learning_rate=0.02",
+            "classifier_stage.learning_rate=0.02",
             *sets,
         ],
     )
