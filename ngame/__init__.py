@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 try:
-    from ngame import _core as _core
+    _core = import_module("ngame._core")
 except ModuleNotFoundError as error:
     if error.name != "ngame._core":
         raise
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ngame.training import train as train
     from ngame.transformer import TransformerEncoder as TransformerEncoder
 
-__version__ = _core.__version__
+__version__: str = _core.__version__
 
 # Imported when first asked for, so that those who only cluster or evaluate wait for no torch.
 _LAZY = {

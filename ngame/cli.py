@@ -223,8 +223,8 @@ def _demo(options: argparse.Namespace) -> None:
     _print_table({**model.metrics, **model.evaluate(baseline, truth, drop=drop)})
     print()
     chosen = [row * len(texts) // 3 for row in range(3)]
-    asked = [texts[row] for row in chosen]
-    _print_predictions(model, asked, model.predict(asked, 5), truth[chosen])
+    found = model.predict(texts, 5, drop=drop)[chosen]
+    _print_predictions(model, [texts[row] for row in chosen], found, truth[chosen])
     print(f'Ask it: ngame predict {options.output} --text "solve a linear system"')
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -244,8 +245,8 @@ def suited(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
       better; where they are a sample, the softmax.
     - A transformer makes small batches of one positive a point, clustered; and small steps.
     """
-    epochs = min(max(round(1_250_000 / max(points, 1)), 5), 20)
-    encoder: dict[str, Any] = {"dropout": round(0.3 * (epochs - 5) / 15, 2)}
+    epochs = min(max(round(2500 / math.sqrt(max(points, 1))), 3), 60)
+    encoder: dict[str, Any] = {"dropout": round(max(0.0, 0.3 * (1 - 5 / epochs)), 2)}
     stage: dict[str, Any] = {"epochs": epochs}
     classifier: dict[str, Any] = {}
     if kind == "transformer":
