@@ -242,11 +242,12 @@ def suited(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
 
     - Few points are visited more often, and their texts thinned for it.
     - Where a batch's labels are about all there are, the triplet loss ranks the first place
-      better; where they are a sample, the softmax.
+      better, and so does an encoder that the classifier stage trains on; where they are a
+      sample, the softmax, and an encoder left alone.
     - A transformer makes small batches of one positive a point, clustered; and small steps.
     """
     epochs = min(max(round(2500 / math.sqrt(max(points, 1))), 3), 60)
-    encoder: dict[str, Any] = {"dropout": round(max(0.0, 0.3 * (1 - 5 / epochs)), 2)}
+    encoder: dict[str, Any] = {"dropout": round(max(0.0, 0.4 * (1 - 5 / epochs)), 2)}
     stage: dict[str, Any] = {"epochs": epochs}
     classifier: dict[str, Any] = {}
     if kind == "transformer":
@@ -260,8 +261,9 @@ def suited(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
             }
         }
     if labels <= StageConfig().batch_size:
-        stage |= {"loss": "triplet", "margin": 0.2}
-        classifier |= {"loss": "triplet"}
+        stage |= {"loss": "triplet", "margin": 0.2, "learning_rate": 5e-3}
+        classifier |= {"loss": "triplet", "epochs": 10}
+        classifier |= {"finetune": True, "encoder_learning_rate": 1e-3}
     return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier}
 
 
