@@ -142,6 +142,9 @@ class PredictionConfig:
     """Training points that vote."""
     vote_temperature: float = 0.05
     """Of the softmax over their similarities."""
+    search: Literal["exact", "hnsw"] = "exact"
+    """How labels and training points are searched: all of them, or by an approximate index (of
+    hnswlib, which the extra `ann` installs), kept with the run: for millions of them."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "k", "neighbours")

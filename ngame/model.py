@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from ngame.config import Config, PredictionConfig
 from ngame.encoder import encode
 from ngame.files import replacing, replacing_folder, write_json, write_tensors
 from ngame.fusion import Features, Fusion
+from ngame.index import HnswIndex, Vectors
 from ngame.shortlist import drop_pairs, keep_topk, merge, topk_arrays
 from ngame.tokens import Tokens
 
@@ -59,6 +61,7 @@ class Model:
     config: PredictionConfig
     threads: int = 0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    _indexes: dict[Scorer, HnswIndex] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
@@ -171,17 +174,12 @@ class Model:
     ) -> Scores:
         """The k best labels by each scorer alone; see `predict` for the arguments."""
         labels = len(self.label_texts)
-        found: Scores = {}
-        by: list[tuple[Scorer, npt.NDArray[np.float32] | None]] = [
-            ("encoder", self.label_vectors),
-            ("classifier", self.classifier),
-        ]
-        for name, items in by:
-            if items is not None:
-                scores, ids = topk_arrays(
-                    vectors, items, k, metric="dot", drop=drop, threads=self.threads
-                )
-                found[name] = _csr(scores, ids, labels)
+        drop = _drop_matrix(drop, len(vectors), labels)
+        found: Scores = {
+            name: _csr(*self._nearest(name, vectors, k, drop), labels)
+            for name in self._searched
+            if name != "neighbours"
+        }
         if not seen:
             votes = self._votes(vectors)
             if drop is not None:
@@ -192,14 +190,40 @@ class Model:
     def _votes(self, vectors: npt.NDArray[np.float32]) -> sp.csr_matrix:
         """Labels of the nearest training points, by a softmax of the similarities."""
         k = min(self.config.neighbours, len(self.point_vectors))
-        scores, ids = topk_arrays(
-            vectors, self.point_vectors, k, metric="dot", threads=self.threads
-        )
+        scores, ids = self._nearest("neighbours", vectors, k)
         weights = np.exp((scores - scores[:, :1]) / self.config.vote_temperature)
         weights /= weights.sum(axis=1, keepdims=True)
         votes = _csr(weights, ids, len(self.point_vectors)) @ self.point_labels
         votes.sort_indices()
         return sp.csr_matrix(votes, dtype=np.float32)
+
+    @property
+    def _searched(self) -> dict[Scorer, Vectors]:
+        """The vectors that each scorer searches."""
+        searched: dict[Scorer, Vectors] = {"encoder": self.label_vectors}
+        if self.classifier is not None:
+            searched["classifier"] = self.classifier
+        return {**searched, "neighbours": self.point_vectors}
+
+    def _nearest(
+        self,
+        name: Scorer,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        drop: sp.csr_matrix | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Scores and ids of the nearest of the vectors that a scorer searches."""
+        if self.config.search == "hnsw":
+            return self._index(name).search(queries, k, drop=drop)
+        items = self._searched[name]
+        return topk_arrays(queries, items, k, metric="dot", drop=drop, threads=self.threads)
+
+    def _index(self, name: Scorer) -> HnswIndex:
+        """The index of the vectors that a scorer searches, made when it is first asked for."""
+        vectors = self._searched[name]
+        if name not in self._indexes or self._indexes[name].vectors is not vectors:
+            self._indexes[name] = HnswIndex(vectors, threads=self.threads)
+        return self._indexes[name]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write all that `load` reads into `folder`, file by file.
@@ -229,6 +253,12 @@ class Model:
             classifier.unlink(missing_ok=True)  # that of another model
         else:
             write_tensors(classifier, {"weight": torch.from_numpy(self.classifier)})
+        if self.config.search == "hnsw":
+            with replacing_folder(folder / "index") as aside:
+                for name in self._searched:
+                    self._index(name).save(aside / f"{name}.hnsw")
+        elif (folder / "index").exists():
+            shutil.rmtree(folder / "index")  # that of another model
         if self.metrics:
             write_json(folder / "metrics.json", self.metrics)
         # Last: a folder that holds it holds all the rest.
@@ -260,7 +290,7 @@ class Model:
         indices = vectors["point_labels.indices"]
         classifier = folder / "classifier.safetensors"
         measured = folder / "metrics.json"
-        return cls(
+        model = cls(
             encoder=encoder if encoder is not None else load_encoder(folder / "encoder"),
             label_texts=label_texts,
             label_vectors=vectors["labels"],
@@ -277,6 +307,11 @@ class Model:
             threads=config.threads,
             metrics=json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {},
         )
+        if model.config.search == "hnsw" and (folder / "index").exists():
+            for name, items in model._searched.items():
+                path = folder / "index" / f"{name}.hnsw"
+                model._indexes[name] = HnswIndex.load(path, items, threads=model.threads)
+        return model
 
 
 def load_encoder(folder: Path) -> torch.nn.Module:
@@ -296,16 +331,22 @@ def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return cast(npt.NDArray[np.float32], vectors / np.maximum(norms, np.float32(1e-30)))
 
 
-def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, Any]]:
+def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_matrix | None]]:
     """Slices of the rows, each with its rows of `drop` as a CSR matrix or None."""
-    if drop is not None and not sp.issparse(drop):
-        pairs = np.asarray(drop).reshape(-1, 2)
-        drop = sp.csr_matrix(
-            (np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), shape=(rows, labels)
-        )
+    matrix = _drop_matrix(drop, rows, labels)
     for start in range(0, rows, _QUERIES_AT_ONCE):
         part = slice(start, min(rows, start + _QUERIES_AT_ONCE))
-        yield part, None if drop is None else drop.tocsr()[part]
+        yield part, None if matrix is None else matrix[part]
+
+
+def _drop_matrix(drop: Any, rows: int, labels: int) -> sp.csr_matrix | None:
+    """The pairs to leave out as a CSR matrix, however they were given."""
+    if drop is None or sp.issparse(drop):
+        return None if drop is None else drop.tocsr()
+    pairs = np.asarray(drop).reshape(-1, 2)
+    return sp.csr_matrix(
+        (np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), shape=(rows, labels)
+    )
 
 
 def _csr(

@@ -18,6 +18,7 @@ from ngame.checkpoint import Checkpoint
 from ngame.config import Config, EncoderConfig
 from ngame.data import Dataset
 from ngame.files import remove_leftovers, replacing, replacing_folder, write_json
+from ngame.index import require_hnswlib
 from ngame.model import load_encoder
 from ngame.tokens import Tokens
 
@@ -64,6 +65,8 @@ class Run:
         self.config = config
         self.folder = folder
         self.device = _device(config.device)
+        if config.prediction.search == "hnsw":
+            require_hnswlib()
         truth = truth_of(dataset.train_labels, dataset.drop_train)
         trained, held_out = hold_out(truth, config)
         # Only now: what is wrong with settings or data leaves no folder behind.
