@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ngame.batches import ClusterBatchSampler as ClusterBatchSampler
     from ngame.data import Dataset as Dataset
     from ngame.data import load_dataset as load_dataset
+    from ngame.embeddings import EmbeddingBank as EmbeddingBank
+    from ngame.embeddings import RefreshTimer as RefreshTimer
+    from ngame.embeddings import encode_rows as encode_rows
+    from ngame.embeddings import evaluating as evaluating
     from ngame.model import Model as Model
     from ngame.training import train as train
     from ngame.transformer import TransformerEncoder as TransformerEncoder
@@ -34,8 +38,12 @@ _LAZY = {
     "BagEncoder": "ngame.bag",
     "ClusterBatchSampler": "ngame.batches",
     "Dataset": "ngame.data",
+    "EmbeddingBank": "ngame.embeddings",
     "Model": "ngame.model",
+    "RefreshTimer": "ngame.embeddings",
     "TransformerEncoder": "ngame.transformer",
+    "encode_rows": "ngame.embeddings",
+    "evaluating": "ngame.embeddings",
     "load_dataset": "ngame.data",
     "train": "ngame.training",
 }
@@ -45,11 +53,15 @@ __all__ = [
     "ClusterBatchSampler",
     "Clusters",
     "Dataset",
+    "EmbeddingBank",
     "Model",
+    "RefreshTimer",
     "TransformerEncoder",
     "balanced_clusters",
     "cluster_shortlist",
     "drop_pairs",
+    "encode_rows",
+    "evaluating",
     "in_batch_positives",
     "keep_topk",
     "label_pool",

@@ -1,15 +1,14 @@
 """What an encoder is to the rest of the library, and how many texts are encoded with one."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
+from ngame.embeddings import encode_rows
 from ngame.tokens import Tokens
 
 
@@ -37,28 +36,15 @@ class Encoder(Protocol):
         ...
 
 
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, the module's own mode restored at the end."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        module.train(training)
-
-
 def encode(
     encoder: torch.nn.Module,
     tokens: Tokens,
     *,
     tokens_per_batch: int = 16_384,
 ) -> npt.NDArray[np.float32]:
-    """Encode n texts in evaluation mode.
+    """Encode n texts within `ngame.evaluating`.
 
-    Texts of like length go together, so that an encoder that pads wastes little. The state of the
-    random generators is not touched by encoders whose evaluation mode draws nothing.
+    Texts of like length go together, so that an encoder that pads wastes little.
 
     Parameters
     ----------
@@ -78,24 +64,15 @@ def encode(
         The encoder returned another shape than [texts, dim], or values that are not finite.
     """
     dim = int(encoder.dim)  # type: ignore[arg-type]
-    vectors = np.empty((len(tokens), dim), np.float32)
-    lengths = np.maximum(tokens.lengths, 1)
-    order = np.argsort(-lengths, kind="stable")
-    # On a terminal, and only where it takes a while.
-    bar = tqdm(total=len(tokens), desc="encoding", unit="text", disable=None, delay=2, leave=False)
-    with evaluating(encoder), bar:
-        start = 0
-        while start < len(order):
-            stop = min(len(order), start + max(1, tokens_per_batch // int(lengths[order[start]])))
-            rows = order[start:stop]
-            batch = checked(encoder(tokens.take(rows)), len(rows), dim)
-            vectors[rows] = batch.float().cpu().numpy()
-            bar.update(stop - start)
-            start = stop
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"encoder returned NaN or infinity for text {int(np.argmin(finite))}")
-    return vectors
+    if not len(tokens):
+        return np.empty((0, dim), np.float32)
+    return encode_rows(
+        lambda rows: checked(encoder(tokens.take(rows)), len(rows), dim),
+        len(tokens),
+        model=encoder,
+        chunk_size=tokens_per_batch,
+        lengths=tokens.lengths,
+    )
 
 
 def checked(vectors: torch.Tensor, rows: int, dim: int) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """What the loops of both stages share: the plan of the batches, updates, checkpoints, the log."""
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from ngame.batches import ClusterBatchSampler
 from ngame.checkpoint import arrays, joined, sampler_state, split
 from ngame.config import StageConfig
+from ngame.embeddings import EmbeddingBank, RefreshTimer
 from ngame.loss import Entries, decoupled_softmax, triplet
 from ngame.optimizer import Optimizer, Rated
 from ngame.run import Run
@@ -53,12 +53,12 @@ class Stage:
             if config.loss == "softmax"
             else partial(triplet, margin=config.margin, negatives=config.negatives)
         )
-        self.bank: npt.NDArray[np.float16] | None = None
+        self.bank: EmbeddingBank | None = None
         self.epoch = self.batch = 0
         self.total_loss = torch.zeros((), dtype=torch.float64, device=run.device)
         self.best = -math.inf
         self.best_weights: dict[str, torch.Tensor] = {}
-        self.started = time.monotonic()
+        self.timer = RefreshTimer()
 
     def seeds(self, *batch: int) -> np.random.SeedSequence:
         """Seeds of a batch of the current epoch; of the stage as a whole without one."""
@@ -78,8 +78,9 @@ class Stage:
         self.sampler.load_state_dict(sampler_state(split(tensors, "sampler.")))
         self.total_loss = tensors["total_loss"].to(self.run.device)
         self.best_weights = split(tensors, "best.")
-        if self.bank is not None and "bank" in tensors:
-            self.bank[:] = tensors["bank"].numpy()
+        if self.bank is not None:
+            bank = split(tensors, "bank.")
+            self.bank.load_state_dict({name: value.numpy() for name, value in bank.items()})
 
     def epochs(self) -> Iterator[int]:
         """Epochs still to do; a bar over their batches is drawn on a terminal."""
@@ -88,11 +89,17 @@ class Stage:
             self.bar.update(self.epoch * len(self.sampler) + self.batch)
             while self.epoch < self.config.epochs:
                 self.sampler.set_epoch(self.epoch)
-                self.started = time.monotonic()
+                self.timer.start_epoch()
                 yield self.epoch
         if self.best_weights:
             for name, module in self.modules.items():
                 module.load_state_dict(split(self.best_weights, f"{name}."))
+
+    def refresh(self, embeddings: Callable[[], npt.NDArray[Any]]) -> None:
+        """Cluster the embeddings of the points if that is due, and time it."""
+        if self.sampler.due(self.epoch):
+            with self.timer:
+                self.sampler.refresh(embeddings())
 
     def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], np.random.Generator]]:
         """Rows of each batch still to do, and the generator of its random choices.
@@ -128,6 +135,7 @@ class Stage:
         if log and log[-1]["stage"] == self.name:
             recall, best = log[-1]["hard_negative_recall"], log[-1]["P@1"]
             status += f", hard-negative recall {recall:.3f}, held-out P@1 {100 * best:.2f}"
+            status += f", refresh {100 * log[-1]['refresh_share']:.1f} % of the time"
         return status
 
     def end_epoch(self, measured: Mapping[str, float]) -> None:
@@ -139,7 +147,8 @@ class Stage:
                 "cluster_size": self.sampler.cluster_size_at(self.epoch),
                 "loss": self.total_loss.item() / len(self.sampler),
                 **measured,
-                "seconds": round(time.monotonic() - self.started, 2),
+                "refresh_share": round(self.timer.share, 4),
+                "seconds": round(self.timer.seconds, 2),
             }
         )
         self.run.write_log()
@@ -173,7 +182,8 @@ class Stage:
             "total_loss": self.total_loss,
         }
         if self.bank is not None:
-            tensors["bank"] = torch.from_numpy(self.bank)
+            bank = self.bank.state_dict()
+            tensors |= {f"bank.{name}": torch.from_numpy(value) for name, value in bank.items()}
         self.run.checkpoint.save(meta, tensors)
 
     def _weights(self) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from ngame import metrics
 from ngame.checkpoint import split
 from ngame.config import Config
 from ngame.data import Dataset
+from ngame.embeddings import EmbeddingBank
 from ngame.encoder import checked, encode
 from ngame.fusion import Fusion
 from ngame.loss import Entries
@@ -84,12 +86,10 @@ def train_encoder(run: Run) -> None:
     rated = Rated(encoder, config.learning_rate, config.sparse_learning_rate)
     stage = Stage(run, "encoder", ENCODER, config, {"encoder": rated})
     if config.embeddings == "bank":
-        stage.bank = np.zeros((len(points.tokens), int(encoder.dim)), np.float16)
+        stage.bank = EmbeddingBank(len(points.tokens), int(encoder.dim))
     stage.restore(saved)
-    for epoch in stage.epochs():
-        if stage.sampler.due(epoch):
-            filled = stage.bank is not None and epoch > 0
-            stage.sampler.refresh(stage.bank if filled else encode(encoder, points.tokens))
+    for _ in stage.epochs():
+        stage.refresh(lambda: _point_vectors(run, stage.bank))
         encoder.train()
         for rows, rng in stage.batches():
             drawn = rng if config.positives == "one" else None
@@ -97,7 +97,7 @@ def train_encoder(run: Run) -> None:
             x = _vectors(encoder, points.tokens.take(rows))
             z = _vectors(encoder, run.labels.take(pool))
             if stage.bank is not None:
-                stage.bank[rows] = x.detach().half().cpu().numpy()
+                stage.bank.update(rows, x)
             stage.step(stage.loss(x @ z.T, known, targets))
         labels = unit(encode(encoder, run.labels))
         stage.end_epoch(
@@ -128,9 +128,8 @@ def train_classifier(run: Run) -> npt.NDArray[np.float32] | None:
     stage = Stage(run, "classifier", CLASSIFIER, config, modules)
     stage.restore(saved)
     frozen = None if config.finetune else _unit_half(encode(encoder, points.tokens))
-    for epoch in stage.epochs():
-        if stage.sampler.due(epoch):
-            stage.sampler.refresh(encode(encoder, points.tokens) if frozen is None else frozen)
+    for _ in stage.epochs():
+        stage.refresh(lambda: encode(encoder, points.tokens) if frozen is None else frozen)
         encoder.train(config.finetune)
         for rows, _ in stage.batches():
             pool, known, targets = _batch_labels(points.truth, rows, None, run.device)
@@ -220,6 +219,16 @@ def _batch_labels(
 def _vectors(encoder: torch.nn.Module, tokens: Tokens) -> torch.Tensor:
     x = checked(encoder(tokens), len(tokens), int(encoder.dim))  # type: ignore[arg-type]
     return F.normalize(x.float(), dim=1)
+
+
+def _point_vectors(run: Run, bank: EmbeddingBank | None) -> npt.NDArray[Any]:
+    """Vectors of the training points: those in the bank, encoded where it has none."""
+    tokens = run.points.tokens
+    if bank is None:
+        return encode(run.encoder, tokens)
+    rows = bank.unseen
+    bank.update(rows, encode(run.encoder, tokens.take(rows)))
+    return bank.vectors
 
 
 def _unit_half(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

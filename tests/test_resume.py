@@ -85,6 +85,7 @@ def log(folder):
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for entry in entries:
         assert entry.pop("seconds") >= 0
+        assert 0 <= entry.pop("refresh_share") <= 1
     return entries
 
 
