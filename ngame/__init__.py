@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 
 from ngame import metrics as metrics
 from ngame.cluster import Clusters, balanced_clusters
+from ngame.mining import mine_hard_negatives
 from ngame.positives import in_batch_positives, label_pool
 from ngame.shortlist import cluster_shortlist, drop_pairs, keep_topk, merge, topk, topk_arrays
 
@@ -68,6 +69,7 @@ __all__ = [
     "load_dataset",
     "merge",
     "metrics",
+    "mine_hard_negatives",
     "topk",
     "topk_arrays",
     "train",

@@ -38,6 +38,38 @@ def topk(queries, items, k, metric="cosine", drop=None):
     return best_scores, best_ids
 
 
+def hard_negatives(
+    queries,
+    items,
+    known,
+    first,
+    stop,
+    low=None,
+    high=None,
+    margin=None,
+    relative=None,
+    metric="dot",
+):
+    """What each query may take as a negative: (score, id) of what the bounds leave, best first."""
+    if metric == "cosine":
+        queries, items = unit(queries), unit(items)
+    scores = np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T
+    allowed = []
+    for values, positive in zip(scores, known, strict=True):
+        ranked = sorted(np.flatnonzero(~positive), key=lambda i: (-values[i], i))[first:stop]
+        if low is not None:
+            ranked = [i for i in ranked if values[i] >= low]
+        if high is not None:
+            ranked = [i for i in ranked if values[i] <= high]
+        for s in values[positive]:  # below every positive
+            if margin is not None:
+                ranked = [i for i in ranked if values[i] < s - margin]
+            if relative is not None:
+                ranked = [i for i in ranked if values[i] < s - relative * abs(s)]
+        allowed.append([(values[i], i) for i in ranked])
+    return allowed
+
+
 def in_batch_positives(labels, rows, columns):
     """The mask of the known positives of a batch, dense."""
     return stored(labels)[np.ix_(rows, columns)]

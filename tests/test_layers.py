@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "positives": CORE,
     "shortlist": CORE | {"cluster"},
     "metrics": CORE,
+    "mining": CORE | {"cluster", "positives", "shortlist"},
     "batches": {"arrays", "cluster"},
     "tokens": {"files"},
     "config": {"files"},
@@ -145,7 +146,7 @@ def test_import_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("room", ["cluster", "metrics", "positives", "shortlist"])
+@pytest.mark.parametrize("room", ["cluster", "metrics", "mining", "positives", "shortlist"])
 def test_examples_in_docstrings(room):
     found = doctest.testmod(importlib.import_module(f"ngame.{room}"))
     assert found.attempted > 0
