@@ -10,6 +10,7 @@
 #include "parallel.h"
 #include "positives.h"
 #include "shortlist.h"
+#include "sparse_text.h"
 #include "topk.h"
 
 namespace py = pybind11;
@@ -270,6 +271,13 @@ py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& t
   });
 }
 
+py::tuple parse_sparse_text_(const py::bytes& text) {
+  const std::string_view view(text);
+  SparseRows rows = compute([&](Cancel&) { return parse_sparse_text(view); });
+  return py::make_tuple(to_numpy(std::move(rows.counts)), to_numpy(std::move(rows.columns)),
+                        to_numpy(std::move(rows.values)), rows.fault);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -302,4 +310,5 @@ PYBIND11_MODULE(_core, m) {
         py::arg("threads"));
   m.def("evaluate", &evaluate_, py::arg("predictions"), py::arg("scores"), py::arg("truth"),
         py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("threads"));
+  m.def("parse_sparse_text", &parse_sparse_text_, py::arg("text"));
 }

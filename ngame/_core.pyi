@@ -65,3 +65,6 @@ def evaluate(
     ks: npt.NDArray[np.int64],
     threads: int,
 ) -> dict[str, list[float]]: ...
+def parse_sparse_text(
+    text: bytes,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], int]: ...

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from ngame.files import replacing_folder
+from ngame.sparse_text import read_sparse_text
 
 _SUFFIXES = (".json.gz", ".json", ".jsonl.gz", ".jsonl")
 _PAIRS = "filter_labels_{}.txt"
@@ -290,7 +291,7 @@ def _checked_pairs(
 
 def _load_folder(folder: Path) -> Dataset:
     label_file = _rows_file(folder, "lbl")
-    label_texts = [_text(row, where) for where, row in _objects(label_file)]
+    label_texts = [_text(row, where) for where, row in json_objects(label_file)]
     arguments = _read_split(folder, "trn", "train", len(label_texts))
     of_test = [*_candidates(folder, "tst"), folder / "tst_X_Y.txt", folder / _PAIRS.format("test")]
     if any(path.exists() for path in of_test):
@@ -304,14 +305,17 @@ def _read_split(folder: Path, stem: str, split: str, n_labels: int) -> dict[str,
     sparse_text = folder / f"{stem}_X_Y.txt"
     has_targets = not sparse_text.exists()
     texts: list[str] = []
-    labels = _LabelRows()
-    for where, row in _objects(path):
+    targets = _LabelRows()
+    for where, row in json_objects(path):
         texts.append(_text(row, where))
         if has_targets:
-            labels.append(_targets(row, where), n_labels, where)
-    if not has_targets:
-        labels = _read_sparse_text(sparse_text, len(texts), n_labels)
-    arguments = {f"{split}_texts": texts, f"{split}_labels": labels.matrix(n_labels)}
+            targets.append(_targets(row, where), n_labels, where)
+    labels = (
+        targets.matrix(n_labels)
+        if has_targets
+        else _read_sparse_text(sparse_text, len(texts), n_labels)
+    )
+    arguments: dict[str, Any] = {f"{split}_texts": texts, f"{split}_labels": labels}
     pairs = folder / _PAIRS.format(split)
     if pairs.exists():
         arguments[f"drop_{split}"] = _read_pairs(pairs, len(texts), n_labels)
@@ -322,7 +326,7 @@ def _load_tagged(path: Path) -> Dataset:
     texts: list[str] = []
     labels = _LabelRows()
     first_ids: dict[str, int] = {}  # label -> number in order of first appearance
-    for where, row in _objects(path):
+    for where, row in json_objects(path):
         texts.append(_string(_field(row, "text", where), "text", where))
         tags = _field(row, "labels", where)
         if not isinstance(tags, list):
@@ -392,36 +396,22 @@ def _rows_file(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def _read_sparse_text(path: Path, n_rows: int, n_labels: int) -> _LabelRows:
-    lines = _lines(path)
-    where, header = next(lines, (f"{path}:1", ""))
-    try:
-        rows, columns = (int(part) for part in header.split())
-    except ValueError:
-        raise ValueError(f"{where}: header {header[:40]!r}; expected rows and columns") from None
-    if (rows, columns) != (n_rows, n_labels):
+def _read_sparse_text(path: Path, n_rows: int, n_labels: int) -> sparse.csr_matrix:
+    text = read_sparse_text(path)
+    rows = len(text.offsets) - 1
+    if text.header is not None and text.header != (n_rows, n_labels):
         raise ValueError(
-            f"{where}: header says {rows} rows and {columns} columns; "
+            f"{path}:1: header says {text.header[0]} rows and {text.header[1]} columns; "
             f"there are {n_rows} points and {n_labels} labels with texts"
         )
-    labels = _LabelRows()
-    for where, line in lines:
-        ids = []
-        for pair in line.split():
-            label, _, value = pair.partition(":")
-            try:
-                ids.append(int(label))
-                positive = 0 < float(value) < float("inf")
-            except ValueError:
-                positive = False
-            if not positive:
-                what = f"{pair[:40]!r} is not label:value with a positive value"
-                raise ValueError(f"{where}: {what}")
-        labels.append(ids, n_labels, where)
-    if len(labels) != n_rows:
-        what = f"the file ends after {len(labels)} rows; the header says {n_rows}"
-        raise ValueError(f"{where}: {what}")
-    return labels
+    if rows != n_rows:
+        what = f"the file ends after {rows} rows; the header says {n_rows}"
+        raise ValueError(f"{path}:{rows + 1}: {what}")
+    positive = (text.values > 0) & np.isfinite(text.values)
+    text.refuse(~positive, "'{id}:{value:g}' is not label:value with a positive value")
+    matrix = text.matrix((n_rows, n_labels))
+    matrix.data.fill(1)
+    return matrix
 
 
 def _read_pairs(path: Path, n_rows: int, n_labels: int) -> npt.NDArray[np.int64]:
@@ -473,7 +463,7 @@ def _string(value: Any, name: str, where: str) -> str:
     return value.strip()
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line's place, ``file:line``, and the JSON object on it; at least one."""
     empty = True
     for where, line in _lines(path):

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "ngame"
 CORE = {"_core", "arrays"}
 MAY_IMPORT = {
     "files": set(),
+    "sparse_text": CORE | {"files"},
     "loss": set(),
     "arrays": {"_core"},
     "cluster": CORE | {"files"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "batches": {"arrays", "cluster"},
     "tokens": {"files"},
     "config": {"files"},
-    "data": {"files"},
+    "data": {"files", "sparse_text"},
     "docstrings": {"data"},
     "embeddings": {"arrays"},
     "encoder": {"embeddings", "tokens"},
