@@ -1,0 +1,235 @@
+"""Files of sparse matrices, of features with labels, of dense arrays and of corpora."""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ngame.compat.xclib.utils.sparse import ZeroBased, from_zero
+from ngame.data import json_objects
+from ngame.sparse_text import SparseText, read_sparse_text, write_sparse_text
+
+File = str | os.PathLike[str]
+
+
+def read_sparse_file(
+    file: File | BinaryIO,
+    n_features: int | None = None,
+    dtype: npt.DTypeLike = "float32",
+    zero_based: ZeroBased = True,
+    query_id: bool = False,
+    offset: int = 0,
+    length: int = -1,
+    header: bool = True,
+    force_header: bool = True,
+    safe_read: bool = True,
+) -> sp.csr_matrix:
+    """Read a sparse matrix from text: a row a line, ``column:value`` pairs.
+
+    Parameters
+    ----------
+    file : path, or a file open for reading bytes
+    n_features : int, optional
+        Number of columns where no header says it; else one more than the largest id.
+    dtype : of the values
+    zero_based : bool or "auto"
+        Whether ids count from 0; "auto": from 1 where there is no id 0.
+    query_id, offset, length
+        Only the defaults: query ids and parts of files are not read.
+    header : bool
+        Whether the first line is ``rows columns``.
+    force_header : bool
+        The shape is the header's; missing rows at the end are empty, with a warning. Otherwise it
+        is what the pairs show, with a warning where the header says something else.
+    safe_read : bool
+        A column twice in a row is an error; otherwise its values are summed.
+
+    Returns
+    -------
+    csr_matrix, indices sorted
+
+    Raises
+    ------
+    ValueError
+        A line is malformed or does not fit the header (the message names it), or an argument has
+        an unknown value.
+
+    Notes
+    -----
+    pyxclib wants sorted rows when `safe_read`; here their order does not matter. Its rows are lists
+    of C longs, whose size is the platform's; its `query_id` never worked.
+    """
+    if query_id or offset != 0 or length > 0:
+        raise ValueError("query_id, offset and length are not supported; the whole file is read")
+    text = read_sparse_text(file, header=header, dtype=dtype)
+    text = text._replace(ids=from_zero(text.ids, zero_based))
+    rows, columns = len(text.offsets) - 1, int(text.ids.max(initial=-1)) + 1
+    shape = rows, columns if n_features is None else n_features
+    if text.header is not None and force_header:
+        if rows < text.header[0]:
+            warnings.warn(
+                f"{text.name} has {rows} rows of the {text.header[0]} in its header; "
+                "the others are empty",
+                stacklevel=2,
+            )
+        shape = text.header
+    elif text.header is not None and text.header != shape:
+        warnings.warn(f"{text.name}: header {text.header}, pairs {shape}", stacklevel=2)
+    return text.matrix(shape, sum_duplicates=not safe_read)
+
+
+def write_sparse_file(X: Any, filename: File, header: bool = True) -> None:
+    """Write a sparse matrix as text, so that `read_sparse_file` gives it back.
+
+    Parameters
+    ----------
+    X : sparse matrix of numbers
+    filename : path
+        It appears when it is complete.
+    header : bool
+        Whether to begin with the line ``rows columns``.
+
+    Notes
+    -----
+    pyxclib sorts the caller's indices in place and writes booleans as words.
+    """
+    if not sp.issparse(X):
+        raise TypeError(f"X is a {type(X).__name__}, expected a scipy.sparse matrix")
+    write_sparse_text(filename, X.tocsr(), header=header)
+
+
+def read_gen_sparse(fname: File) -> sp.csr_matrix:
+    """Read a sparse matrix: ``.npz`` as SciPy writes it, ``.txt`` as `read_sparse_file` reads it.
+
+    Raises
+    ------
+    ValueError
+        Another suffix.
+
+    Notes
+    -----
+    pyxclib reads ``.pkl`` too. A pickle can run any code, so it is refused here.
+    """
+    suffix = Path(fname).suffix
+    if suffix == ".npz":
+        return sp.load_npz(fname).tocsr()
+    if suffix == ".txt":
+        return read_sparse_file(fname)
+    raise ValueError(f"{os.fspath(fname)}: suffix {suffix!r}, expected .npz or .txt")
+
+
+def read_gen_dense(fname: File) -> npt.NDArray[Any]:
+    """Read a dense array from an ``.npy`` file.
+
+    Raises
+    ------
+    ValueError
+        Another suffix, or an array of Python objects.
+
+    Notes
+    -----
+    pyxclib reads ``.pkl`` too. A pickle can run any code, so it is refused here.
+    """
+    suffix = Path(fname).suffix
+    if suffix != ".npy":
+        raise ValueError(f"{os.fspath(fname)}: suffix {suffix!r}, expected .npy")
+    array: npt.NDArray[Any] = np.load(fname, allow_pickle=False)
+    return array
+
+
+def read_corpus(fname: File) -> Iterator[dict[str, Any]]:
+    """Read the JSON object of every line, one after the other.
+
+    Parameters
+    ----------
+    fname : path
+        Unpacked if its suffix is ``.gz``.
+
+    Raises
+    ------
+    ValueError
+        A line is no JSON object, or the file is damaged or empty; the message names the line.
+    """
+    return (row for _, row in json_objects(Path(fname)))
+
+
+def read_data(
+    filename: File,
+    header: bool = True,
+    dtype: npt.DTypeLike = "float32",
+    zero_based: bool = True,
+) -> tuple[sp.csr_matrix, sp.csr_matrix, int | None, int | None, int | None]:
+    """Read features and labels from one file: ``label,label column:value column:value``.
+
+    Parameters
+    ----------
+    filename : path
+    header : bool
+        Whether the first line is ``rows features labels``.
+    dtype : of the values
+    zero_based : bool
+        Whether labels and features count from 0.
+
+    Returns
+    -------
+    features : csr_matrix of shape [rows, features]
+    labels : csr_matrix of ones, of shape [rows, labels]
+    rows, features, labels : int, or None without a header
+
+    Raises
+    ------
+    ValueError
+        A line is malformed or does not fit the header; the message names it.
+
+    Notes
+    -----
+    In pyxclib features take their shape from the largest id and count from 1 where there is no id
+    0, both whatever the header and `zero_based` say, and an empty line is no row.
+    """
+    name = os.fspath(filename)
+    labels: list[int] = []
+    ends = [0]
+    features = io.BytesIO()
+    features.name = name
+    shape: tuple[int, int, int] | None = None
+    with open(filename, "rb") as file:
+        if header:
+            line = file.readline()
+            try:
+                rows, columns, classes = (int(part) for part in line.split())
+            except ValueError:
+                shown = line[:40].decode("utf8", "replace").rstrip("\r\n")
+                raise ValueError(
+                    f"{name}:1: header {shown!r}; expected rows, features and labels"
+                ) from None
+            shape = rows, columns, classes
+            features.write(b"%d %d\n" % (rows, columns))
+        for number, line in enumerate(file, 2 if header else 1):
+            word, _, rest = line.partition(b" ")
+            if b":" in word:  # no labels
+                word, rest = b"", line
+            try:
+                labels.extend(int(label) for label in word.split(b",") if word.strip())
+            except ValueError:
+                shown = word[:40].decode("utf8", "replace").rstrip("\r\n")
+                raise ValueError(f"{name}:{number}: {shown!r} is not label,label") from None
+            ends.append(len(labels))
+            features.write(rest or b"\n")
+    features.seek(0)
+    X = read_sparse_file(features, dtype=dtype, zero_based=zero_based, header=header)
+    ids = from_zero(np.array(labels, np.int64), zero_based)
+    text = SparseText(
+        name,
+        None if shape is None else (shape[0], shape[2]),
+        np.array(ends),
+        ids,
+        np.ones(len(ids)),
+    )
+    Y = text.matrix(text.header or (len(ends) - 1, int(ids.max(initial=-1)) + 1)).astype(dtype)
+    return X, Y, *(shape or (None, None, None))
