@@ -147,49 +147,182 @@ constexpr size_t kTileQueries = 14;
 constexpr size_t kTileQueries = 6;
 #endif
 constexpr size_t kTileItems = 2 * kWidth;
-static_assert(kTileQueries <= kMaxTileQueries && kTileItems <= kMaxTileItems);
 
-void score_tile(const float* queries, const float* items, size_t dim, float* tile) {
-  Vector sums[kTileQueries][2] = {};
-  for (size_t depth = 0; depth < dim; ++depth) {
-    const Vector first = load(items);
-    const Vector second = load(items + kWidth);
+// Appends those of a row's values that are above the limit; returns the new count.
+inline int32_t collect(const Vector* values, float limit, int32_t first_id, float* out_values,
+                       int32_t* out_ids, int32_t count) {
+  // Most rows hold nothing above the limit: one test for all of its lanes comes first.
+#if NGAME_VECTOR_BYTES == 64
+  const __m512 limits = _mm512_set1_ps(limit);
+  const __mmask16 hits[2] = {_mm512_cmp_ps_mask(values[0], limits, _CMP_GT_OQ),
+                             _mm512_cmp_ps_mask(values[1], limits, _CMP_GT_OQ)};
+  if ((hits[0] | hits[1]) == 0) return count;
+  __m512i lanes =
+      _mm512_add_epi32(_mm512_set1_epi32(first_id),
+                       _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  for (size_t half = 0; half < 2; ++half) {
+    // Compressed in a register, then stored whole: stores that compress are slow on some CPUs.
+    _mm512_storeu_ps(out_values + count, _mm512_maskz_compress_ps(hits[half], values[half]));
+    _mm512_storeu_si512(out_ids + count, _mm512_maskz_compress_epi32(hits[half], lanes));
+    count += __builtin_popcount(hits[half]);
+    lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(16));
+  }
+#else
+  const auto hits = (values[0] > broadcast(limit)) | (values[1] > broadcast(limit));
+  uint64_t words[sizeof(hits) / sizeof(uint64_t)];
+  __builtin_memcpy(words, &hits, sizeof(hits));
+  uint64_t any = 0;
+  for (const uint64_t word : words) any |= word;
+  if (any == 0) return count;
+  for (size_t lane = 0; lane < kTileItems; ++lane) {
+    const float value = values[lane / kWidth][lane % kWidth];
+    out_values[count] = value;
+    out_ids[count] = first_id + static_cast<int32_t>(lane);
+    count += value > limit ? 1 : 0;
+  }
+#endif
+  return count;
+}
+
+// The end of either tile: `sums` become values, and the candidates are kept.
+template <class Sums>
+inline int32_t finish_tile(const Sums (&sums)[kTileQueries][2], const float* weights,
+                           const float* limits, int32_t first_id, const Candidates& out) {
+  const Vector weight[2] = {load(weights), load(weights + kWidth)};
+  int32_t most = 0;
+#pragma GCC unroll 16
+  for (size_t query = 0; query < kTileQueries; ++query) {
+    const Vector values[2] = {__builtin_convertvector(sums[query][0], Vector) * weight[0],
+                              __builtin_convertvector(sums[query][1], Vector) * weight[1]};
+    const size_t row = query * out.stride;
+    const int32_t count = collect(values, limits[query], first_id, out.values + row, out.ids + row,
+                                  out.counts[query]);
+    out.counts[query] = count;
+    most = count > most ? count : most;
+  }
+  return most;
+}
+
+int32_t score_tile(const void* queries, const void* items, size_t words, const float* weights,
+                   const float* limits, int32_t first_id, const Candidates& out) {
+  const auto* query_words = static_cast<const float*>(queries);
+  const auto* item_words = static_cast<const float*>(items);
+  Vector sums[kTileQueries][2];
+  for (size_t query = 0; query < kTileQueries; ++query) {
+    sums[query][0] = sums[query][1] = broadcast(query_words[query]);
+  }
+  for (size_t word = 0; word < words; ++word) {
+    query_words += kTileQueries;
+    const Vector first = load(item_words);
+    const Vector second = load(item_words + kWidth);
 #pragma GCC unroll 16
     for (size_t query = 0; query < kTileQueries; ++query) {
-      const Vector value = broadcast(queries[query]);
+      const Vector value = broadcast(query_words[query]);
       sums[query][0] += value * first;
       sums[query][1] += value * second;
     }
-    queries += kTileQueries;
-    items += kTileItems;
+    item_words += kTileItems;
   }
-#pragma GCC unroll 16
-  for (size_t query = 0; query < kTileQueries; ++query) {
-    store(tile + query * kTileItems, sums[query][0]);
-    store(tile + query * kTileItems + kWidth, sums[query][1]);
-  }
+  return finish_tile(sums, weights, limits, first_id, out);
 }
 
-size_t above(const float* values, size_t count, float threshold, int32_t* positions) {
-  size_t found = 0;
-  size_t at = 0;
-  const Vector bound = broadcast(threshold);
-  for (; at + kWidth <= count; at += kWidth) {
-    // Most vectors hold nothing above the threshold: one test for all lanes comes first.
-    const auto mask = load(values + at) > bound;
-    uint64_t words[sizeof(mask) / sizeof(uint64_t)];
-    __builtin_memcpy(words, &mask, sizeof(mask));
-    uint64_t any = 0;
-    for (const uint64_t word : words) any |= word;
-    if (any == 0) continue;
-    for (size_t lane = 0; lane < kWidth; ++lane) {
-      if (values[at + lane] > threshold) positions[found++] = static_cast<int32_t>(at + lane);
+#ifdef __AVX512VNNI__
+// One instruction multiplies 64 unsigned by 64 signed codes and adds them up in fours.
+typedef int32_t Sums __attribute__((vector_size(64)));
+
+int32_t code_tile(const void* queries, const void* items, size_t words, const float* weights,
+                  const float* limits, int32_t first_id, const Candidates& out) {
+  const auto* query_words = static_cast<const int32_t*>(queries);
+  const auto* item_words = static_cast<const int32_t*>(items);
+  Sums sums[kTileQueries][2];
+#pragma GCC unroll 16
+  for (size_t query = 0; query < kTileQueries; ++query) {
+    sums[query][0] = sums[query][1] = query_words[query] - Sums{};
+  }
+  for (size_t word = 0; word < words; ++word) {
+    query_words += kTileQueries;
+    const __m512i first = _mm512_loadu_si512(item_words);
+    const __m512i second = _mm512_loadu_si512(item_words + kWidth);
+#pragma GCC unroll 16
+    for (size_t query = 0; query < kTileQueries; ++query) {
+      const __m512i value = _mm512_set1_epi32(query_words[query]);
+      Sums* const sum = sums[query];
+      sum[0] = reinterpret_cast<Sums>(
+          _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[0]), first, value));
+      sum[1] = reinterpret_cast<Sums>(
+          _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[1]), second, value));
     }
+    item_words += kTileItems;
   }
-  for (; at < count; ++at) {
-    if (values[at] > threshold) positions[found++] = static_cast<int32_t>(at);
+  return finish_tile(sums, weights, limits, first_id, out);
+}
+
+float encode(const float* row, size_t dim, int8_t* codes, float* scale, int32_t* sum) {
+  Vector largest{};
+  for (size_t at = 0; at < dim; at += kWidth) {
+    const Vector part = dim - at < kWidth ? load_part(row + at, dim - at) : load(row + at);
+    const Vector size = part < 0 ? -part : part;
+    largest = size > largest ? size : largest;
   }
-  return found;
+  float most = 0;
+  for (size_t lane = 0; lane < kWidth; ++lane) most = largest[lane] > most ? largest[lane] : most;
+  *scale = most / 127;
+  const Vector step = broadcast(*scale);
+  const Vector inverse = broadcast(most > 0 ? 127 / most : 0.0f);
+  // Adding it pushes all bits below the units out, rounded.
+  const Vector shift = broadcast(0x1.8p23f);
+  Vector distance{};
+  Sums total{};
+  for (size_t at = 0; at < dim; at += kWidth) {
+    const Vector part = dim - at < kWidth ? load_part(row + at, dim - at) : load(row + at);
+    const Vector nearest = (part * inverse + shift) - shift;
+    const Vector rest = part - nearest * step;
+    distance += rest * rest;
+    const Sums code = __builtin_convertvector(nearest, Sums);
+    total += code;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + at),
+                     _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(code)));
+  }
+  *sum = 0;
+  for (size_t lane = 0; lane < kWidth; ++lane) *sum += total[lane];
+  return sum_lanes(distance);
+}
+#else
+constexpr Tile code_tile = nullptr;
+constexpr float (*encode)(const float*, size_t, int8_t*, float*, int32_t*) = nullptr;
+#endif
+
+// Doubles: half as many a vector.
+typedef double Wide __attribute__((vector_size(NGAME_VECTOR_BYTES)));
+typedef float Narrow __attribute__((vector_size(NGAME_VECTOR_BYTES / 2)));
+typedef double LooseWide __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(8), may_alias));
+
+template <class Element>
+double dot(const Element* row, const double* direction, size_t dim) {
+  // Four sums hide the latency of the additions.
+  Wide sums[4] = {};
+  const auto add = [&](Vector part, const double* with, Wide* to) __attribute__((always_inline)) {
+    Narrow halves[2];
+    __builtin_memcpy(halves, &part, sizeof(part));
+    for (size_t half = 0; half < 2; ++half) {
+      to[half] += __builtin_convertvector(halves[half], Wide) *
+                  *reinterpret_cast<const LooseWide*>(with + half * kWidth / 2);
+    }
+  };
+  size_t at = 0;
+  for (; at + 2 * kWidth <= dim; at += 2 * kWidth) {
+    add(load(row + at), direction + at, sums);
+    add(load(row + at + kWidth), direction + at + kWidth, sums + 2);
+  }
+  if (at + kWidth <= dim) {
+    add(load(row + at), direction + at, sums);
+    at += kWidth;
+  }
+  const Wide total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double result = 0;
+  for (size_t lane = 0; lane < kWidth / 2; ++lane) result += total[lane];
+  for (; at < dim; ++at) result += static_cast<double>(widen(row[at])) * direction[at];
+  return result;
 }
 
 #define NGAME_TEXT_OF(name) #name
@@ -199,18 +332,9 @@ size_t above(const float* values, size_t count, float threshold, int32_t* positi
 
 extern const Kernels table;
 const Kernels table = {
-    NGAME_TEXT(NGAME_ISA),
-    project<float>,
-    project<uint16_t>,
-    accumulate,
-    squared_norm<float>,
-    squared_norm<uint16_t>,
-    scale<float>,
-    scale<uint16_t>,
-    kTileQueries,
-    kTileItems,
-    score_tile,
-    above,
+    NGAME_TEXT(NGAME_ISA),  project<float>, project<uint16_t>, accumulate, squared_norm<float>,
+    squared_norm<uint16_t>, scale<float>,   scale<uint16_t>,   dot<float>, dot<uint16_t>,
+    kTileQueries,           kTileItems,     score_tile,        code_tile,  encode,
 };
 
 }  // namespace ngame::NGAME_ISA

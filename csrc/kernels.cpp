@@ -19,13 +19,16 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512vnni {
+extern const Kernels table;
+}
 #endif
 
 namespace {
 
 struct Levels {
-  std::array<const Kernels*, 3> tables{};
-  std::array<const char*, 4> names{};
+  std::array<const Kernels*, 4> tables{};
+  std::array<const char*, 5> names{};
   size_t count = 0;
 
   // The compiler's own check looks at the CPU and at what the system saves on a context switch.
@@ -40,6 +43,7 @@ struct Levels {
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         add(avx512::table);
+        if (__builtin_cpu_supports("avx512vnni")) add(avx512vnni::table);
       }
     }
 #endif

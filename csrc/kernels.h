@@ -6,6 +6,22 @@
 
 namespace ngame {
 
+// Where a tile puts what it finds: query q's at values + q * stride and ids + q * stride, behind
+// the counts[q] it has. There must be room for tile_items more.
+struct Candidates {
+  float* values;
+  int32_t* ids;
+  size_t stride;
+  int32_t* counts;
+};
+
+// Rows come interleaved, in words of one float or four codes: word w of item i stands at
+// items[w * tile_items + i]. Codes of items are offset by 128. The queries' first word is where
+// the sum starts. The value of query q and item i is (start + sum of products) * weights[i]; it is
+// a candidate, with id first_id + i, if above limits[q]. Returns the largest of the counts.
+using Tile = int32_t (*)(const void* queries, const void* items, size_t words, const float* weights,
+                         const float* limits, int32_t first_id, const Candidates& out);
+
 // Leaf functions: pointers and sizes in, numbers out. They neither allocate nor throw. A row's
 // result does not depend on which other rows share the call, so any blocking gives the same bits;
 // between instruction sets results differ by rounding only.
@@ -30,19 +46,23 @@ struct Kernels {
   void (*scale_f32)(const float* row, size_t dim, float scale, float* out);
   void (*scale_f16)(const uint16_t* row, size_t dim, float scale, float* out);
 
-  // tile[q * tile_items + i] = <query q, item i> for tile_queries x tile_items vectors, given
-  // interleaved: element d of query q stands at queries[d * tile_queries + q], items likewise.
+  // <row, direction>, every product exact and summed in double.
+  double (*dot_f32)(const float* row, const double* direction, size_t dim);
+  double (*dot_f16)(const uint16_t* row, const double* direction, size_t dim);
+
+  // Approximate products of tile_queries x tile_items rows, of which those above their query's
+  // limit are appended to its candidates. score_tile is the one on floats; code_tile, on 8-bit
+  // codes, is null at levels where it would not be faster.
   size_t tile_queries;
   size_t tile_items;
-  void (*score_tile)(const float* queries, const float* items, size_t dim, float* tile);
+  Tile score_tile;
+  Tile code_tile;
 
-  // Writes the positions of the values above `threshold`, ascending; returns how many.
-  size_t (*above)(const float* values, size_t count, float threshold, int32_t* positions);
+  // The nearest row of whole multiples of *scale, as codes from -127 to 127 with zeros up to a
+  // multiple of 16; null where code_tile is. Returns the square of the distance. *sum is that of
+  // the codes.
+  float (*encode)(const float* row, size_t dim, int8_t* codes, float* scale, int32_t* sum);
 };
-
-// Room for any level's tile.
-constexpr size_t kMaxTileQueries = 16;
-constexpr size_t kMaxTileItems = 32;
 
 // The table in use: the best this CPU and system can run, unless NGAME_SIMD or `set_simd_level`
 // chose another. Throws std::invalid_argument where NGAME_SIMD names a level that cannot run.

@@ -16,8 +16,8 @@ struct TopkParams {
 
 // scores[q * k ..] and ids[q * k ..] are the best k items of query q, best first, ties by lower id.
 // `drop` pairs (query, item) are left out; where fewer than k items remain the tail is -infinity
-// and -1. A score is one float32 sum over the columns in order, so it does not depend on threads
-// or blocking. Takes O(block) memory beyond the output, never queries x items.
+// and -1. A score is a sum in double rounded once to float, whatever the threads, the blocking and
+// the way that led to the item. Takes O(block) memory beyond the output, never queries x items.
 template <class Index>
 void topk(const MatrixView& queries, const MatrixView& items, const CsrView<Index>* drop,
           const TopkParams& params, Cancel& cancel, float* scores, int32_t* ids);

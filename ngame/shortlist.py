@@ -54,7 +54,8 @@ def topk_arrays(
     scores : float32 array of shape [n, k]
     ids : int32 array of shape [n, k]
         Best first, ties by lower id. Where `drop` leaves fewer than k items, the tail of a row is
-        -inf and -1.
+        -inf and -1. A score is summed in float64 and rounded once, to float32: it is as such that
+        scores are compared.
 
     Raises
     ------

@@ -24,11 +24,15 @@ def unit(x):
 
 
 def topk(queries, items, k, metric="cosine", drop=None):
-    """Scores and ids of the best k items a query, best first, ties by lower id."""
+    """Scores and ids of the best k items a query, best first, ties by lower id.
+
+    A score is rounded once, to float32, and compared as such.
+    """
     if metric == "cosine":
         queries, items = unit(queries), unit(items)
-    scores = np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T
-    best_scores = np.full((len(scores), k), -np.inf)
+    products = np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T
+    scores = products.astype(np.float32)
+    best_scores = np.full((len(scores), k), -np.inf, np.float32)
     best_ids = np.full((len(scores), k), -1)
     for row, values in enumerate(scores):
         there = [i for i in range(len(values)) if drop is None or not drop[row, i]]

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import reference
@@ -6,6 +8,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ngame
+
+# What a filter of 8-bit codes finds easy or hard: name -> items [3000, 24] by a generator.
+ITEMS = {
+    "spread": lambda rng: rng.standard_normal((3000, 24)),
+    # Closer together than the codes can tell, nearly all of them candidates.
+    "near duplicates": lambda rng: 1 + 1e-3 * rng.standard_normal((3000, 24)),
+    "exact duplicates": lambda rng: rng.standard_normal((40, 24))[rng.integers(40, size=3000)],
+    # One column leaves few codes to the others.
+    "one large column": lambda rng: rng.standard_normal((3000, 24)) * ([30] + 23 * [1]),
+    "lengths far apart": lambda rng: (
+        rng.standard_normal((3000, 24)) * 10.0 ** rng.uniform(-30, 15, (3000, 1))
+    ),
+    "beyond what float can scale": lambda rng: (
+        rng.standard_normal((3000, 24)) * 10.0 ** rng.choice([-38, -35, 0], (3000, 1))
+    ),
+    "zero rows": lambda rng: rng.standard_normal((3000, 24)) * (rng.random((3000, 1)) < 0.01),
+    # The best come last: whatever was found before falls out.
+    "ascending": lambda rng: np.linspace(-1, 1, 3000)[:, None] + 0 * rng.random((3000, 24)),
+}
+
+
+@functools.cache
+def filtered_case(kind, metric, dropping):
+    """Queries, items, pairs to drop and what the reference finds, for every SIMD level."""
+    rng = np.random.default_rng(5)
+    x = ITEMS[kind](rng).astype(np.float32)
+    q = np.concatenate([rng.standard_normal((12, 24)), np.zeros((1, 24)), np.ones((1, 24))])
+    q[:4] *= 10.0 ** np.array([[-36], [-33], [-8], [8]])
+    q = q.astype(np.float32)
+    drop = rng.random((len(q), len(x))) < 0.05
+    drop[5] = True
+    return q, x, drop, *reference.topk(q, x, 11, metric, drop if dropping else None)
+
 
 SHAPES = [(1, 1, 1, 1), (3, 40, 5, 40), (17, 33, 8, 3), (100, 31, 64, 7), (29, 300, 65, 1)]
 
@@ -38,8 +73,36 @@ class TestTopk:
         expected, expected_ids = reference.topk(q, x, k, metric)
         assert scores.dtype == np.float32
         assert ids.dtype == np.int32
-        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=2e-5)
+        assert (scores == expected).all()
         assert (ids == expected_ids).all()
+
+    @pytest.mark.parametrize("kind", ITEMS)
+    @pytest.mark.parametrize("metric", ["cosine", "dot"])
+    @pytest.mark.parametrize("dropping", [False, True])
+    def test_filters_lose_nothing(self, simd, kind, metric, dropping):
+        q, x, drop, expected, expected_ids = filtered_case(kind, metric, dropping)
+        pairs = sp.csr_matrix(drop) if dropping else None
+        scores, ids = ngame.topk_arrays(q, x, 11, metric=metric, drop=pairs)
+        assert (scores == expected).all()
+        assert (ids == expected_ids).all()
+
+    def test_more_candidates_than_are_gathered(self, rng, simd):
+        q = rng.standard_normal((3, 8), dtype=np.float32)
+        x = rng.standard_normal((20_000, 8), dtype=np.float32)
+        scores, ids = ngame.topk_arrays(q, x, 1200)
+        expected, expected_ids = reference.topk(q, x, 1200)
+        assert (scores == expected).all()
+        assert (ids == expected_ids).all()
+
+    @pytest.mark.parametrize("dim", [131_072, 131_073])
+    def test_many_columns(self, simd, dim):
+        # The sums of 8-bit codes come near to 2**31, and one column later would be left to float.
+        x = np.ones((40, dim), np.float32)
+        x[:20] = -1
+        x[30, 0] = 2
+        scores, ids = ngame.topk_arrays(x[-1:], x, 2, metric="dot")
+        assert scores.tolist() == [[dim + 1, dim]]
+        assert ids.tolist() == [[30, 20]]
 
     @given(seed=st.integers(0, 2**32), data=st.data())
     def test_ties_and_dropped_pairs(self, seed, data):
