@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "batches.h"
 #include "cluster.h"
 #include "kernels.h"
 #include "metrics.h"
@@ -153,6 +154,62 @@ double coherence_(const py::array& x, const Array<int32_t>& order, const Array<i
   });
 }
 
+// The keys of rows as their arrays: (offsets, keys, number of different keys).
+using Keys = std::tuple<Array<int64_t>, Array<int32_t>, int64_t>;
+
+std::optional<KeysView> keys_view(const std::optional<Keys>& keys) {
+  if (!keys) return std::nullopt;
+  const auto& [offsets, ids, count] = *keys;
+  return KeysView{span_of(offsets), span_of(ids), count};
+}
+
+py::tuple to_numpy(Order&& order) {
+  return py::make_tuple(to_numpy(std::move(order.rows)), order.reached);
+}
+
+py::array_t<int32_t> cluster_order_(const Array<int32_t>& order, const Array<int64_t>& offsets,
+                                    const Array<int32_t>& sequence, uint64_t seed) {
+  py::array_t<int32_t> rows(order.size());
+  const std::span<int32_t> out(rows.mutable_data(), static_cast<size_t>(rows.size()));
+  compute([&](Cancel&) {
+    cluster_order({span_of(order), span_of(offsets)}, span_of(sequence), seed, out);
+  });
+  return rows;
+}
+
+py::array_t<int32_t> neighbour_order_(const Array<int32_t>& neighbours, int64_t nearest,
+                                      int64_t drawn, int64_t batch_size,
+                                      const std::optional<Keys>& keys, uint64_t seed) {
+  if (neighbours.ndim() != 2) throw std::invalid_argument("neighbours has not two dimensions");
+  const NeighboursView view{neighbours.data(), neighbours.shape(0), neighbours.shape(1)};
+  const std::optional<KeysView> view_of_keys = keys_view(keys);
+  const NeighbourParams params{nearest, drawn, batch_size, seed};
+  py::array_t<int32_t> rows(view.rows);
+  const std::span<int32_t> out(rows.mutable_data(), static_cast<size_t>(rows.size()));
+  compute([&](Cancel& cancel) {
+    neighbour_order(view, view_of_keys ? &*view_of_keys : nullptr, params, cancel, out);
+  });
+  return rows;
+}
+
+py::tuple group_order_(const Array<int32_t>& order, const Array<int64_t>& offsets,
+                       const std::optional<Array<int64_t>>& chunks, int64_t per_group,
+                       int64_t batch_size, const std::optional<Keys>& keys, uint64_t seed) {
+  const std::optional<KeysView> view_of_keys = keys_view(keys);
+  const std::span<const int64_t> wanted = chunks ? span_of(*chunks) : std::span<const int64_t>{};
+  const GroupParams params{per_group, batch_size, seed};
+  return to_numpy(compute([&](Cancel& cancel) {
+    return group_order({span_of(order), span_of(offsets)}, wanted,
+                       view_of_keys ? &*view_of_keys : nullptr, params, cancel);
+  }));
+}
+
+py::tuple separate_(const Array<int32_t>& rows, const Keys& keys, int64_t batch_size) {
+  const std::optional<KeysView> view = keys_view(keys);
+  return to_numpy(
+      compute([&](Cancel& cancel) { return separate(span_of(rows), *view, batch_size, cancel); }));
+}
+
 py::tuple topk_(const py::array& queries, const py::array& items, int64_t k, bool cosine,
                 const std::optional<Csr>& drop, int threads) {
   const MatrixView query_view = matrix_view(queries, "queries");
@@ -295,6 +352,15 @@ PYBIND11_MODULE(_core, m) {
         py::arg("seed"), py::arg("max_iter"), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("threads"));
+  m.def("cluster_order", &cluster_order_, py::arg("order").noconvert(),
+        py::arg("offsets").noconvert(), py::arg("sequence").noconvert(), py::arg("seed"));
+  m.def("neighbour_order", &neighbour_order_, py::arg("neighbours").noconvert(), py::arg("nearest"),
+        py::arg("drawn"), py::arg("batch_size"), py::arg("keys").noconvert(), py::arg("seed"));
+  m.def("group_order", &group_order_, py::arg("order").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("chunks").noconvert(), py::arg("per_group"), py::arg("batch_size"),
+        py::arg("keys").noconvert(), py::arg("seed"));
+  m.def("separate", &separate_, py::arg("rows").noconvert(), py::arg("keys").noconvert(),
+        py::arg("batch_size"));
   m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("k"), py::arg("cosine"),
         py::arg("drop"), py::arg("threads"));
   m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"), py::arg("rows").noconvert(),

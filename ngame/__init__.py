@@ -22,6 +22,8 @@ from ngame.shortlist import cluster_shortlist, drop_pairs, keep_topk, merge, top
 if TYPE_CHECKING:
     from ngame.bag import BagEncoder as BagEncoder
     from ngame.batches import ClusterBatchSampler as ClusterBatchSampler
+    from ngame.batches import GroupBatchSampler as GroupBatchSampler
+    from ngame.batches import NeighbourBatchSampler as NeighbourBatchSampler
     from ngame.data import Dataset as Dataset
     from ngame.data import load_dataset as load_dataset
     from ngame.embeddings import EmbeddingBank as EmbeddingBank
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ngame.embeddings import encode_rows as encode_rows
     from ngame.embeddings import evaluating as evaluating
     from ngame.model import Model as Model
+    from ngame.neighbours import haversine_neighbours as haversine_neighbours
     from ngame.training import train as train
     from ngame.transformer import TransformerEncoder as TransformerEncoder
 
@@ -40,11 +43,14 @@ _LAZY = {
     "ClusterBatchSampler": "ngame.batches",
     "Dataset": "ngame.data",
     "EmbeddingBank": "ngame.embeddings",
+    "GroupBatchSampler": "ngame.batches",
     "Model": "ngame.model",
+    "NeighbourBatchSampler": "ngame.batches",
     "RefreshTimer": "ngame.embeddings",
     "TransformerEncoder": "ngame.transformer",
     "encode_rows": "ngame.embeddings",
     "evaluating": "ngame.embeddings",
+    "haversine_neighbours": "ngame.neighbours",
     "load_dataset": "ngame.data",
     "train": "ngame.training",
 }
@@ -55,7 +61,9 @@ __all__ = [
     "Clusters",
     "Dataset",
     "EmbeddingBank",
+    "GroupBatchSampler",
     "Model",
+    "NeighbourBatchSampler",
     "RefreshTimer",
     "TransformerEncoder",
     "balanced_clusters",
@@ -63,6 +71,7 @@ __all__ = [
     "drop_pairs",
     "encode_rows",
     "evaluating",
+    "haversine_neighbours",
     "in_batch_positives",
     "keep_topk",
     "label_pool",

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 _Csr = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
+_Keys = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], int]
 _Sparse = tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]
 
 __version__: str
@@ -25,6 +26,32 @@ def coherence(
     offsets: npt.NDArray[np.int64],
     threads: int,
 ) -> float: ...
+def cluster_order(
+    order: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    sequence: npt.NDArray[np.int32],
+    seed: int,
+) -> npt.NDArray[np.int32]: ...
+def neighbour_order(
+    neighbours: npt.NDArray[np.int32],
+    nearest: int,
+    drawn: int,
+    batch_size: int,
+    keys: _Keys | None,
+    seed: int,
+) -> npt.NDArray[np.int32]: ...
+def group_order(
+    order: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    chunks: npt.NDArray[np.int64] | None,
+    per_group: int,
+    batch_size: int,
+    keys: _Keys | None,
+    seed: int,
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def separate(
+    rows: npt.NDArray[np.int32], keys: _Keys, batch_size: int
+) -> tuple[npt.NDArray[np.int32], int]: ...
 def topk(
     queries: npt.NDArray[Any],
     items: npt.NDArray[Any],

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "shortlist": CORE | {"cluster"},
     "metrics": CORE,
     "mining": CORE | {"cluster", "positives", "shortlist"},
-    "batches": {"arrays", "cluster"},
+    "neighbours": {"arrays", "shortlist"},
+    "batches": CORE | {"cluster", "neighbours"},
     "tokens": {"files"},
     "config": {"files"},
     "data": {"files", "sparse_text"},
@@ -181,7 +182,9 @@ def test_import_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("room", ["cluster", "metrics", "mining", "positives", "shortlist"])
+@pytest.mark.parametrize(
+    "room", ["batches", "cluster", "metrics", "mining", "neighbours", "positives", "shortlist"]
+)
 def test_examples_in_docstrings(room):
     found = doctest.testmod(importlib.import_module(f"ngame.{room}"))
     assert found.attempted > 0

@@ -1,0 +1,42 @@
+// Random choices that are the same on every machine.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+
+namespace ngame {
+
+// The splitmix64 generator (Steele, Lea and Flood, OOPSLA 2014).
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t next() {
+    state_ += 0x9e3779b97f4a7c15u;
+    uint64_t value = state_;
+    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
+    value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
+    return value ^ (value >> 31);
+  }
+  // From 0 to bound - 1; the bias of at most bound / 2**64 is of no matter.
+  uint64_t below(uint64_t bound) {
+    return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
+  }
+  // Puts `count` of the values, drawn without replacement, in front.
+  template <class T>
+  void draw(std::span<T> values, size_t count) {
+    for (size_t at = 0; at < count; ++at) {
+      std::swap(values[at], values[at + below(values.size() - at)]);
+    }
+  }
+  template <class T>
+  void shuffle(std::span<T> values) {
+    draw(values, values.size());
+  }
+
+ private:
+  uint64_t state_;
+};
+
+}  // namespace ngame

@@ -1,0 +1,143 @@
+"""Lists of neighbours, nearest first: from coordinates, from embeddings, from a graph."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.spatial import cKDTree
+
+from ngame.arrays import as_count, as_csr, as_threads, canonical
+from ngame.shortlist import drop_pairs, keep_topk, topk_arrays
+
+
+def haversine_neighbours(
+    latitude: Any, longitude: Any, k: int, *, threads: int = 0
+) -> npt.NDArray[np.int32]:
+    """Find the k nearest places of every place, by the great-circle (haversine) distance.
+
+    The longer the chord between two points of a sphere, the longer the arc: so a k-d tree over
+    points of the unit sphere finds them, exactly. It works in float64; cosines of float32 vectors
+    would confuse all places within kilometres of each other.
+
+    Parameters
+    ----------
+    latitude, longitude : array of shape [n]
+        Degrees.
+    k : int
+        1 or more.
+    threads : int
+        0 means the CPUs this process may use.
+
+    Returns
+    -------
+    int32 array of shape [n, k]
+        Ids, nearest first, a place itself left out; places at equal distance are in no stated
+        order. Where there are fewer than k others, the tail of a row is -1.
+
+    Raises
+    ------
+    ValueError
+        The two differ in shape, there are no places, k is not positive, or a value is NaN,
+        infinite, or a latitude beyond 90 degrees.
+
+    Examples
+    --------
+    >>> haversine_neighbours([0, 0, 0, 80], [179, -178, 100, 100], 2).tolist()
+    [[1, 2], [0, 2], [0, 3], [2, 0]]
+    """
+    places = {}
+    for name, value in (("latitude", latitude), ("longitude", longitude)):
+        angles = np.asarray(value)
+        if angles.dtype.kind not in "iuf":
+            raise TypeError(f"{name} has dtype {angles.dtype}, expected degrees")
+        if angles.ndim != 1 or not len(angles):
+            raise ValueError(f"{name} has shape {angles.shape}, expected [n]")
+        bad = ~np.isfinite(angles) | ((name == "latitude") & (np.abs(angles) > 90))
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise ValueError(f"{name}[{at}] is {angles[at]}, expected degrees")
+        places[name] = np.radians(angles.astype(np.float64))
+    north, east = places["latitude"], places["longitude"]
+    if len(north) != len(east):
+        raise ValueError(f"latitude has {len(north)} places, longitude has {len(east)}")
+    k = as_count(k, "k")
+    points = np.stack(
+        [np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1
+    )
+    _, ids = cKDTree(points).query(points, k + 1, workers=as_threads(threads))
+    # A place is its own first neighbour, unless more than k others lie at the very same point.
+    own = ids == np.arange(len(points))[:, np.newaxis]
+    own[~own.any(axis=1), -1] = True
+    found = ids[~own].reshape(-1, k)
+    return np.where(found < len(points), found, -1).astype(np.int32)
+
+
+def embedding_neighbours(x: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:
+    """Find the k rows with the highest cosine for every row, itself left out.
+
+    Parameters
+    ----------
+    x : float32 or float16 array of shape [n, d]
+    k : int
+        Where there are fewer than k other rows, the result is so much narrower.
+    threads : int
+        0 means the CPUs this process may use.
+
+    Returns
+    -------
+    int32 array of shape [n, min(k, n - 1)]
+        Best first, ties by lower id.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_arrays`.
+    """
+    rows = len(x)
+    width = min(as_count(k, "k"), rows - 1)
+    if width < 1:
+        return np.empty((rows, 0), np.int32)
+    itself = sp.identity(rows, np.bool_, "csr")
+    return topk_arrays(x, x, width, drop=itself, threads=threads)[1]
+
+
+def graph_neighbours(graph: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:
+    """List the k heaviest edges of every row of a weighted graph, loops left out.
+
+    Parameters
+    ----------
+    graph : CSR matrix of shape [n, n]
+        Every stored entry is an edge; the larger its value, the nearer the neighbour.
+    k : int
+        1 or more.
+    threads : int
+        0 means the CPUs this process may use.
+
+    Returns
+    -------
+    int32 array of shape [n, k]
+        Nearest first, ties by lower id. Where a row has fewer neighbours, its tail is -1.
+
+    Raises
+    ------
+    TypeError
+        `graph` is no CSR matrix.
+    ValueError
+        It is not square, or has NaN.
+    """
+    matrix = canonical(as_csr(graph, "graph"))
+    rows, columns = matrix.shape
+    if rows != columns:
+        raise ValueError(f"graph has shape {matrix.shape}, expected as many rows as columns")
+    if matrix.dtype not in (np.float32, np.float64):
+        matrix = matrix.astype(np.float64)
+    others = drop_pairs(matrix, sp.identity(rows, np.bool_, "csr"), threads=threads)
+    kept = keep_topk(others, as_count(k, "k"), threads=threads)
+    counts = np.diff(kept.indptr)
+    row_of = np.repeat(np.arange(rows), counts)
+    # Stable, and columns ascend: of equal weights the lower id comes first.
+    nearest_first = np.lexsort((-kept.data, row_of))
+    ids = np.full((rows, k), -1, np.int32)
+    ids[np.arange(k) < counts[:, np.newaxis]] = kept.indices[nearest_first]
+    return ids
