@@ -1,6 +1,8 @@
 #include "batches.h"
 
 #include <algorithm>
+#include <bit>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -367,6 +369,64 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
   for (const int32_t seed : seeds) {
     if (!used[seed]) order[filled++] = seed;
   }
+}
+
+Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> values,
+                 Cancel& cancel) {
+  check_offsets(offsets, static_cast<int64_t>(values.size()), 0);
+  if (values.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+    throw std::invalid_argument("keys has " + std::to_string(values.size()) +
+                                " entries, at most 2**31 - 1 are possible");
+  }
+  // Values to numbers by open addressing, at most half full; for each its rows, and the last one.
+  struct Slot {
+    int64_t value;
+    int32_t number = kNone;
+  };
+  struct Uses {
+    int32_t last_row;
+    bool shared;
+  };
+  std::vector<Slot> slots(std::bit_ceil(std::max<size_t>(2 * values.size(), 2)));
+  std::vector<Uses> uses;
+  std::vector<int32_t> numbers(values.size());  // kNone where a value repeats within a row
+  const auto number_of = [&](int64_t value) -> int32_t& {
+    size_t at = Random(static_cast<uint64_t>(value)).next() & (slots.size() - 1);
+    while (slots[at].number != kNone && slots[at].value != value)
+      at = (at + 1) & (slots.size() - 1);
+    slots[at].value = value;
+    return slots[at].number;
+  };
+  const auto rows = static_cast<int64_t>(offsets.size()) - 1;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (row % kCheck == 0) cancel.check();
+    for (int64_t at = offsets[row]; at < offsets[row + 1]; ++at) {
+      int32_t& number = number_of(values[at]);
+      numbers[at] = number;
+      if (number == kNone) {
+        numbers[at] = number = static_cast<int32_t>(uses.size());
+        uses.push_back({static_cast<int32_t>(row), false});
+      } else if (uses[number].last_row == row) {
+        numbers[at] = kNone;
+      } else {
+        uses[number] = {static_cast<int32_t>(row), true};
+      }
+    }
+  }
+  Keys result;
+  std::vector<int32_t> renumbered(uses.size(), kNone);
+  for (size_t number = 0; number < uses.size(); ++number) {
+    if (uses[number].shared) renumbered[number] = static_cast<int32_t>(result.count++);
+  }
+  result.offsets.reserve(offsets.size());
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t at = offsets[row]; at < offsets[row + 1]; ++at) {
+      if (numbers[at] == kNone || renumbered[numbers[at]] == kNone) continue;
+      result.keys.push_back(renumbered[numbers[at]]);
+    }
+    result.offsets.push_back(static_cast<int64_t>(result.keys.size()));
+  }
+  return result;
 }
 
 Order separate(std::span<const int32_t> rows, const KeysView& keys, int64_t batch_size,

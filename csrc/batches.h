@@ -24,6 +24,16 @@ struct KeysView {
   void check() const;
 };
 
+struct Keys {
+  std::vector<int64_t> offsets{0};
+  std::vector<int32_t> keys;
+  int64_t count = 0;
+};
+
+// Numbers the keys that more than one row has: the others cannot conflict. Row r comes with the
+// values[offsets[r] .. offsets[r + 1]), any integers, which may repeat.
+Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> values, Cancel& cancel);
+
 // Row r has the neighbours ids[r * width .. (r + 1) * width), the nearest first; negative ids stand
 // for none.
 struct NeighboursView {

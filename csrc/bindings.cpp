@@ -155,9 +155,9 @@ double coherence_(const py::array& x, const Array<int32_t>& order, const Array<i
 }
 
 // The keys of rows as their arrays: (offsets, keys, number of different keys).
-using Keys = std::tuple<Array<int64_t>, Array<int32_t>, int64_t>;
+using KeyArrays = std::tuple<Array<int64_t>, Array<int32_t>, int64_t>;
 
-std::optional<KeysView> keys_view(const std::optional<Keys>& keys) {
+std::optional<KeysView> keys_view(const std::optional<KeyArrays>& keys) {
   if (!keys) return std::nullopt;
   const auto& [offsets, ids, count] = *keys;
   return KeysView{span_of(offsets), span_of(ids), count};
@@ -165,6 +165,13 @@ std::optional<KeysView> keys_view(const std::optional<Keys>& keys) {
 
 py::tuple to_numpy(Order&& order) {
   return py::make_tuple(to_numpy(std::move(order.rows)), order.reached);
+}
+
+py::tuple number_keys_(const Array<int64_t>& offsets, const Array<int64_t>& values) {
+  Keys keys = compute(
+      [&](Cancel& cancel) { return number_keys(span_of(offsets), span_of(values), cancel); });
+  return py::make_tuple(to_numpy(std::move(keys.offsets)), to_numpy(std::move(keys.keys)),
+                        keys.count);
 }
 
 py::array_t<int32_t> cluster_order_(const Array<int32_t>& order, const Array<int64_t>& offsets,
@@ -179,7 +186,7 @@ py::array_t<int32_t> cluster_order_(const Array<int32_t>& order, const Array<int
 
 py::array_t<int32_t> neighbour_order_(const Array<int32_t>& neighbours, int64_t nearest,
                                       int64_t drawn, int64_t batch_size,
-                                      const std::optional<Keys>& keys, uint64_t seed) {
+                                      const std::optional<KeyArrays>& keys, uint64_t seed) {
   if (neighbours.ndim() != 2) throw std::invalid_argument("neighbours has not two dimensions");
   const NeighboursView view{neighbours.data(), neighbours.shape(0), neighbours.shape(1)};
   const std::optional<KeysView> view_of_keys = keys_view(keys);
@@ -194,7 +201,7 @@ py::array_t<int32_t> neighbour_order_(const Array<int32_t>& neighbours, int64_t 
 
 py::tuple group_order_(const Array<int32_t>& order, const Array<int64_t>& offsets,
                        const std::optional<Array<int64_t>>& chunks, int64_t per_group,
-                       int64_t batch_size, const std::optional<Keys>& keys, uint64_t seed) {
+                       int64_t batch_size, const std::optional<KeyArrays>& keys, uint64_t seed) {
   const std::optional<KeysView> view_of_keys = keys_view(keys);
   const std::span<const int64_t> wanted = chunks ? span_of(*chunks) : std::span<const int64_t>{};
   const GroupParams params{per_group, batch_size, seed};
@@ -204,7 +211,7 @@ py::tuple group_order_(const Array<int32_t>& order, const Array<int64_t>& offset
   }));
 }
 
-py::tuple separate_(const Array<int32_t>& rows, const Keys& keys, int64_t batch_size) {
+py::tuple separate_(const Array<int32_t>& rows, const KeyArrays& keys, int64_t batch_size) {
   const std::optional<KeysView> view = keys_view(keys);
   return to_numpy(
       compute([&](Cancel& cancel) { return separate(span_of(rows), *view, batch_size, cancel); }));
@@ -352,6 +359,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("seed"), py::arg("max_iter"), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("threads"));
+  m.def("number_keys", &number_keys_, py::arg("offsets").noconvert(),
+        py::arg("values").noconvert());
   m.def("cluster_order", &cluster_order_, py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("sequence").noconvert(), py::arg("seed"));
   m.def("neighbour_order", &neighbour_order_, py::arg("neighbours").noconvert(), py::arg("nearest"),

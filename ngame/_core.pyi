@@ -26,6 +26,7 @@ def coherence(
     offsets: npt.NDArray[np.int64],
     threads: int,
 ) -> float: ...
+def number_keys(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> _Keys: ...
 def cluster_order(
     order: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],

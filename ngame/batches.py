@@ -901,30 +901,20 @@ def _as_keys(keys: Any, n_rows: int) -> Keys:
     if sp.issparse(keys):
         matrix = as_csr(keys, "keys", any_order=True)
         _check_rows("keys", matrix.shape[0], n_rows)
-        counts = np.diff(matrix.indptr)
-        if matrix.indptr[0] != 0 or (counts < 0).any() or counts.sum() > len(matrix.indices):
-            raise ValueError("keys: indptr does not ascend within the stored entries")
-        ids = matrix.indices[: counts.sum()].astype(np.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() >= matrix.shape[1]):
-            raise IndexError(f"keys has a column out of range for {matrix.shape[1]} columns")
-        rows = np.repeat(np.arange(n_rows), counts)
+        offsets, values = matrix.indptr, matrix.indices
     else:
-        array = np.asarray(keys)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"keys has dtype {array.dtype}, expected integers")
-        if array.ndim not in (1, 2):
-            raise ValueError(f"keys has shape {array.shape}, expected [n_rows] or [n_rows, c]")
-        _check_rows("keys", len(array), n_rows)
-        rows = np.repeat(np.arange(n_rows), array.size // n_rows)
-        ids = np.unique(array, return_inverse=True)[1].ravel()
-    n_ids = int(ids.max(initial=-1)) + 1
-    rows, ids = np.divmod(np.unique(rows * n_ids + ids), max(n_ids, 1))
-    shared = np.bincount(ids, minlength=n_ids) > 1
-    kept = shared[ids]
-    offsets = np.zeros(n_rows + 1, np.int64)
-    np.cumsum(np.bincount(rows[kept], minlength=n_rows), out=offsets[1:])
-    numbers = np.cumsum(shared, dtype=np.int32) - 1
-    return offsets, numbers[ids[kept]].astype(np.int32), int(shared.sum())
+        values = np.asarray(keys)
+        if values.dtype.kind not in "iu":
+            raise TypeError(f"keys has dtype {values.dtype}, expected integers")
+        if values.ndim not in (1, 2):
+            raise ValueError(f"keys has shape {values.shape}, expected [n_rows] or [n_rows, c]")
+        _check_rows("keys", len(values), n_rows)
+        offsets = np.arange(n_rows + 1) * (values.size // n_rows)
+    numbered: Keys = _core.number_keys(
+        offsets.astype(np.int64, copy=False),
+        np.ascontiguousarray(values.ravel()[: offsets[-1]], np.int64),
+    )
+    return numbered
 
 
 def _quotas(
