@@ -220,3 +220,82 @@ def balanced_clusters(x, sizes, seed=0, rounds=20):
         return split(ids[:left], sizes[:half]) + split(ids[left:], sizes[half:])
 
     return split(np.arange(len(x)), list(sizes))
+
+
+def reachable(counts, batch_size):
+    """How many rows fit into batches of `batch_size` when row i has one key, of counts[key] rows.
+
+    m full batches take at most m rows of a key each: possible where sum min(count, m) is m
+    batches. A further batch, not full, takes one row of every key that is left.
+    """
+    full = 0
+    while np.minimum(counts, full + 1).sum() >= (full + 1) * batch_size:
+        full += 1
+    return int(np.minimum(counts, full + 1).sum())
+
+
+class Random:
+    """The splitmix64 generator of the core."""
+
+    def __init__(self, seed):
+        self.state = seed
+
+    def next(self):
+        self.state = value = (self.state + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+        return value ^ (value >> 31)
+
+    def draw(self, values, count):
+        values = list(values)
+        for at in range(count):
+            other = at + (self.next() * (len(values) - at) >> 64)
+            values[at], values[other] = values[other], values[at]
+        return values[:count]
+
+
+def cluster_order(clusters, sequence, seed):
+    """The clusters in the order of `sequence`, the rows of each shuffled."""
+    random = Random(seed)
+    return [row for c in sequence for row in random.draw(clusters[c], len(clusters[c]))]
+
+
+def neighbour_order(neighbours, nearest, drawn, batch_size, keys, seed):
+    """Rows as Sample4Geo visits them; keys[row] is the set of a row's keys."""
+    random = Random(seed)
+    seeds = random.draw(range(len(neighbours)), len(neighbours))
+    order, batch = [], []
+
+    def place(row):
+        if row in order or any(keys[row] & keys[other] for other in batch):
+            return
+        order.append(row)
+        batch.append(row)
+
+    for _ in range(2):
+        for seed_row in seeds:
+            if seed_row in order:
+                continue
+            place(seed_row)
+            if seed_row not in order:
+                continue
+            row = list(neighbours[seed_row])
+            for one in row[:nearest]:
+                if len(batch) < batch_size and one >= 0:
+                    place(one)
+            if len(batch) < batch_size:
+                others = [one for one in row[nearest:] if one >= 0]
+                for one in random.draw(others, min(drawn, len(others))):
+                    if len(batch) < batch_size:
+                        place(one)
+            if len(batch) == batch_size:
+                batch.clear()
+    return order + [row for row in seeds if row not in order]
+
+
+def haversine(latitude, longitude):
+    """Great-circle distances of all pairs, in radians."""
+    north, east = np.radians(latitude), np.radians(longitude)
+    half = np.sin((north[:, None] - north) / 2) ** 2
+    half += np.cos(north[:, None]) * np.cos(north) * np.sin((east[:, None] - east) / 2) ** 2
+    return 2 * np.arcsin(np.sqrt(np.minimum(half, 1)))
