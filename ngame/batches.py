@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -146,7 +147,7 @@ class _BatchSampler(ABC):
         rng = np.random.default_rng(self._seeds(_PLAN, epoch))
         rows, reached = self._order(epoch, rng)
         if reached < self._visited:
-            rows, _ = max((self._reference(trial) for trial in range(_TRIALS)), key=_reached)
+            rows, _ = max((self._reference(trial) for trial in range(_TRIALS)), key=itemgetter(1))
         order = rows[: self._visited].astype(np.int64)
         # A short last batch stays last. The others change places, since the smaller cluster and
         # the uneven deal of whole clusters would else come at the same time in every epoch.
@@ -314,8 +315,8 @@ class ClusterBatchSampler(_RefreshedBatchSampler):
     batches with room for them, and rows of the last batches fill the room they leave. The rest
     stays where it is, so the guarantee holds for clusters without conflict, but for the few that
     these two uses take a row from. Where one key has more rows than there are batches some are
-    left over: `rows_left_out` says how many. With one key a row these are as few as can be. With
-    several it is a lower number that every order of the rows was found, or is made, to reach.
+    left over: `rows_left_out` says how many. With one key a row these are as few as can be; with
+    several as few as every epoch is sure to come down to.
 
     **Purity.** The plan is a function of the seed, the epoch, the number of refreshes, and the
     clusters. Iterating changes nothing: an epoch can be abandoned and begun again, and the epoch
@@ -483,8 +484,6 @@ class ClusterBatchSampler(_RefreshedBatchSampler):
             "order": np.empty(0, np.int32) if self.clusters is None else self.clusters.order,
             "offsets": np.empty(0, np.int64) if self.clusters is None else self.clusters.offsets,
         }
-
-    state_dict.__doc__ = _BatchSampler.state_dict.__doc__
 
     def _state_names(self) -> set[str]:
         return super()._state_names() | {"order", "offsets"}
@@ -710,8 +709,6 @@ class NeighbourBatchSampler(_RefreshedBatchSampler):
             "neighbours": np.empty((0, 0), np.int32) if here is None else here,
         }
 
-    state_dict.__doc__ = _BatchSampler.state_dict.__doc__
-
     def _state_names(self) -> set[str]:
         return super()._state_names() | {"neighbours"}
 
@@ -886,10 +883,6 @@ class _EpochProxy:
 def _check_rows(name: str, rows: int, n_rows: int) -> None:
     if rows != n_rows:
         raise ValueError(f"{name} has {rows} rows, the sampler has {n_rows}")
-
-
-def _reached(order: Order) -> int:
-    return order[1]
 
 
 def _draw_seed(rng: np.random.Generator) -> int:
