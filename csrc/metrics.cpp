@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
+#include <limits>
+#include <type_traits>
 
 namespace ngame {
 namespace {
@@ -10,24 +13,69 @@ namespace {
 // Rows that share one partial sum; partial sums are added in block order.
 constexpr int64_t kBlock = 1024;
 
-template <class Row, class Index>
-bool contains(const Row& row, Index column) {
-  return std::binary_search(row.begin, row.end, column);
-}
+// Rows with more positives than this are ranked by sorting, others by counting.
+constexpr size_t kMostCounted = 64;
 
-// What is summed over the rows for every k.
+// What is summed over the rows for every k. The gains that P and PSP divide by k are divided once,
+// at the end.
 struct Sums {
-  double precision = 0, ndcg = 0, recall = 0;
+  double hits = 0, ndcg = 0, recall = 0;
   double psp = 0, best_psp = 0, psn = 0, best_psn = 0;
 
   void add(const Sums& other) {
-    precision += other.precision;
+    hits += other.hits;
     ndcg += other.ndcg;
     recall += other.recall;
     psp += other.psp;
     best_psp += other.best_psp;
     psn += other.psn;
     best_psn += other.best_psn;
+  }
+};
+
+// The predictions of one row, in any order. The scans have no branches, so that they run in vector
+// registers; for rows of hundreds they beat a search, and a selection of the best, which guesses
+// wrong at every step.
+template <class Index, class Score>
+struct Predictions {
+  const Index* labels;
+  const Score* scores;
+  int64_t size;
+
+  struct Entry {
+    Score score;
+    Index label;
+    bool operator<(const Entry& other) const {  // the better one comes first
+      return score != other.score ? score > other.score : label < other.label;
+    }
+  };
+  Entry operator[](int64_t at) const { return {scores[at], labels[at]}; }
+
+  // The number of entries that come before one.
+  int64_t count_before(const Entry& entry) const {
+    // As wide as what is compared, or the loop is not vectorized.
+    std::conditional_t<sizeof(Score) + sizeof(Index) == 8, int32_t, int64_t> count = 0;
+    for (int64_t at = 0; at < size; ++at) {
+      count +=
+          (scores[at] > entry.score) | ((scores[at] == entry.score) & (labels[at] < entry.label));
+    }
+    return count;
+  }
+  // visit(score) for each entry of a label; there is more than one only if it is stored twice.
+  template <class Visit>
+  void for_each(Index label, const Visit& visit) const {
+    using Place = std::make_unsigned_t<Index>;
+    Place matches = 0, sum_of_places = 0;
+    for (Place at = 0; at < static_cast<Place>(size); ++at) {
+      const Place match = labels[at] == label;
+      matches += match;
+      sum_of_places += at & (Place{0} - match);
+    }
+    if (matches == 1) visit(scores[sum_of_places]);
+    if (matches <= 1) return;
+    for (int64_t at = 0; at < size; ++at) {
+      if (labels[at] == label) visit(scores[at]);
+    }
   }
 };
 
@@ -52,110 +100,160 @@ class Evaluation {
     }
   }
 
+  using Row = Predictions<Index, Score>;
+  using Entry = typename Row::Entry;
+  struct Hit {
+    int64_t rank;  // from 0
+    Index label;
+  };
   struct Scratch {
-    struct Entry {
-      Score score;
-      Index label;
-    };
-    std::vector<Entry> top;
     std::vector<Index> positives;
+    std::vector<Entry> entries;
     std::vector<char> found;
+    std::vector<Hit> hits;
     std::vector<double> best;
   };
 
   void add_row(int64_t row, Scratch& scratch, std::span<Sums> sums) const {
-    rank(row, scratch);
-    find_positives(row, scratch);
-    const auto positives = static_cast<int64_t>(scratch.positives.size());
-    if (positives == 0) return;
-    const auto ranks = static_cast<int64_t>(discounts_.size());
-    double hits = 0, dcg = 0, psp = 0, psn = 0, best_psp = 0, best_psn = 0;
-    int64_t rank = 0;
-    for (size_t which = 0; which < ks_.size(); ++which) {
-      const int64_t k = ks_[which];
-      for (; rank < std::min(k, ranks); ++rank) {
-        const double discount = discounts_[rank];
-        if (rank < static_cast<int64_t>(scratch.top.size()) && hit(scratch, rank)) {
-          hits += 1;
-          dcg += discount;
-          if (weights_ != nullptr) {
-            const double weight = weights_[scratch.top[rank].label];
-            psp += weight;
-            psn += weight * discount;
-          }
-        }
-        if (weights_ != nullptr && rank < positives) {
-          best_psp += scratch.best[rank];
-          best_psn += scratch.best[rank] * discount;
-        }
-      }
-      const double size = static_cast<double>(k);
-      const double ideal = ideal_[std::min({k, positives, ranks})];
-      Sums& sum = sums[which];
-      sum.precision += hits / size;
-      sum.ndcg += dcg / ideal;
-      sum.recall += hits / static_cast<double>(positives);
-      sum.psp += psp / size;
-      sum.best_psp += best_psp / size;
-      sum.psn += psn / ideal;
-      sum.best_psn += best_psn / ideal;
+    std::span<const Index> positives = labels(&truth_, row);
+    if (weights_ != nullptr) {
+      // Needed at the end, and with many labels in no near cache.
+      for (const Index label : positives) __builtin_prefetch(weights_ + label);
     }
+    const std::span<const Index> dropped = labels(drop_, row);
+    const Row predicted = predictions(row);
+    if (!dropped.empty()) {
+      scratch.positives.clear();
+      std::set_difference(positives.begin(), positives.end(), dropped.begin(), dropped.end(),
+                          std::back_inserter(scratch.positives));
+      positives = scratch.positives;
+    }
+    if (positives.empty()) return;
+    scratch.hits.clear();
+    if (positives.size() + dropped.size() <= kMostCounted) {
+      count_for_hits(predicted, positives, dropped, scratch);
+    } else {
+      sort_for_hits(predicted, positives, dropped, scratch);
+    }
+    add_hits(scratch.hits, static_cast<int64_t>(positives.size()), sums);
+    if (weights_ != nullptr) add_best(positives, scratch.best, sums);
   }
 
  private:
-  // The best entries of the row, best first: each one that is better than the last of those so far
-  // is put in its place.
-  void rank(int64_t row, Scratch& scratch) const {
+  int64_t ranks() const { return static_cast<int64_t>(discounts_.size()); }
+
+  static std::span<const Index> labels(const CsrView<Index>* matrix, int64_t row) {
+    if (matrix == nullptr) return {};
+    const auto entries = matrix->sorted_row(row);
+    return {entries.begin, entries.end};
+  }
+
+  // The predictions of a row, after a check that labels are in range and no score is NaN.
+  Row predictions(int64_t row) const {
     const auto entries = predictions_.row(row);
     const Score* const scores = scores_ + predictions_.offsets[row];
-    check(row, entries, scores);
-    const auto better = [](const auto& a, const auto& b) {
-      return a.score != b.score ? a.score > b.score : a.label < b.label;
-    };
-    auto& top = scratch.top;
-    top.clear();
+    // The sign tells of a label below 0, or above the last one.
+    const auto last = static_cast<Index>(predictions_.cols - 1);
+    Index outside = 0;
+    std::conditional_t<sizeof(Score) == 4, int32_t, int64_t> nan = 0;
     for (int64_t at = 0; at < entries.size(); ++at) {
-      const typename Scratch::Entry entry{scores[at], entries.begin[at]};
-      const bool full = top.size() == discounts_.size();
-      if (full && !better(entry, top.back())) continue;
-      if (drop_ != nullptr && contains(drop_->row(row), entry.label)) continue;
-      if (full) top.pop_back();
-      top.insert(std::upper_bound(top.begin(), top.end(), entry, better), entry);
+      const Index label = entries.begin[at];
+      outside |= label | (last - (label & std::numeric_limits<Index>::max()));
+      nan |= scores[at] != scores[at];
     }
-  }
-  void check(int64_t row, const typename CsrView<Index>::Row& entries, const Score* scores) const {
-    bool outside = false;
-    bool nan = false;
-    for (int64_t at = 0; at < entries.size(); ++at) {
-      outside |= entries.begin[at] < 0 || entries.begin[at] >= predictions_.cols;
-      nan |= std::isnan(scores[at]);
+    if (nan != 0) {
+      throw std::invalid_argument("predictions has NaN in row " + std::to_string(row));
     }
-    if (nan) throw std::invalid_argument("predictions has NaN in row " + std::to_string(row));
-    if (!outside) return;
-    for (const Index* label = entries.begin; label != entries.end; ++label) {
-      if (*label < 0 || *label >= predictions_.cols) predictions_.reject(row, *label);
-    }
-  }
-  void find_positives(int64_t row, Scratch& scratch) const {
-    const auto entries = truth_.sorted_row(row);
-    scratch.positives.clear();
-    for (const Index* label = entries.begin; label != entries.end; ++label) {
-      if (drop_ == nullptr || !contains(drop_->sorted_row(row), *label)) {
-        scratch.positives.push_back(*label);
+    if (outside < 0) {
+      for (const Index* label = entries.begin; label != entries.end; ++label) {
+        if (*label < 0 || *label >= predictions_.cols) predictions_.reject(row, *label);
       }
     }
-    scratch.found.assign(scratch.positives.size(), 0);
-    if (weights_ == nullptr) return;
-    scratch.best.clear();
-    for (const Index label : scratch.positives) scratch.best.push_back(weights_[label]);
-    std::sort(scratch.best.begin(), scratch.best.end(), std::greater<>());
+    return {entries.begin, scores, entries.size()};
   }
-  static bool hit(Scratch& scratch, int64_t rank) {
-    const Index label = scratch.top[static_cast<size_t>(rank)].label;
-    const auto at = std::lower_bound(scratch.positives.begin(), scratch.positives.end(), label);
-    if (at == scratch.positives.end() || *at != label) return false;
-    char& found = scratch.found[static_cast<size_t>(at - scratch.positives.begin())];
-    return found ? false : (found = 1);
+
+  // The rank of each positive, from the number of entries that come before it.
+  void count_for_hits(const Row& predicted, std::span<const Index> positives,
+                      std::span<const Index> dropped, Scratch& scratch) const {
+    auto& left_out = scratch.entries;
+    left_out.clear();
+    for (const Index label : dropped) {
+      predicted.for_each(label, [&](Score score) { left_out.push_back({score, label}); });
+    }
+    for (const Index label : positives) {
+      int64_t rank = ranks();
+      predicted.for_each(label, [&](Score score) {
+        const Entry entry{score, label};
+        const auto before = [&](const Entry& other) { return other < entry; };
+        rank = std::min(rank, predicted.count_before(entry) -
+                                  std::count_if(left_out.begin(), left_out.end(), before));
+      });
+      if (rank < ranks()) scratch.hits.push_back({rank, label});
+    }
+  }
+
+  // The same by sorting, for rows with many positives.
+  void sort_for_hits(const Row& predicted, std::span<const Index> positives,
+                     std::span<const Index> dropped, Scratch& scratch) const {
+    auto& entries = scratch.entries;
+    entries.clear();
+    for (int64_t at = 0; at < predicted.size; ++at) {
+      if (!std::binary_search(dropped.begin(), dropped.end(), predicted.labels[at])) {
+        entries.push_back(predicted[at]);
+      }
+    }
+    const auto end = entries.begin() + std::min(std::ssize(entries), ranks());
+    std::partial_sort(entries.begin(), end, entries.end());
+    scratch.found.assign(positives.size(), 0);
+    for (auto entry = entries.begin(); entry != end; ++entry) {
+      const auto place = std::lower_bound(positives.begin(), positives.end(), entry->label);
+      if (place == positives.end() || *place != entry->label) continue;
+      char& found = scratch.found[static_cast<size_t>(place - positives.begin())];
+      if (found == 0) scratch.hits.push_back({entry - entries.begin(), entry->label});
+      found = 1;
+    }
+  }
+
+  void add_hits(std::span<const Hit> hits, int64_t positives, std::span<Sums> sums) const {
+    for (size_t which = 0; which < ks_.size(); ++which) {
+      double count = 0, dcg = 0, psp = 0, psn = 0;
+      for (const Hit& hit : hits) {
+        if (hit.rank >= ks_[which]) continue;
+        const double discount = discounts_[hit.rank];
+        count += 1;
+        dcg += discount;
+        if (weights_ == nullptr) continue;
+        psp += weights_[hit.label];
+        psn += weights_[hit.label] * discount;
+      }
+      if (count == 0) continue;
+      const double ideal = ideal_[std::min({ks_[which], positives, ranks()})];
+      Sums& sum = sums[which];
+      sum.hits += count;
+      sum.ndcg += dcg / ideal;
+      sum.recall += count / static_cast<double>(positives);
+      sum.psp += psp;
+      sum.psn += psn / ideal;
+    }
+  }
+
+  // What the best possible ranking gains.
+  void add_best(std::span<const Index> positives, std::vector<double>& best,
+                std::span<Sums> sums) const {
+    best.clear();
+    for (const Index label : positives) best.push_back(weights_[label]);
+    std::sort(best.begin(), best.end(), std::greater<>());
+    const int64_t most = std::min(static_cast<int64_t>(best.size()), ranks());
+    double psp = 0, psn = 0;
+    int64_t rank = 0;
+    for (size_t which = 0; which < ks_.size(); ++which) {
+      for (; rank < std::min(ks_[which], most); ++rank) {
+        psp += best[rank];
+        psn += best[rank] * discounts_[rank];
+      }
+      sums[which].best_psp += psp;
+      sums[which].best_psn += psn / ideal_[rank];
+    }
   }
 
   const CsrView<Index>& predictions_;
@@ -164,7 +262,8 @@ class Evaluation {
   const CsrView<Index>* drop_;
   const float* weights_;
   std::span<const int64_t> ks_;
-  std::vector<double> discounts_, ideal_;
+  std::vector<double> discounts_;  // of the ranks from 0 on
+  std::vector<double> ideal_;      // sums of the first discounts
 };
 
 }  // namespace
@@ -179,8 +278,9 @@ Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
   const int64_t rows = predictions.rows;
   const int64_t blocks = (rows + kBlock - 1) / kBlock;
   std::vector<Sums> sums(static_cast<size_t>(blocks) * ks.size());
-  parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
-    typename Evaluation<Index, Score>::Scratch scratch;
+  std::vector<typename Evaluation<Index, Score>::Scratch> scratches(static_cast<size_t>(threads));
+  parallel_for(blocks, threads, cancel, [&](int64_t block, int thread) {
+    auto& scratch = scratches[static_cast<size_t>(thread)];
     const auto partial = std::span(sums).subspan(static_cast<size_t>(block) * ks.size(), ks.size());
     const int64_t end = std::min(rows, (block + 1) * kBlock);
     for (int64_t row = block * kBlock; row < end; ++row) {
@@ -195,7 +295,7 @@ Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
       total.add(sums[block * ks.size() + which]);
     }
     const auto count = static_cast<double>(rows);
-    means.precision.push_back(total.precision / count);
+    means.precision.push_back(total.hits / (count * static_cast<double>(ks[which])));
     means.ndcg.push_back(total.ndcg / count);
     means.recall.push_back(total.recall / count);
     if (inverse_propensity == nullptr) continue;
