@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <type_traits>
+#include <utility>
+
 #include "batches.h"
 #include "cluster.h"
 #include "kernels.h"
@@ -122,12 +126,14 @@ const T* data_of(const py::array& array) {
   return static_cast<const T*>(array.data());
 }
 
-// A NumPy array that takes over the vector's memory.
-template <class T>
-py::array_t<T> to_numpy(std::vector<T>&& values) {
-  auto* const owned = new std::vector<T>(std::move(values));
-  const py::capsule owner(owned, [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
-  return py::array_t<T>(static_cast<py::ssize_t>(owned->size()), owned->data(), owner);
+// A NumPy array that takes over the memory of a vector or a buffer.
+template <class Values>
+py::array to_numpy(Values&& values) {
+  auto owned = std::make_unique<Values>(std::move(values));
+  const auto size = static_cast<py::ssize_t>(owned->size());
+  const auto* const data = owned->data();
+  const py::capsule owner(owned.release(), [](void* taken) { delete static_cast<Values*>(taken); });
+  return py::array(py::dtype::of<std::remove_cvref_t<decltype(*data)>>(), size, data, owner);
 }
 
 template <class Score>

@@ -278,7 +278,8 @@ Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
   const int64_t rows = predictions.rows;
   const int64_t blocks = (rows + kBlock - 1) / kBlock;
   std::vector<Sums> sums(static_cast<size_t>(blocks) * ks.size());
-  std::vector<typename Evaluation<Index, Score>::Scratch> scratches(static_cast<size_t>(threads));
+  std::vector<typename Evaluation<Index, Score>::Scratch> scratches(
+      static_cast<size_t>(std::min<int64_t>(threads, blocks)));
   parallel_for(blocks, threads, cancel, [&](int64_t block, int thread) {
     auto& scratch = scratches[static_cast<size_t>(thread)];
     const auto partial = std::span(sums).subspan(static_cast<size_t>(block) * ks.size(), ks.size());

@@ -2,18 +2,39 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <iterator>
 #include <limits>
+#include <utility>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace ngame {
+
+void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr size_t kLeast = size_t{4} << 20, kPage = 4096;
+  if (bytes < kLeast) return;
+  const size_t skipped = -reinterpret_cast<uintptr_t>(data) % kPage;
+  // Advice only: where the system has none, the pages stay small.
+  madvise(static_cast<char*>(data) + skipped, bytes - skipped, MADV_HUGEPAGE);
+#endif
+}
+
 namespace {
 
 constexpr int64_t kBlock = 256;
 
+// Labels that may be looked at, within a cluster, before the next look for a signal.
+constexpr int64_t kMostUnchecked = 1 << 16;
+
 template <class Body>
 void for_rows(int64_t rows, int threads, Cancel& cancel, const Body& body) {
-  parallel_for((rows + kBlock - 1) / kBlock, threads, cancel, [&](int64_t block, int) {
+  parallel_for((rows + kBlock - 1) / kBlock, threads, cancel, [&](int64_t block, int thread) {
     const int64_t end = std::min(rows, (block + 1) * kBlock);
-    for (int64_t row = block * kBlock; row < end; ++row) body(row);
+    for (int64_t row = block * kBlock; row < end; ++row) body(row, thread);
   });
 }
 
@@ -21,58 +42,138 @@ void for_rows(int64_t rows, int threads, Cancel& cancel, const Body& body) {
 template <class Score>
 void allocate(Sparse<Score>& out) {
   for (size_t row = 1; row < out.offsets.size(); ++row) out.offsets[row] += out.offsets[row - 1];
-  out.columns.resize(static_cast<size_t>(out.offsets.back()));
-  out.values.resize(static_cast<size_t>(out.offsets.back()));
+  out.columns = Buffer<int32_t>(out.offsets.back());
+  out.values = Buffer<Score>(out.offsets.back());
 }
 
-// visit(column, position in first or -1, position in second or -1) for the columns of two rows.
-template <class Row, class Visit>
-void visit_union(const Row& first, const Row& second, const Visit& visit) {
-  auto one = first.begin;
-  auto two = second.begin;
-  while (one != first.end || two != second.end) {
-    if (two == second.end || (one != first.end && *one < *two)) {
-      visit(*one, one - first.begin, int64_t{-1});
-      ++one;
-    } else if (one == first.end || *two < *one) {
-      visit(*two, int64_t{-1}, two - second.begin);
-      ++two;
-    } else {
-      visit(*one, one - first.begin, two - second.begin);
-      ++one;
-      ++two;
-    }
+// The first place from `at` on whose column is not below `column`. Steps double, so that a long run
+// costs little.
+template <class Index>
+const Index* gallop(const Index* at, const Index* end, Index column) {
+  if (at == end || *at >= column) return at;
+  ptrdiff_t step = 1;
+  while (step < end - at && at[step] < column) {
+    at += step;
+    step *= 2;
   }
+  return std::lower_bound(at + 1, at + std::min(step, end - at), column);
 }
 
-// Two passes over the pairs of rows of two matrices: `entry` says whether a column of the union
-// stays and with which value.
-template <class Score, class Index, class Entry>
-Sparse<Score> combine(const CsrView<Index>& first, const CsrView<Index>& second, int threads,
-                      Cancel& cancel, const Entry& entry) {
+// Walks through two rows: only_first(begin, end) and only_second(begin, end) for runs of columns
+// that one of them has, both(in first, in second) for a column of both.
+template <class Index, class First, class Second, class Both>
+void walk(const typename CsrView<Index>::Row& first, const typename CsrView<Index>::Row& second,
+          const First& only_first, const Second& only_second, const Both& both) {
+  const Index* one = first.begin;
+  const Index* two = second.begin;
+  while (one != first.end && two != second.end) {
+    const Index* const until = gallop(one, first.end, *two);
+    only_first(one, until);
+    one = until;
+    if (one == first.end) break;
+    const Index* const up_to = gallop(two, second.end, *one);
+    only_second(two, up_to);
+    two = up_to;
+    if (two != second.end && *one == *two) both(one++, two++);
+  }
+  only_first(one, first.end);
+  only_second(two, second.end);
+}
+
+// The offsets of a result whose row `row` has size(row, columns that both matrices have) entries.
+template <class Score, class Index, class Size>
+Sparse<Score> allocate_for(const CsrView<Index>& first, const CsrView<Index>& second, int threads,
+                           Cancel& cancel, const Size& size) {
   Sparse<Score> out;
   out.offsets.assign(static_cast<size_t>(first.rows) + 1, 0);
-  for_rows(first.rows, threads, cancel, [&](int64_t row) {
-    int64_t size = 0;
-    visit_union(first.sorted_row(row), second.sorted_row(row),
-                [&](Index, int64_t one, int64_t two) {
-                  Score value;
-                  size += entry(row, one, two, value);
-                });
-    out.offsets[row + 1] = size;
+  for_rows(first.rows, threads, cancel, [&](int64_t row, int) {
+    int64_t common = 0;
+    const auto nothing = [](const Index*, const Index*) {};
+    const auto count = [&](const Index*, const Index*) { ++common; };
+    walk<Index>(first.sorted_row(row), second.sorted_row(row), nothing, nothing, count);
+    out.offsets[row + 1] = size(row, common);
   });
   allocate(out);
-  for_rows(first.rows, threads, cancel, [&](int64_t row) {
-    int64_t at = out.offsets[row];
-    visit_union(first.row(row), second.row(row), [&](Index column, int64_t one, int64_t two) {
-      Score value;
-      if (!entry(row, one, two, value)) return;
-      out.columns[at] = static_cast<int32_t>(column);
-      out.values[at++] = value;
-    });
-  });
   return out;
 }
+
+// The labels of a cluster's rows, ascending, each with the number of rows that have it.
+class ClusterLabels {
+ public:
+  template <class Index>
+  void collect(const CsrView<Index>& labels, std::span<const int32_t> rows) {
+    all_.clear();
+    for (const int32_t row : rows) {
+      const auto entries = labels.sorted_row(row);
+      all_.insert(all_.end(), entries.begin, entries.end);
+    }
+    std::sort(all_.begin(), all_.end());
+    ids_.clear();
+    counts_.clear();
+    for (auto at = all_.begin(); at != all_.end();) {
+      const auto next = std::find_if(at, all_.end(), [&](int32_t id) { return id != *at; });
+      ids_.push_back(*at);
+      counts_.push_back(static_cast<int32_t>(next - at));
+      at = next;
+    }
+    with_count_.assign(rows.size() + 1, 0);
+    for (const int32_t count : counts_) ++with_count_[count];
+  }
+  int64_t size() const { return std::ssize(ids_); }
+
+  // Writes `kept` labels that a row has not: the most frequent ones, ties by lower id.
+  template <class Row>
+  void copy_others(const Row& own, int64_t kept, int32_t* ids, float* counts) {
+    places_.clear();
+    auto from = ids_.begin();
+    for (auto label = own.begin; label != own.end; ++label) {
+      from = std::lower_bound(from, ids_.end(), static_cast<int32_t>(*label));
+      places_.push_back(from++ - ids_.begin());
+    }
+    if (kept < size() - own.size()) {
+      copy_frequent(kept, ids, counts);
+      return;
+    }
+    // What lies between the row's own labels.
+    int64_t begin = 0;
+    for (size_t next = 0; next <= places_.size(); ++next) {
+      const int64_t end = next < places_.size() ? places_[next] : size();
+      ids = std::copy(ids_.data() + begin, ids_.data() + end, ids);
+      for (int64_t at = begin; at < end; ++at) *counts++ = static_cast<float>(counts_[at]);
+      begin = end + 1;
+    }
+  }
+
+ private:
+  void copy_frequent(int64_t kept, int32_t* ids, float* counts) {
+    // The row's own labels count for nothing, for as long as this takes.
+    own_counts_.clear();
+    for (const int64_t place : places_) {
+      own_counts_.push_back(std::exchange(counts_[place], 0));
+      --with_count_[own_counts_.back()];
+    }
+    // All more frequent than `least` stay, and `equals` of those that are just as frequent.
+    auto least = static_cast<int32_t>(with_count_.size() - 1);
+    int64_t equals = kept;
+    while (equals > with_count_[least]) equals -= with_count_[least--];
+    int64_t at = 0;
+    for (int64_t place = 0; at < kept; ++place) {
+      const int32_t count = counts_[place];
+      if (count < least || (count == least && equals-- <= 0)) continue;
+      ids[at] = ids_[place];
+      counts[at++] = static_cast<float>(count);
+    }
+    for (size_t own = 0; own < places_.size(); ++own) {
+      counts_[places_[own]] = own_counts_[own];
+      ++with_count_[own_counts_[own]];
+    }
+  }
+
+  std::vector<int32_t> all_, ids_, counts_;
+  std::vector<int64_t> with_count_;  // the number of labels that so many rows have
+  std::vector<int64_t> places_;      // of a row's own labels
+  std::vector<int32_t> own_counts_;
+};
 
 }  // namespace
 
@@ -85,28 +186,34 @@ Sparse<Score> keep_topk(const CsrView<Index>& matrix, const Score* values, int64
     out.offsets[row + 1] = std::min(k, matrix.row(row).size());
   }
   allocate(out);
-  for_rows(matrix.rows, threads, cancel, [&](int64_t row) {
+  std::vector<std::vector<Score>> scratches(
+      static_cast<size_t>(std::min<int64_t>(threads, matrix.rows)));
+  for_rows(matrix.rows, threads, cancel, [&](int64_t row, int thread) {
     const auto entries = matrix.sorted_row(row);
     const Score* const scores = values + matrix.offsets[row];
-    for (int64_t at = 0; at < entries.size(); ++at) {
-      if (std::isnan(scores[at])) {
-        throw std::invalid_argument(std::string(matrix.name) + " has NaN in row " +
-                                    std::to_string(row));
-      }
+    if (std::any_of(scores, scores + entries.size(), [](Score s) { return std::isnan(s); })) {
+      throw std::invalid_argument(std::string(matrix.name) + " has NaN in row " +
+                                  std::to_string(row));
     }
-    // Positions stand for columns: both ascend.
-    std::vector<int64_t> best(static_cast<size_t>(entries.size()));
-    for (size_t at = 0; at < best.size(); ++at) best[at] = static_cast<int64_t>(at);
     const int64_t kept = out.offsets[row + 1] - out.offsets[row];
+    if (kept == 0) return;
+    // All above the score that comes last stay, and of those that equal it the first ones.
+    Score last = -std::numeric_limits<Score>::infinity();
+    int64_t equals = kept;
     if (kept < entries.size()) {
-      std::nth_element(best.begin(), best.begin() + kept, best.end(), [&](int64_t a, int64_t b) {
-        return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-      });
-      std::sort(best.begin(), best.begin() + kept);
+      auto& best = scratches[static_cast<size_t>(thread)];
+      best.assign(scores, scores + entries.size());
+      std::nth_element(best.begin(), best.begin() + kept - 1, best.end(), std::greater<>());
+      last = best[static_cast<size_t>(kept - 1)];
+      equals = kept - std::count_if(best.begin(), best.begin() + kept,
+                                    [&](Score score) { return score > last; });
     }
-    for (int64_t at = 0; at < kept; ++at) {
-      out.columns[out.offsets[row] + at] = static_cast<int32_t>(entries.begin[best[at]]);
-      out.values[out.offsets[row] + at] = scores[best[at]];
+    int64_t at = out.offsets[row];
+    for (int64_t entry = 0; entry < entries.size(); ++entry) {
+      const Score score = scores[entry];
+      if (!(score > last) && (score != last || equals-- <= 0)) continue;
+      out.columns[at] = static_cast<int32_t>(entries.begin[entry]);
+      out.values[at++] = score;
     }
   });
   return out;
@@ -116,95 +223,81 @@ template <class Index, class Score>
 Sparse<Score> merge(const CsrView<Index>& first, const Score* first_values,
                     const CsrView<Index>& second, const Score* second_values, Merge how,
                     int threads, Cancel& cancel) {
-  return combine<Score>(
-      first, second, threads, cancel, [&](int64_t row, int64_t one, int64_t two, Score& value) {
-        const Score a = one < 0 ? Score{} : first_values[first.offsets[row] + one];
-        const Score b = two < 0 ? Score{} : second_values[second.offsets[row] + two];
-        if (one < 0 || two < 0) {
-          value = one < 0 ? b : a;
-        } else if (how == Merge::sum) {
-          value = a + b;
-        } else {
-          value = a > b || std::isnan(a) ? a : b;
-        }
-        return true;
-      });
+  const auto size = [&](int64_t row, int64_t common) {
+    return first.row(row).size() + second.row(row).size() - common;
+  };
+  Sparse<Score> out = allocate_for<Score>(first, second, threads, cancel, size);
+  for_rows(first.rows, threads, cancel, [&](int64_t row, int) {
+    int32_t* columns = out.columns.data() + out.offsets[row];
+    Score* values = out.values.data() + out.offsets[row];
+    const auto copy_from = [&](const CsrView<Index>& matrix, const Score* scores) {
+      return [&, scores](const Index* begin, const Index* end) {
+        const Score* const score = scores + (begin - matrix.columns);
+        values = std::copy(score, score + (end - begin), values);
+        while (begin != end) *columns++ = static_cast<int32_t>(*begin++);
+      };
+    };
+    const auto both = [&](const Index* one, const Index* two) {
+      const Score a = first_values[one - first.columns];
+      const Score b = second_values[two - second.columns];
+      *values++ = how == Merge::sum ? a + b : a > b || std::isnan(a) ? a : b;
+      *columns++ = static_cast<int32_t>(*one);
+    };
+    walk<Index>(first.row(row), second.row(row), copy_from(first, first_values),
+                copy_from(second, second_values), both);
+  });
+  return out;
 }
 
 template <class Index, class Score>
 Sparse<Score> drop_pairs(const CsrView<Index>& matrix, const Score* values,
                          const CsrView<Index>& pairs, int threads, Cancel& cancel) {
-  return combine<Score>(matrix, pairs, threads, cancel,
-                        [&](int64_t row, int64_t one, int64_t two, Score& value) {
-                          if (one < 0 || two >= 0) return false;
-                          value = values[matrix.offsets[row] + one];
-                          return true;
-                        });
+  const auto size = [&](int64_t row, int64_t common) { return matrix.row(row).size() - common; };
+  Sparse<Score> out = allocate_for<Score>(matrix, pairs, threads, cancel, size);
+  for_rows(matrix.rows, threads, cancel, [&](int64_t row, int) {
+    int64_t at = out.offsets[row];
+    const auto copy = [&](const Index* begin, const Index* end) {
+      const Score* score = values + (begin - matrix.columns);
+      for (; begin != end; ++begin, ++score, ++at) {
+        out.columns[at] = static_cast<int32_t>(*begin);
+        out.values[at] = *score;
+      }
+    };
+    const auto nothing = [](const Index*, const Index*) {};
+    walk<Index>(matrix.row(row), pairs.row(row), copy, nothing, nothing);
+  });
+  return out;
 }
 
 template <class Index>
 Sparse<float> cluster_shortlist(const CsrView<Index>& labels, const ClustersView& clusters,
                                 std::optional<int64_t> limit, int threads, Cancel& cancel) {
-  struct Label {
-    int32_t id;
-    int32_t rows;
-  };
-  const int64_t most = limit.value_or(std::numeric_limits<int64_t>::max());
   clusters.check(labels.rows);
-  // The labels of a cluster's rows, ascending, each with the number of rows that have it.
-  const auto labels_of = [&](int64_t cluster) {
-    std::vector<int32_t> ids;
-    for (const int32_t row : clusters[cluster]) {
-      const auto entries = labels.sorted_row(row);
-      for (const Index* label = entries.begin; label != entries.end; ++label) {
-        ids.push_back(static_cast<int32_t>(*label));
-      }
-    }
-    std::sort(ids.begin(), ids.end());
-    std::vector<Label> found;
-    for (const int32_t id : ids) {
-      if (found.empty() || found.back().id != id) found.push_back({id, 0});
-      ++found.back().rows;
-    }
-    return found;
-  };
+  std::vector<ClusterLabels> scratches(
+      static_cast<size_t>(std::min<int64_t>(threads, clusters.count())));
   Sparse<float> out;
   out.offsets.assign(static_cast<size_t>(labels.rows) + 1, 0);
-  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int) {
-    const auto all = static_cast<int64_t>(labels_of(cluster).size());
+  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int thread) {
+    ClusterLabels& found = scratches[static_cast<size_t>(thread)];
+    found.collect(labels, clusters[cluster]);
     for (const int32_t row : clusters[cluster]) {
-      out.offsets[row + 1] = std::min(most, all - labels.row(row).size());
+      const int64_t others = found.size() - labels.row(row).size();
+      out.offsets[row + 1] = limit ? std::min(*limit, others) : others;
     }
   });
   allocate(out);
-  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int) {
-    const std::vector<Label> found = labels_of(cluster);
-    std::vector<Label> others;
+  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int thread) {
+    ClusterLabels& found = scratches[static_cast<size_t>(thread)];
+    found.collect(labels, clusters[cluster]);
+    int64_t work = 0;
     for (const int32_t row : clusters[cluster]) {
-      const auto own = labels.row(row);
-      others.clear();
-      const Index* next = own.begin;
-      for (const Label& label : found) {
-        if (next != own.end && *next == label.id) {
-          ++next;
-        } else {
-          others.push_back(label);
-        }
+      if ((work += found.size()) > kMostUnchecked) {
+        cancel.check();
+        work = 0;
       }
       const int64_t begin = out.offsets[row];
-      const int64_t kept = out.offsets[row + 1] - begin;
-      if (kept < static_cast<int64_t>(others.size())) {
-        std::nth_element(others.begin(), others.begin() + kept, others.end(),
-                         [](const Label& a, const Label& b) {
-                           return a.rows != b.rows ? a.rows > b.rows : a.id < b.id;
-                         });
-        std::sort(others.begin(), others.begin() + kept,
-                  [](const Label& a, const Label& b) { return a.id < b.id; });
-      }
-      for (int64_t entry = 0; entry < kept; ++entry) {
-        out.columns[begin + entry] = others[entry].id;
-        out.values[begin + entry] = static_cast<float>(others[entry].rows);
-      }
+      found.copy_others(labels.row(row), out.offsets[row + 1] - begin, out.columns.data() + begin,
+                        out.values.data() + begin);
     }
   });
   return out;

@@ -1,7 +1,9 @@
 // Work on the rows of sparse scores. Every result has ascending columns within a row.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -11,12 +13,34 @@
 
 namespace ngame {
 
+// Asks the system for large pages, as NumPy does for its own arrays. Does nothing for small ones.
+void advise_large_pages(void* data, size_t bytes);
+
+// An array that is not filled when it is made, so that the threads that fill it share the work of
+// getting its memory.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size)
+      : items_(std::make_unique_for_overwrite<T[]>(static_cast<size_t>(size))), size_(size) {
+    advise_large_pages(items_.get(), static_cast<size_t>(size) * sizeof(T));
+  }
+  T* data() const { return items_.get(); }
+  int64_t size() const { return size_; }
+  T& operator[](int64_t at) const { return items_[static_cast<size_t>(at)]; }
+
+ private:
+  std::unique_ptr<T[]> items_;
+  int64_t size_ = 0;
+};
+
 // A sparse matrix that the core made.
 template <class Score>
 struct Sparse {
   std::vector<int64_t> offsets;
-  std::vector<int32_t> columns;
-  std::vector<Score> values;
+  Buffer<int32_t> columns;
+  Buffer<Score> values;
 };
 
 enum class Merge { sum, max };
