@@ -45,17 +45,52 @@ def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
         raise TypeError(f"{name} is a {kind}, expected a scipy.sparse CSR matrix or array")
     if value.shape[1] > np.iinfo(np.int32).max:
         raise ValueError(f"{name} has {value.shape[1]} columns, at most 2**31 - 1 are possible")
-    if not any_order and not value.has_sorted_indices:
-        value = value.sorted_indices()
+    _check_arrays(value, name)
+    # What SciPy has on record of the order is cheap to ask for; the core looks at each row that it
+    # uses. SciPy's compiled code trusts indptr, so it gets to see a matrix only after a check.
+    if not any_order and getattr(value, "_has_canonical_format", None) is not True:
+        check_rows(value, name)
+        if not value.has_sorted_indices:
+            value = value.sorted_indices()
     return value
 
 
 def canonical(matrix: Any) -> Any:
-    """A CSR matrix without duplicates: the same, or a copy in which they are summed."""
+    """A matrix from `as_csr` without duplicates: the same, or a copy in which they are summed."""
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
     return matrix
+
+
+def check_rows(matrix: Any, name: str) -> None:
+    """Reject a CSR matrix whose rows do not follow each other within the stored entries."""
+    starts, ends = matrix.indptr[:-1], matrix.indptr[1:]
+    bad = (starts < 0) | (ends < starts) | (ends > len(matrix.indices))
+    if bad.any():
+        raise ValueError(
+            f"{name}: indptr of row {int(np.argmax(bad))} does not ascend within the stored entries"
+        )
+
+
+def _check_arrays(matrix: Any, name: str) -> None:
+    """Reject arrays that were exchanged for ones of another type or length."""
+    indptr, indices, data = matrix.indptr, matrix.indices, matrix.data
+    if indptr.dtype != indices.dtype or indptr.dtype not in (np.int32, np.int64):
+        raise TypeError(
+            f"{name}: indptr and indices must both be int32 or int64, "
+            f"they are {indptr.dtype} and {indices.dtype}"
+        )
+    if not indptr.ndim == indices.ndim == data.ndim == 1:
+        raise ValueError(f"{name}: indptr, indices and data must have one dimension each")
+    if len(indptr) != matrix.shape[0] + 1:
+        raise ValueError(
+            f"{name}: indptr has {len(indptr)} elements, expected {matrix.shape[0] + 1}"
+        )
+    if len(data) != len(indices):
+        raise ValueError(
+            f"{name}: data and indices differ in length, {len(data)} and {len(indices)}"
+        )
 
 
 def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:

@@ -7,7 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import Pattern, as_count, as_csr, as_pairs, as_threads, canonical, pattern
+from ngame.arrays import (
+    Pattern,
+    as_count,
+    as_csr,
+    as_pairs,
+    as_threads,
+    canonical,
+    check_rows,
+    pattern,
+)
 
 
 def evaluate(
@@ -84,6 +93,7 @@ def evaluate(
     if rows == 0:
         raise ValueError("predictions has no rows")
     if not positives.data.all():
+        check_rows(positives, "truth")
         positives = positives.copy()
         positives.eliminate_zeros()
     cuts = sorted({as_count(k, "ks") for k in ks})
@@ -141,12 +151,21 @@ def inverse_propensity(
     ------
     ValueError
         There are no rows, or a or b is not positive.
+    IndexError
+        A column is out of range.
     """
     labels = canonical(as_csr(train_labels, "train_labels"))
     if labels.shape[0] == 0:
         raise ValueError("train_labels has no rows")
     if not a > 0 or not b > 0:
         raise ValueError(f"a and b are {a} and {b}, expected positive numbers")
+    check_rows(labels, "train_labels")
+    outside = (labels.indices < 0) | (labels.indices >= labels.shape[1])
+    if outside.any():
+        raise IndexError(
+            f"train_labels has column {labels.indices[np.argmax(outside)]}, "
+            f"out of range for {labels.shape[1]} columns"
+        )
     counts = np.bincount(labels.indices[labels.data != 0], minlength=labels.shape[1])
     scale = (np.log(labels.shape[0]) - 1) * (b + 1) ** a
     weights: npt.NDArray[np.float32] = (1 + scale * (counts + b) ** -a).astype(np.float32)

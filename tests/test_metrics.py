@@ -39,6 +39,34 @@ def test_matches_reference(seed, dtype, data):
         assert all(0 <= value <= 1 + 1e-12 for value in found.values())
 
 
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("dropped_share", [0, 0.3])
+def test_rows_with_many_positives(rng, index, dropped_share):
+    # Around the number of positives from which on rows are sorted.
+    labels = 200
+    truth = sp.csr_matrix((np.arange(labels) < np.array([[63], [64], [65], [180]])).astype(np.int8))
+    predictions = sp.csr_matrix(rng.integers(1, 9, (4, labels)).astype(np.float32))
+    predictions.indices = predictions.indices.astype(index)
+    predictions.indptr = predictions.indptr.astype(index)
+    dropped = np.argwhere(rng.random((4, labels)) < dropped_share)
+    weights = rng.random(labels).astype(np.float32) + 0.1
+    expected = reference.evaluate(predictions, truth, [1, 7, 150, 300], weights, dropped)
+    found = metrics.evaluate(
+        predictions, truth, ks=[1, 7, 150, 300], inverse_propensity=weights, drop=dropped
+    )
+    assert found == pytest.approx(expected)
+    # Every entry once more with a lower score: it moves others down, but is no second hit.
+    twice = sp.csr_matrix((4, labels), dtype=np.float32)
+    twice.indptr = 2 * predictions.indptr
+    twice.indices = np.repeat(predictions.indices, 2)
+    twice.data = np.repeat(predictions.data, 2) - np.tile([0, 10], predictions.nnz)
+    twice.data = twice.data.astype(np.float32)
+    again = metrics.evaluate(
+        twice, truth, ks=[1, 7, 150, 300], inverse_propensity=weights, drop=dropped
+    )
+    assert again == pytest.approx(expected)
+
+
 def test_by_hand():
     # Row 0 ranks 2, 0, 3 (3 ties with 4 and has the lower id); positives 0 and 4.
     # Row 1 has no positives; row 2 no predictions; row 3 predicts its only positive first.

@@ -54,6 +54,34 @@ def test_large_label_ids():
     assert found.toarray().tolist() == [[True, False, False], [False, False, True]]
 
 
+def test_rows_of_all_lengths(rng):
+    # A few labels a row are copied in one step, more one by one, and so is what stands last.
+    lengths = [0, 1, 7, 8, 9, 40, 0, 3]
+    dense = np.zeros((8, 50), bool)
+    for row, length in enumerate(lengths):
+        dense[row, rng.choice(50, length, replace=False)] = True
+    for index in (np.int32, np.int64):
+        y = sp.csr_matrix(dense.astype(np.float32))
+        y.indices, y.indptr = y.indices.astype(index), y.indptr.astype(index)
+        batch = rng.integers(8, size=60)
+        for columns in (np.arange(50), rng.permutation(50), rng.integers(50, size=90)):
+            expected = reference.in_batch_positives(y, batch, columns)
+            check_mask(ngame.in_batch_positives(y, batch, columns), expected)
+        pool, positives = ngame.label_pool(y, batch)
+        expected_pool, expected = reference.label_pool(y, batch)
+        assert pool.tolist() == expected_pool.tolist()
+        check_mask(positives, expected)
+
+
+def test_ids_beyond_32_bits_are_out_of_range():
+    y = sp.csr_matrix((np.ones(1), np.array([3], np.int64), np.array([0, 1], np.int64)), (1, 9))
+    y.indices, y.indptr = np.array([2**32 + 3], np.int64), np.array([0, 1], np.int64)
+    y.has_canonical_format = True
+    for call in (lambda: ngame.label_pool(y, [0]), lambda: ngame.in_batch_positives(y, [0], [3])):
+        with pytest.raises(IndexError, match="column 4294967299 in row 0 is out of range for 9"):
+            call()
+
+
 def test_values_do_not_count_and_order_is_mended():
     y = sp.csr_matrix((np.array([0.0, 2, 1]), [2, 0, 0], [0, 2, 3]), shape=(2, 3))
     columns = y.indices.copy()

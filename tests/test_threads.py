@@ -31,12 +31,20 @@ def everything(case, threads):
     sparse = [
         ngame.topk(x[:700], x[:3000], 9, threads=threads),
         ngame.cluster_shortlist(y, clusters, limit=5, threads=threads),
+        ngame.cluster_shortlist(y, clusters, threads=threads),
         ngame.keep_topk(y, 2, threads=threads),
         ngame.merge([y, other], "sum", threads=threads),
+        ngame.merge([y, other], threads=threads),
         ngame.drop_pairs(y, other, threads=threads),
     ]
     weights = metrics.inverse_propensity(y)
-    measures = metrics.evaluate(other, y, inverse_propensity=weights, threads=threads)
+    measures = [
+        metrics.evaluate(other, y, inverse_propensity=weights, drop=drop, threads=threads)
+        for drop in (None, [[0, 1], [7, 3]])
+    ]
+    batch = np.arange(0, 40_000, 9)
+    pool, positives = ngame.label_pool(y, batch)
+    sparse += [positives, ngame.in_batch_positives(y, batch, pool)]
     return [
         clusters.order.tobytes(),
         few.order.tobytes(),
@@ -88,6 +96,24 @@ def test_the_first_error_is_the_one_told(threads):
 
 class Stopped(Exception):
     pass
+
+
+def test_a_signal_stops_work_within_one_large_cluster(rng):
+    def stop(number, frame):
+        raise Stopped
+
+    y = sp.random(60_000, 60_000, density=1e-4, format="csr", dtype=np.float32, random_state=rng)
+    clusters = ngame.Clusters(np.arange(60_000), np.array([0, 60_000]))
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Stopped):
+            ngame.cluster_shortlist(y, clusters, limit=5)
+        assert time.perf_counter() - start < 0.3 + 0.5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 LONG_CALLS = {
