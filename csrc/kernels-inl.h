@@ -56,68 +56,228 @@ inline Vector load_part(const Element* from, size_t count) {
   return part;
 }
 
+// Halves are added to halves: a fixed order, and no long chain of additions.
 inline float sum_lanes(Vector value) {
-  // Halves are added to halves: a fixed order, and no long chain of additions.
-  float lanes[kWidth];
-  __builtin_memcpy(lanes, &value, sizeof(value));
-  for (size_t half = kWidth / 2; half > 0; half /= 2) {
-    for (size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+#if NGAME_VECTOR_BYTES >= 32
+  typedef float Half __attribute__((vector_size(NGAME_VECTOR_BYTES / 2)));
+#endif
+#if NGAME_VECTOR_BYTES == 64
+  const Half wide = __builtin_shufflevector(value, value, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto four = __builtin_shufflevector(wide, wide, 0, 1, 2, 3) +
+                    __builtin_shufflevector(wide, wide, 4, 5, 6, 7);
+#elif NGAME_VECTOR_BYTES == 32
+  const Half four = __builtin_shufflevector(value, value, 0, 1, 2, 3) +
+                    __builtin_shufflevector(value, value, 4, 5, 6, 7);
+#else
+  const Vector four = value;
+#endif
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// Products of `kRows` rows with one direction; two sums a row hide the latency of the additions.
-template <size_t kRows, class Element>
-inline void dot_rows(const Element* const* rows, size_t dim, const float* direction,
-                     float* scores) {
-  Vector even[kRows] = {};
-  Vector odd[kRows] = {};
+// Products of `kRows` rows with `kDirections` directions, `stride` floats apart. While it works,
+// it asks for the rows `ahead`.
+template <size_t kRows, size_t kDirections, class Element>
+inline void dot_tile(const Element* const* rows, const Element* const* ahead, size_t dim,
+                     const float* directions, size_t stride, float* scores, size_t score_stride) {
+  Vector sums[kDirections][kRows] = {};
   size_t at = 0;
-  for (; at + 2 * kWidth <= dim; at += 2 * kWidth) {
-    const Vector first = load(direction + at);
-    const Vector second = load(direction + at + kWidth);
-    for (size_t row = 0; row < kRows; ++row) {
-      even[row] += load(rows[row] + at) * first;
-      odd[row] += load(rows[row] + at + kWidth) * second;
+  for (; at + kWidth <= dim; at += kWidth) {
+    if (ahead != nullptr && at * sizeof(Element) % 64 == 0) {
+      for (size_t row = 0; row < kRows; ++row) __builtin_prefetch(ahead[row] + at);
+    }
+    Vector parts[kRows];
+    for (size_t row = 0; row < kRows; ++row) parts[row] = load(rows[row] + at);
+#pragma GCC unroll 4
+    for (size_t direction = 0; direction < kDirections; ++direction) {
+      const Vector values = load(directions + direction * stride + at);
+      for (size_t row = 0; row < kRows; ++row) sums[direction][row] += parts[row] * values;
     }
   }
-  for (; at < dim; at += kWidth) {
-    const size_t count = dim - at < kWidth ? dim - at : kWidth;
-    const Vector part = load_part(direction + at, count);
-    for (size_t row = 0; row < kRows; ++row) even[row] += load_part(rows[row] + at, count) * part;
+  if (at < dim) {
+    for (size_t row = 0; row < kRows; ++row) {
+      const Vector part = load_part(rows[row] + at, dim - at);
+      for (size_t direction = 0; direction < kDirections; ++direction) {
+        sums[direction][row] += part * load(directions + direction * stride + at);
+      }
+    }
+  }
+  for (size_t direction = 0; direction < kDirections; ++direction) {
+    for (size_t row = 0; row < kRows; ++row) {
+      scores[direction * score_stride + row] = sum_lanes(sums[direction][row]);
+    }
+  }
+}
+
+// As many sums as the registers hold: four rows by four directions, or two by four.
+#if NGAME_VECTOR_BYTES == 64
+constexpr size_t kTileRows = 4;
+#else
+constexpr size_t kTileRows = 2;
+#endif
+
+template <size_t kRows, class Element>
+inline void project_tile(const Element* const* rows, const Element* const* ahead, size_t dim,
+                         const float* directions, size_t direction_count, float* scores,
+                         size_t score_stride) {
+  constexpr size_t kDirections = 4;
+  const size_t stride = (dim + kPackedUnit - 1) / kPackedUnit * kPackedUnit;
+  size_t at = 0;
+  for (; at + kDirections <= direction_count; at += kDirections) {
+    dot_tile<kRows, kDirections>(rows, at == 0 ? ahead : nullptr, dim, directions + at * stride,
+                                 stride, scores + at * score_stride, score_stride);
+  }
+  for (; at < direction_count; ++at) {
+    dot_tile<kRows, 1>(rows, at == 0 ? ahead : nullptr, dim, directions + at * stride, stride,
+                       scores + at * score_stride, score_stride);
+  }
+}
+
+template <class Element>
+void project(const GatheredRows<Element>& rows, size_t dim, const float* directions,
+             size_t direction_count, float* scores, size_t score_stride) {
+  size_t at = 0;
+  for (; at + kTileRows <= rows.count; at += kTileRows) {
+    const Element* tile[kTileRows];
+    const Element* ahead[kTileRows];
+    for (size_t row = 0; row < kTileRows; ++row) {
+      tile[row] = rows[at + row];
+      const size_t next = at + row + kTileRows;
+      ahead[row] = rows[next < rows.count ? next : at];
+    }
+    project_tile<kTileRows>(tile, ahead, dim, directions, direction_count, scores + at,
+                            score_stride);
+  }
+  for (; at < rows.count; ++at) {
+    const Element* const row = rows[at];
+    project_tile<1>(&row, static_cast<const Element* const*>(nullptr), dim, directions,
+                    direction_count, scores + at, score_stride);
+  }
+}
+
+// Packed rows: word i of each stretch of kWidth words has element i of 2 * kWidth in its lower half
+// and element kWidth + i in its upper half. A bfloat16 is the upper half of a float.
+typedef uint32_t Words __attribute__((vector_size(NGAME_VECTOR_BYTES)));
+typedef uint32_t LooseWords __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(4), may_alias));
+static_assert(kPackedUnit % (2 * kWidth) == 0);
+
+inline Words load_words(const uint32_t* from) { return *reinterpret_cast<const LooseWords*>(from); }
+inline Vector lower(Words words) { return (Vector)(words << 16); }
+inline Vector upper(Words words) { return (Vector)(words & 0xffff0000u); }
+
+template <class Element>
+inline Vector load_up_to(const Element* row, size_t at, size_t dim) {
+  if (at + kWidth <= dim) return load(row + at);
+  return load_part(row + at, at < dim ? dim - at : 0);
+}
+
+template <class Element>
+void pack(const Element* row, size_t dim, float scale, uint32_t* words) {
+  const Vector scales = broadcast(scale);
+  const size_t end = (dim + kPackedUnit - 1) / kPackedUnit * kPackedUnit;
+  for (size_t at = 0; at < end; at += 2 * kWidth) {
+    const Words first = (Words)(scales * load_up_to(row, at, dim)) + 0x8000u;
+    const Words second = (Words)(scales * load_up_to(row, at + kWidth, dim)) + 0x8000u;
+    *reinterpret_cast<LooseWords*>(words + at / 2) = (first >> 16) | (second & 0xffff0000u);
+  }
+}
+
+// Rows that share one load of the direction.
+constexpr size_t kPackedRows = NGAME_VECTOR_BYTES == 64 ? 8 : 4;
+
+template <size_t kRows>
+inline void dot_packed(const uint32_t* const* rows, size_t words, const float* direction,
+                       float* scores) {
+  Vector even[kRows] = {};
+  Vector odd[kRows] = {};
+  for (size_t at = 0; at < words; at += kWidth) {
+    const Vector first = load(direction + 2 * at);
+    const Vector second = load(direction + 2 * at + kWidth);
+    for (size_t row = 0; row < kRows; ++row) {
+      const Words part = load_words(rows[row] + at);
+      even[row] += lower(part) * first;
+      odd[row] += upper(part) * second;
+    }
   }
   for (size_t row = 0; row < kRows; ++row) scores[row] = sum_lanes(even[row] + odd[row]);
 }
 
-template <class Element>
-void project(const Element* rows, size_t stride, const int32_t* ids, size_t count, size_t dim,
-             const float* direction, float* scores) {
-  constexpr size_t kGroup = 4;
+void project_packed(const GatheredRows<uint32_t>& rows, const float* direction, float* scores) {
   size_t at = 0;
-  for (; at + kGroup <= count; at += kGroup) {
-    const Element* group[kGroup];
-    for (size_t row = 0; row < kGroup; ++row) {
-      group[row] = rows + static_cast<size_t>(ids[at + row]) * stride;
-    }
-    dot_rows<kGroup>(group, dim, direction, scores + at);
+  for (; at + kPackedRows <= rows.count; at += kPackedRows) {
+    const uint32_t* group[kPackedRows];
+    for (size_t row = 0; row < kPackedRows; ++row) group[row] = rows[at + row];
+    dot_packed<kPackedRows>(group, rows.stride, direction, scores + at);
   }
-  for (; at < count; ++at) {
-    const Element* row = rows + static_cast<size_t>(ids[at]) * stride;
-    dot_rows<1>(&row, dim, direction, scores + at);
+  for (; at < rows.count; ++at) {
+    const uint32_t* const row = rows[at];
+    dot_packed<1>(&row, rows.stride, direction, scores + at);
   }
 }
 
-void accumulate(const float* rows, size_t stride, const int32_t* ids, const float* weights,
-                size_t count, size_t dim, float* sum) {
-  for (size_t at = 0; at < count; ++at) {
-    const float* row = rows + static_cast<size_t>(ids[at]) * stride;
-    const Vector weight = broadcast(weights[at]);
-    size_t column = 0;
-    for (; column + kWidth <= dim; column += kWidth) {
-      store(sum + column, load(sum + column) + weight * load(row + column));
+template <size_t kRows>
+inline void add_packed(const uint32_t* const* rows, size_t words, const float* weights,
+                       float* sum) {
+  for (size_t at = 0; at < words; at += kWidth) {
+    Vector first = load(sum + 2 * at);
+    Vector second = load(sum + 2 * at + kWidth);
+    for (size_t row = 0; row < kRows; ++row) {
+      const Words part = load_words(rows[row] + at);
+      const Vector weight = broadcast(weights[row]);
+      first += weight * lower(part);
+      second += weight * upper(part);
     }
-    for (; column < dim; ++column) sum[column] += weights[at] * row[column];
+    store(sum + 2 * at, first);
+    store(sum + 2 * at + kWidth, second);
   }
+}
+
+void accumulate_packed(const GatheredRows<uint32_t>& rows, const float* weights, float* sum) {
+  constexpr size_t kGroup = 8;
+  size_t at = 0;
+  for (; at + kGroup <= rows.count; at += kGroup) {
+    const uint32_t* group[kGroup];
+    for (size_t row = 0; row < kGroup; ++row) group[row] = rows[at + row];
+    add_packed<kGroup>(group, rows.stride, weights + at, sum);
+  }
+  for (; at < rows.count; ++at) {
+    const uint32_t* const row = rows[at];
+    add_packed<1>(&row, rows.stride, weights + at, sum);
+  }
+}
+
+void extremes(const float* values, size_t count, float* least, float* most) {
+  Vector low = broadcast(values[0]);
+  Vector high = low;
+  size_t at = 0;
+  for (; at + kWidth <= count; at += kWidth) {
+    const Vector part = load(values + at);
+    low = part < low ? part : low;
+    high = part > high ? part : high;
+  }
+  *least = low[0];
+  *most = high[0];
+  for (size_t lane = 1; lane < kWidth; ++lane) {
+    *least = low[lane] < *least ? low[lane] : *least;
+    *most = high[lane] > *most ? high[lane] : *most;
+  }
+  for (; at < count; ++at) {
+    *least = values[at] < *least ? values[at] : *least;
+    *most = values[at] > *most ? values[at] : *most;
+  }
+}
+
+size_t count_below(const float* values, size_t count, float threshold) {
+  // A comparison gives 0 or -1 in each lane; counts are 32 bits wide, as ids are.
+  typedef int32_t Counts __attribute__((vector_size(NGAME_VECTOR_BYTES)));
+  Counts found{};
+  const Vector bound = broadcast(threshold);
+  size_t at = 0;
+  for (; at + kWidth <= count; at += kWidth) found -= load(values + at) < bound;
+  size_t total = 0;
+  for (size_t lane = 0; lane < kWidth; ++lane) total += static_cast<size_t>(found[lane]);
+  for (; at < count; ++at) total += values[at] < threshold;
+  return total;
 }
 
 template <class Element>
@@ -332,9 +492,10 @@ double dot(const Element* row, const double* direction, size_t dim) {
 
 extern const Kernels table;
 const Kernels table = {
-    NGAME_TEXT(NGAME_ISA),  project<float>, project<uint16_t>, accumulate, squared_norm<float>,
-    squared_norm<uint16_t>, scale<float>,   scale<uint16_t>,   dot<float>, dot<uint16_t>,
-    kTileQueries,           kTileItems,     score_tile,        code_tile,  encode,
+    NGAME_TEXT(NGAME_ISA),  project<float>,    project<uint16_t>, pack<float>, pack<uint16_t>,
+    project_packed,         accumulate_packed, extremes,          count_below, squared_norm<float>,
+    squared_norm<uint16_t>, scale<float>,      scale<uint16_t>,   dot<float>,  dot<uint16_t>,
+    kTileQueries,           kTileItems,        score_tile,        code_tile,   encode,
 };
 
 }  // namespace ngame::NGAME_ISA

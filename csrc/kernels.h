@@ -22,21 +22,52 @@ struct Candidates {
 using Tile = int32_t (*)(const void* queries, const void* items, size_t words, const float* weights,
                          const float* limits, int32_t first_id, const Candidates& out);
 
+// Packed rows are padded with zeros to a multiple of so many elements: whole cache lines.
+constexpr size_t kPackedUnit = 32;
+
+// Some rows of a matrix: row i begins at data + ids[i] * stride.
+template <class Element>
+struct GatheredRows {
+  const Element* data;
+  size_t stride;
+  const int32_t* ids;
+  size_t count;
+
+  const Element* operator[](size_t row) const {
+    return data + static_cast<size_t>(ids[row]) * stride;
+  }
+};
+
 // Leaf functions: pointers and sizes in, numbers out. They neither allocate nor throw. A row's
 // result does not depend on which other rows share the call, so any blocking gives the same bits;
 // between instruction sets results differ by rounding only.
 struct Kernels {
   const char* level;
 
-  // scores[i] = <row ids[i], direction>. Row r begins at rows + r * stride.
-  void (*project_f32)(const float* rows, size_t stride, const int32_t* ids, size_t count,
-                      size_t dim, const float* direction, float* scores);
-  void (*project_f16)(const uint16_t* rows, size_t stride, const int32_t* ids, size_t count,
-                      size_t dim, const float* direction, float* scores);
+  // scores[d * score_stride + i] = <row i, direction d>; direction d begins at directions + d * dim
+  // rounded up to kPackedUnit, and is zero from dim on.
+  void (*project_f32)(const GatheredRows<float>& rows, size_t dim, const float* directions,
+                      size_t direction_count, float* scores, size_t score_stride);
+  void (*project_f16)(const GatheredRows<uint16_t>& rows, size_t dim, const float* directions,
+                      size_t direction_count, float* scores, size_t score_stride);
 
-  // sum += weights[i] * row ids[i], in the order of i.
-  void (*accumulate)(const float* rows, size_t stride, const int32_t* ids, const float* weights,
-                     size_t count, size_t dim, float* sum);
+  // words = scale * row, packed: two bfloat16 a word, zeros up to a multiple of kPackedUnit
+  // elements. Which two share a word is the level's own business.
+  void (*pack_f32)(const float* row, size_t dim, float scale, uint32_t* words);
+  void (*pack_f16)(const uint16_t* row, size_t dim, float scale, uint32_t* words);
+
+  // scores[i] = <row i, direction>. Rows are packed, rows.stride words each and apart; the
+  // direction has twice as many elements.
+  void (*project_packed)(const GatheredRows<uint32_t>& rows, const float* direction, float* scores);
+
+  // sum += weights[i] * row i, in the order of i; rows and sum as above.
+  void (*accumulate_packed)(const GatheredRows<uint32_t>& rows, const float* weights, float* sum);
+
+  // The least and the most of one value or more.
+  void (*extremes)(const float* values, size_t count, float* least, float* most);
+
+  // How many of the values are below `threshold`.
+  size_t (*count_below)(const float* values, size_t count, float threshold);
 
   // Sum of the squares of one row.
   float (*squared_norm_f32)(const float* row, size_t dim);

@@ -137,8 +137,10 @@ def balanced_clusters(
     This is the clustering of NGAME (Dahiya et al., WSDM 2023) with sizes that are exact: a node of
     k clusters is split into floor(k / 2) and ceil(k / 2) of them, with the rows that these will
     hold. Within a split, rows are assigned by their product with the difference of the two
-    centres; the side takes as many of them as it must, ties by lower id. The directions of large
-    nodes are learnt on a sample of their rows.
+    centres; the side takes as many of them as it must, ties by lower id. Large nodes are divided
+    several levels in one pass over `x`, along directions learnt on a sample of their rows; small
+    ones on a bfloat16 copy of theirs. Beside `x` the call takes some 80 bytes a row and a few
+    megabytes a thread.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ngame
+from ngame import _core
 
 
 def is_division(clusters, sizes):
@@ -41,6 +42,14 @@ def test_sizes_are_exact_in_large_nodes(mixture, rows, size):
     is_division(ngame.balanced_clusters(mixture(rows, 4), size=size), [size] * whole + [rest])
 
 
+@pytest.mark.parametrize("sizes", [[8000, 1, 2, 1, 3000], [1, 1, 9000, 1], [1] * 50 + [5000] * 2])
+def test_sizes_may_be_any(mixture, sizes):
+    x = mixture(sum(sizes), 300)
+    offsets = np.cumsum([0, *sizes])
+    order = _core.balanced_clusters(x, offsets, 0, 20, 2)
+    is_division(ngame.Clusters(order, offsets), sizes)
+
+
 @pytest.mark.parametrize(("rows", "dim", "size"), [(1000, 24, 10), (3000, 40, 16), (600, 130, 6)])
 def test_is_as_tight_as_plain_two_means(mixture, simd, rows, dim, size):
     x = mixture(rows, dim)
@@ -58,6 +67,32 @@ def test_is_as_tight_where_directions_are_learnt_on_samples(mixture):
     found = ngame.balanced_clusters(x, n_clusters=8)
     plain = reference.balanced_clusters(x, np.diff(found.offsets))
     assert reference.coherence(x, found) > 0.99 * reference.coherence(x, plain)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_several_passes_of_several_levels(rng, simd, dtype):
+    # Wide rows: few are copied at a time, so that large nodes have large parts.
+    topic = rng.permutation(np.repeat(np.arange(350), 20))
+    x = rng.standard_normal((350, 1000), dtype=np.float32)[topic]
+    x = (x + 0.8 * rng.standard_normal(x.shape, dtype=np.float32)).astype(dtype)
+    found = ngame.balanced_clusters(x, size=20, threads=1)
+    is_division(found, [20] * 350)
+    assert all(ngame.balanced_clusters(x, size=20, threads=n) == found for n in (2, 7))
+    # Halves of exact size must part some topics; 0.89 is usual.
+    true = ngame.Clusters(np.argsort(topic, kind="stable"), found.offsets)
+    assert found.coherence(x) > 0.85 * true.coherence(x)
+
+
+@pytest.mark.parametrize("dim", [8, 31, 64, 100])
+def test_is_as_tight_on_other_data(rng, dim):
+    anywhere = rng.standard_normal((3000, dim), dtype=np.float32)
+    narrow = anywhere + 20  # all rows point nearly one way
+    repeated = anywhere[rng.integers(40, size=3000)]
+    sparse = anywhere * (rng.random(anywhere.shape) < 0.1)
+    for x in (anywhere, narrow, repeated, sparse):
+        found = ngame.balanced_clusters(x, size=20)
+        plain = reference.balanced_clusters(x, [20] * 150)
+        assert reference.coherence(x, found) > 0.995 * reference.coherence(x, plain)
 
 
 def test_finds_clusters_that_are_plain_to_see(rng, simd):
