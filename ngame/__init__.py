@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ngame.embeddings import RefreshTimer as RefreshTimer
     from ngame.embeddings import encode_rows as encode_rows
     from ngame.embeddings import evaluating as evaluating
+    from ngame.loader import ClusterDataLoader as ClusterDataLoader
+    from ngame.loader import refresh_sampler as refresh_sampler
     from ngame.model import Model as Model
     from ngame.neighbours import haversine_neighbours as haversine_neighbours
     from ngame.training import train as train
@@ -41,6 +43,7 @@ __version__: str = _core.__version__
 _LAZY = {
     "BagEncoder": "ngame.bag",
     "ClusterBatchSampler": "ngame.batches",
+    "ClusterDataLoader": "ngame.loader",
     "Dataset": "ngame.data",
     "EmbeddingBank": "ngame.embeddings",
     "GroupBatchSampler": "ngame.batches",
@@ -52,12 +55,14 @@ _LAZY = {
     "evaluating": "ngame.embeddings",
     "haversine_neighbours": "ngame.neighbours",
     "load_dataset": "ngame.data",
+    "refresh_sampler": "ngame.loader",
     "train": "ngame.training",
 }
 
 __all__ = [
     "BagEncoder",
     "ClusterBatchSampler",
+    "ClusterDataLoader",
     "Clusters",
     "Dataset",
     "EmbeddingBank",
@@ -79,6 +84,7 @@ __all__ = [
     "merge",
     "metrics",
     "mine_hard_negatives",
+    "refresh_sampler",
     "topk",
     "topk_arrays",
     "train",

