@@ -110,7 +110,11 @@ def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, f
     batches: Any = "no_duplicates" if cell["batches"] == "no_duplicates" else "batch_sampler"
     if clusters:
         batches = BatchSamplerFactory(
-            pairs, cluster_size=cell["cluster_size"], start_epoch=0, seed=cell["seed"]
+            pairs,
+            cluster_size=cell["cluster_size"],
+            start_epoch=0,
+            keys=points,  # no point twice in a batch
+            seed=cell["seed"],
         )
     with tempfile.TemporaryDirectory() as folder:
         args = SentenceTransformerTrainingArguments(

@@ -260,7 +260,7 @@ def suited(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
                 "batch_size": 64,
                 "learning_rate": 5e-5,
                 "positives": "one",
-                "cluster_size": 8,
+                "cluster_size": 32,
             }
         }
     if labels <= StageConfig().batch_size:
