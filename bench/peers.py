@@ -1,0 +1,189 @@
+"""What users would take instead, each as one function; conftest.py runs it, under any NumPy.
+
+    python peers.py FUNCTION FOLDER
+
+FOLDER holds the arguments: ``NAME.npy``, ``NAME.npz`` (sparse) and ``options.json``. A function
+loads its library, does what a user does once (an index, say), and returns what is to be timed. Each
+line of standard input, ``run`` or ``save``, is answered by ``done``; ``save`` writes what the last
+run gave to ``result.npz``. A library that is not there is answered by ``missing`` and the reason.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+Run = Callable[[], dict[str, Any]]
+
+
+def pecos_clusters(x: Any, leaf: int, threads: int) -> Run:
+    """Balanced spherical 2-means tree of PECOS, with leaves of at most `leaf` rows."""
+    from pecos.xmc.base import HierarchicalKMeans
+
+    options = HierarchicalKMeans.TrainParams(
+        nr_splits=2, max_leaf_size=leaf, spherical=True, threads=threads, seed=0
+    )
+
+    def run() -> dict[str, Any]:
+        leaves = HierarchicalKMeans.gen(x, train_params=options)[-1].tocsc()
+        return {"order": leaves.indices, "offsets": leaves.indptr}
+
+    return run
+
+
+def sklearn_clusters(x: Any, n_clusters: int, threads: int) -> Run:
+    """Bisecting 2-means of scikit-learn, largest cluster first; sizes are not balanced."""
+    from sklearn.cluster import BisectingKMeans
+
+    model = BisectingKMeans(n_clusters, random_state=0, bisecting_strategy="largest_cluster")
+
+    def run() -> dict[str, Any]:
+        assignment = model.fit_predict(x)
+        counts = np.bincount(assignment, minlength=n_clusters)
+        return {
+            "order": np.argsort(assignment, kind="stable"),
+            "offsets": np.append(0, np.cumsum(counts)),
+        }
+
+    return run
+
+
+def faiss_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
+    """Exact search by inner product, faiss IndexFlatIP."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index = faiss.IndexFlatIP(items.shape[1])
+    index.add(items)
+    return lambda: dict(zip(("scores", "ids"), index.search(queries, k), strict=True))
+
+
+def sklearn_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
+    """Exact search by cosine, scikit-learn NearestNeighbors by brute force."""
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine", n_jobs=threads)
+    index.fit(items)
+
+    def run() -> dict[str, Any]:
+        distances, ids = index.kneighbors(queries)
+        return {"scores": 1 - distances, "ids": ids}
+
+    return run
+
+
+def torch_topk(queries: Any, items: Any, k: int, dtype: str, block: int, threads: int) -> Run:
+    """Exact search by inner product: torch matmul and topk of `block` queries at a time."""
+    import torch
+
+    torch.set_num_threads(threads)
+    queries, items = (torch.from_numpy(x).to(getattr(torch, dtype)) for x in (queries, items))
+
+    def run() -> dict[str, Any]:
+        found = [(part @ items.T).topk(k) for part in queries.split(block)]
+        return {
+            "scores": torch.cat([part.values for part in found]).float().numpy(),
+            "ids": torch.cat([part.indices for part in found]).numpy(),
+        }
+
+    return run
+
+
+def torch_product(queries: Any, items: Any, dtype: str, block: int, threads: int) -> Run:
+    """The matrix product of a search alone, nothing selected: a limit rather than a peer."""
+    import torch
+
+    torch.set_num_threads(threads)
+    queries, items = (torch.from_numpy(x).to(getattr(torch, dtype)) for x in (queries, items))
+
+    def run() -> dict[str, Any]:
+        for part in queries.split(block):
+            product = part @ items.T
+        return {"last": product[-1, -1:].float().numpy()}
+
+    return run
+
+
+def hnswlib_build(items: Any, m: int, ef: int, threads: int) -> Run:
+    """Building a graph index; its search is `hnswlib_topk`."""
+    hnswlib_index(items[:1], m, ef, threads)
+
+    def run() -> dict[str, Any]:
+        return {"count": np.array(hnswlib_index(items, m, ef, threads).get_current_count())}
+
+    return run
+
+
+def hnswlib_topk(
+    queries: Any, items: Any, k: int, m: int, ef: int, search_ef: int, threads: int
+) -> Run:
+    """Approximate search by inner product in a graph index, which is built before."""
+    index = hnswlib_index(items, m, ef, threads)
+    index.set_ef(search_ef)
+
+    def run() -> dict[str, Any]:
+        ids, distances = index.knn_query(queries, k, num_threads=threads)
+        return {"scores": 1 - distances, "ids": ids}
+
+    return run
+
+
+def hnswlib_index(items: Any, m: int, ef: int, threads: int) -> Any:
+    """An index of all items."""
+    import hnswlib
+
+    index = hnswlib.Index("ip", items.shape[1])
+    index.init_index(len(items), ef_construction=ef, M=m, random_seed=0)
+    index.add_items(items, num_threads=threads)
+    return index
+
+
+def scipy_positives(labels: Any, rows: Any, columns: Any, threads: int) -> Run:
+    """The known positives of a batch, by slicing; they stay sparse. SciPy has one thread."""
+    return lambda: csr_arrays(labels[rows][:, columns])
+
+
+def napkinxc_precision(predictions: Any, truth: Any, k: int, threads: int) -> Run:
+    """P@1 to P@k by napkinXC; the lists of ids it takes are sorted before. It has one thread."""
+    from napkinxc.metrics import precision_at_k
+
+    ranked = [row.indices[np.argsort(-row.data, kind="stable")[:k]].tolist() for row in predictions]
+    positives = [row.indices.tolist() for row in truth]
+    return lambda: {"P": precision_at_k(positives, ranked, k=k)}
+
+
+def csr_arrays(matrix: Any) -> dict[str, Any]:
+    """The arrays of a CSR matrix with sorted indices, by name."""
+    matrix.sort_indices()
+    return {"data": matrix.data, "indices": matrix.indices, "offsets": matrix.indptr}
+
+
+def main(name: str, folder: Path) -> None:
+    """Load the arguments, then answer what is asked."""
+    # Libraries print; the answers must not be mixed with that.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    arguments = json.loads((folder / "options.json").read_text(encoding="utf8"))
+    arguments |= {file.stem: np.load(file) for file in folder.glob("*.npy")}
+    arguments |= {file.stem: sp.load_npz(file) for file in folder.glob("*.npz")}
+    try:
+        run = globals()[name](**arguments)
+    except ModuleNotFoundError as error:
+        print(f"missing {error}", file=answers)
+        return
+    print("done", file=answers)
+    for line in sys.stdin:
+        if line.strip() == "run":
+            result = run()
+        else:
+            np.savez(folder / "result.npz", **result)
+        print("done", file=answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
