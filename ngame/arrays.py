@@ -13,6 +13,12 @@ Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 """A CSR pattern as the core takes it: indptr, indices (both int32 or both int64), columns."""
 
 
+def on_gpu(value: Any) -> bool:
+    """Whether an array or tensor lies on a CUDA device; found out without importing its library."""
+    device = getattr(value, "device", None)
+    return getattr(device, "type", None) == "cuda" or hasattr(value, "__cuda_array_interface__")
+
+
 def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
     """Give `value` as a float32 or float16 array of shape [n, d] whose rows are contiguous.
 

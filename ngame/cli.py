@@ -249,6 +249,9 @@ def _info(_: argparse.Namespace) -> None:
             if torch.cuda.is_available()
             else "no device that torch sees"
         )
+        from ngame import cuda
+
+        rows["GPU core"] = cuda.describe()
     for name, value in rows.items():
         print(f"{name:8} {value}")
 

@@ -15,6 +15,7 @@ from ngame.arrays import (
     as_threads,
     canonical,
     check_rows,
+    on_gpu,
     pattern,
 )
 
@@ -48,7 +49,8 @@ def evaluate(
     ----------
     predictions : float32 or float64 CSR matrix of shape [n, l]
         Higher is better. Stored zeros are predictions like others. It is not changed, nor need its
-        indices be sorted; a label stored twice in a row counts once, at its better rank.
+        indices be sorted; a label stored twice in a row counts once, at its better rank. A sparse
+        CSR tensor on a CUDA device is scored there: see `ngame.cuda`.
     truth : CSR matrix of shape [n, l]
         Entries that are not zero are positives.
     ks : sequence of int
@@ -83,6 +85,12 @@ def evaluate(
     >>> evaluate(predictions, truth, ks=[1])
     {'P@1': 0.5, 'N@1': 0.5, 'R@1': 0.5}
     """
+    if on_gpu(predictions):
+        from ngame import cuda
+
+        return cuda.evaluate(
+            predictions, truth, ks=ks, inverse_propensity=inverse_propensity, drop=drop
+        )
     scored = as_csr(predictions, "predictions", any_order=True)
     if scored.dtype not in (np.float32, np.float64):
         raise TypeError(f"predictions has dtype {scored.dtype}, expected float32 or float64")

@@ -1,16 +1,17 @@
-"""Which labels are known positives within a batch."""
+"""Which labels are known positives within a batch.
+
+Where `labels` is a sparse CSR tensor on a CUDA device, results are CUDA tensors: see `ngame.cuda`.
+"""
 
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import as_csr, as_ids, canonical, new_csr, pattern
+from ngame.arrays import as_csr, as_ids, canonical, new_csr, on_gpu, pattern
 
 
-def in_batch_positives(labels: Any, rows: Any, columns: Any) -> sp.csr_matrix:
+def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
     """Mark every known positive among the rows and labels of a batch.
 
     The in-batch mask of NGAME (Dahiya et al., WSDM 2023): an entry that is marked is a positive
@@ -45,13 +46,17 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> sp.csr_matrix:
     array([[1, 0, 1],
            [0, 1, 0]])
     """
+    if on_gpu(labels):
+        from ngame import cuda
+
+        return cuda.in_batch_positives(labels, rows, columns)
     matrix = canonical(as_csr(labels, "labels"))
     rows, columns = as_ids(rows, "rows"), as_ids(columns, "columns")
     found, offsets = _core.in_batch_positives(pattern(matrix), rows, columns)
     return new_csr(np.ones(len(found), np.bool_), found, offsets, (len(rows), len(columns)))
 
 
-def label_pool(labels: Any, rows: Any) -> tuple[npt.NDArray[np.int32], sp.csr_matrix]:
+def label_pool(labels: Any, rows: Any) -> tuple[Any, Any]:
     """Collect the labels of a batch of rows.
 
     Parameters
@@ -73,6 +78,10 @@ def label_pool(labels: Any, rows: Any) -> tuple[npt.NDArray[np.int32], sp.csr_ma
     IndexError
         A row is out of range.
     """
+    if on_gpu(labels):
+        from ngame import cuda
+
+        return cuda.label_pool(labels, rows)
     matrix = canonical(as_csr(labels, "labels"))
     rows = as_ids(rows, "rows")
     pool, found, offsets = _core.label_pool(pattern(matrix), rows)

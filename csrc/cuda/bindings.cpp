@@ -1,0 +1,147 @@
+// The GPU core as a Python module. ngame/cuda.py is its only caller: it has checked dtypes, shapes
+// and that everything lies on one device, and hands over addresses.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <tuple>
+
+#include "metrics.h"
+#include "positives.h"
+
+#ifdef NGAME_CUDA_EMULATE
+#define NGAME_CUDA_MODULE _cuda_emulated
+#else
+#define NGAME_CUDA_MODULE _cuda
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace ngame::cuda;
+
+using Address = uintptr_t;
+// (device, stream, allocate(bytes) -> address)
+using Where = std::tuple<int, Address, py::function>;
+// (indptr, indices, rows, columns, stored entries, whether the ids are int64)
+using CsrArrays = std::tuple<Address, Address, int64_t, int64_t, int64_t, bool>;
+
+template <class T>
+const T* in(Address address) {
+  return reinterpret_cast<const T*>(address);
+}
+Address out(const void* pointer) { return reinterpret_cast<Address>(pointer); }
+
+// work(call) without the interpreter's lock, which only `allocate` takes.
+template <class Work>
+auto compute(const char* name, const Where& where, const Work& work) {
+  const auto& [device, stream, allocate] = where;
+#ifndef NGAME_CUDA_EMULATE
+  check(cudaSetDevice(device), name);
+#endif
+  const Call call{name, reinterpret_cast<cudaStream_t>(stream),
+                  [&allocate = allocate](size_t bytes) {
+                    const py::gil_scoped_acquire lock;
+                    return reinterpret_cast<void*>(py::cast<Address>(allocate(bytes)));
+                  }};
+  const py::gil_scoped_release release;
+  return work(call);
+}
+
+template <class Index>
+Csr<Index> csr_view(const CsrArrays& csr, const char* name) {
+  const auto& [offsets, columns, rows, cols, nonzeros, wide] = csr;
+  return {in<Index>(offsets), in<Index>(columns), rows, cols, nonzeros, name};
+}
+
+// work(Index{}) for the type of the index arrays.
+template <class Work>
+auto with_index(const CsrArrays& csr, const Work& work) {
+  return std::get<5>(csr) ? work(int64_t{}) : work(int32_t{});
+}
+
+using Columns = std::tuple<Address, Address, int64_t>;  // indptr, indices, stored entries
+
+Columns to_tuple(const Pattern& found) {
+  return {out(found.offsets), out(found.columns), found.nonzeros};
+}
+
+Columns in_batch_positives_(const Where& where, const CsrArrays& labels, Address rows,
+                            int64_t row_count, Address columns, int64_t column_count) {
+  return with_index(labels, [&](auto index) {
+    return compute("in_batch_positives", where, [&](const Call& call) {
+      return to_tuple(in_batch_positives(call, csr_view<decltype(index)>(labels, "labels"),
+                                         in<int64_t>(rows), row_count, in<int64_t>(columns),
+                                         column_count));
+    });
+  });
+}
+
+std::tuple<Address, int64_t, Columns> label_pool_(const Where& where, const CsrArrays& labels,
+                                                  Address rows, int64_t row_count) {
+  return with_index(labels, [&](auto index) {
+    return compute("label_pool", where, [&](const Call& call) {
+      const Pool pool = label_pool(call, csr_view<decltype(index)>(labels, "labels"),
+                                   in<int64_t>(rows), row_count);
+      return std::tuple(out(pool.labels), pool.size, to_tuple(pool.positives));
+    });
+  });
+}
+
+// Means of each family, one for every k.
+std::map<std::string, std::vector<double>> evaluate_(const Where& where,
+                                                     const CsrArrays& predictions, Address scores,
+                                                     bool scores_are_double, const CsrArrays& truth,
+                                                     const std::optional<CsrArrays>& drop,
+                                                     Address inverse_propensity,
+                                                     const std::vector<int64_t>& ks) {
+  return with_index(predictions, [&](auto index) {
+    using Index = decltype(index);
+    const auto view = csr_view<Index>(predictions, "predictions");
+    const auto truth_view = csr_view<Index>(truth, "truth");
+    std::optional<Csr<Index>> pairs;
+    if (drop) pairs = csr_view<Index>(*drop, "drop");
+    const auto with_score = [&](auto score) {
+      return compute("evaluate", where, [&](const Call& call) {
+        return evaluate(call, view, in<decltype(score)>(scores), truth_view,
+                        pairs ? &*pairs : nullptr, in<float>(inverse_propensity), ks);
+      });
+    };
+    const Metrics means = scores_are_double ? with_score(double{}) : with_score(float{});
+    return std::map<std::string, std::vector<double>>{{"P", means.precision},
+                                                      {"N", means.ndcg},
+                                                      {"R", means.recall},
+                                                      {"PSP", means.psp},
+                                                      {"PSN", means.psn}};
+  });
+}
+
+#ifndef NGAME_CUDA_EMULATE
+// Devices that the driver shows, or why it shows none.
+std::tuple<int, std::string> devices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess) return {count, ""};
+  return {0, cudaGetErrorString(error)};
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(NGAME_CUDA_MODULE, m) {
+#ifdef NGAME_CUDA_EMULATE
+  m.def("set_backward", &ngame::emulation::set_backward, py::arg("backward"));
+#else
+  m.attr("architectures") = NGAME_CUDA_ARCHITECTURES;
+  m.def("devices", &devices);
+#endif
+  m.def("evaluate", &evaluate_, py::arg("where"), py::arg("predictions"), py::arg("scores"),
+        py::arg("scores_are_double"), py::arg("truth"), py::arg("drop"),
+        py::arg("inverse_propensity"), py::arg("ks"));
+  m.def("in_batch_positives", &in_batch_positives_, py::arg("where"), py::arg("labels"),
+        py::arg("rows"), py::arg("row_count"), py::arg("columns"), py::arg("column_count"));
+  m.def("label_pool", &label_pool_, py::arg("where"), py::arg("labels"), py::arg("rows"),
+        py::arg("row_count"));
+}

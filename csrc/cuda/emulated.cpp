@@ -1,0 +1,8 @@
+// The kernels as a CPU compiler sees them, in one piece: module _cuda_emulated, for tests alone.
+// clang-format off: each file stands on its own, but the emulation must come first.
+#include "emulation.cpp"
+#include "primitives.cu"
+#include "metrics.cu"
+#include "positives.cu"
+#include "bindings.cpp"
+// clang-format on

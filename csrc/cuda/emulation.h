@@ -1,0 +1,76 @@
+// Enough of CUDA's dialect to run the kernels on a CPU, for tests: every thread of a block is a
+// fiber that runs until it waits for others. This shows wrong indices, missing barriers (the fibers
+// run in either order) and barriers that some thread never reaches; not races within a barrier's
+// stretch that neither order brings out, nor what the memory of a GPU may reorder, nor speed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+
+using cudaStream_t = void*;
+
+namespace ngame::emulation {
+
+struct Index {
+  unsigned x;
+};
+inline Index thread, block, block_size, grid_size;
+
+// Runs `body` for every thread of every block. Throws std::logic_error where threads wait for ever.
+void run(int64_t blocks, int threads, size_t shared, const std::function<void()>& body);
+
+// The order in which threads and blocks take their turns.
+void set_backward(bool backward);
+
+void* shared_memory();
+void wait_for_block();
+// What lane `source` of the warp gave in this call; all 32 lanes must call.
+uint64_t exchange(uint64_t value, int source);
+uint32_t ballot(bool flag);
+
+}  // namespace ngame::emulation
+
+#define threadIdx ::ngame::emulation::thread
+#define blockIdx ::ngame::emulation::block
+#define blockDim ::ngame::emulation::block_size
+#define gridDim ::ngame::emulation::grid_size
+
+inline void __syncthreads() { ngame::emulation::wait_for_block(); }
+inline void __syncwarp() { ngame::emulation::exchange(0, 0); }
+inline uint32_t __ballot_sync(uint32_t, bool flag) { return ngame::emulation::ballot(flag); }
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+
+template <class T>
+T __shfl_sync(uint32_t, T value, int source) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = ngame::emulation::exchange(bits, source);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int distance) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ distance);
+}
+
+// One thread runs at a time, so plain reads and writes are atomic.
+template <class T, class U>
+T atomicAdd(T* at, U value) {
+  const T before = *at;
+  *at = static_cast<T>(before + value);
+  return before;
+}
+template <class T>
+T atomicMin(T* at, T value) {
+  const T before = *at;
+  if (value < before) *at = value;
+  return before;
+}

@@ -1,0 +1,303 @@
+"""The core on a GPU: arrays that lie there go in, CUDA tensors come out.
+
+The public functions come here by themselves where an argument lies on a CUDA device. Memory is
+PyTorch's, and all work is queued on the current stream of the device.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import scipy.sparse as sp
+import torch
+
+from ngame.arrays import as_count, as_csr, as_pairs, canonical
+
+Pattern = tuple[int, int, int, int, int, bool]
+"""A CSR pattern as the module takes it: addresses of indptr and indices, rows, columns, stored
+entries, whether the ids are int64."""
+
+
+def _load() -> ModuleType | None:
+    try:
+        return import_module("ngame._cuda")
+    except ModuleNotFoundError as error:
+        if error.name != "ngame._cuda":
+            raise
+        return None
+
+
+_cuda = _load()
+
+
+def describe() -> str:
+    """What of the GPU core is there, or why not, in one line."""
+    if _cuda is None:
+        return "not built (no CUDA compiler was found, or NGAME_CUDA=OFF)"
+    count, reason = _cuda.devices()
+    return f"{reason or f'{count} devices'}; built for {_cuda.architectures}"
+
+
+class _Call:
+    """One call of the module on one device: its current stream, and all memory that it asks for.
+
+    What is not taken goes back to PyTorch's allocator with the call; the stream keeps the order.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if _cuda is None:
+            raise ImportError(
+                f"{name} on CUDA tensors needs ngame's GPU core, which this installation is "
+                "without: install it where nvcc is found, or copy the tensors to the CPU"
+            )
+        self.device = device
+        self._buffers: dict[int, torch.Tensor] = {}
+
+    def run(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the module by name."""
+        if self.device.type != "cuda":  # the emulation, in tests
+            return getattr(_cuda, function)((0, 0, self._allocate), *arguments)
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            index = torch.cuda.current_device()
+            return getattr(_cuda, function)((index, stream, self._allocate), *arguments)
+
+    def _allocate(self, size: int) -> int:
+        # At least a byte: an address for each buffer.
+        buffer = torch.empty(max(1, size), dtype=torch.uint8, device=self.device)
+        self._buffers[buffer.data_ptr()] = buffer
+        return buffer.data_ptr()
+
+    def take(self, address: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """The buffer at an address that the module gave back."""
+        return self._buffers[address][: count * dtype.itemsize].view(dtype)
+
+    def take_pattern(self, found: tuple[int, int, int], shape: tuple[int, int]) -> torch.Tensor:
+        """A bool CSR matrix from what the module gave back."""
+        indptr, indices, nonzeros = found
+        return torch.sparse_csr_tensor(
+            self.take(indptr, shape[0] + 1, torch.int32),
+            self.take(indices, nonzeros, torch.int32),
+            torch.ones(nonzeros, dtype=torch.bool, device=self.device),
+            shape,
+            check_invariants=False,
+        )
+
+    def ids(self, value: Any, name: str) -> torch.Tensor:
+        """Give `value`, an array or tensor from anywhere, as int64 [n] on the device."""
+        if not isinstance(value, torch.Tensor):
+            value = _as_tensor(value)
+        if value.numel() == 0 and value.ndim == 1:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} has dtype {value.dtype}, expected integers")
+        if value.ndim != 1:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected one dimension")
+        ids: torch.Tensor = value.to(self.device, torch.int64).contiguous()
+        return ids
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    if hasattr(value, "__dlpack__") and hasattr(value, "__cuda_array_interface__"):
+        from torch.utils.dlpack import from_dlpack
+
+        return from_dlpack(value)
+    return torch.as_tensor(value)
+
+
+def _csr(value: Any, name: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.sparse_csr:
+        kind = value.layout if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"{name} is a {kind}, expected a sparse CSR tensor")
+    if value.ndim != 2:
+        raise ValueError(f"{name} has {value.ndim} dimensions, expected 2")
+    if value.shape[1] > 2**31 - 1:
+        raise ValueError(f"{name} has {value.shape[1]} columns, at most 2**31 - 1 are possible")
+    return value
+
+
+def _upload(matrix: Any, device: torch.device) -> torch.Tensor:
+    """A SciPy CSR matrix as a tensor."""
+    return torch.sparse_csr_tensor(
+        torch.as_tensor(matrix.indptr, dtype=torch.int64),
+        torch.as_tensor(matrix.indices, dtype=torch.int64),
+        torch.as_tensor(matrix.data),
+        matrix.shape,
+        device=device,
+        check_invariants=False,
+    )
+
+
+def _pairs(value: Any, name: str, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """What `ngame.arrays.as_pairs` takes, or a sparse CSR tensor, as a pattern on the device."""
+    if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+        return value.to(device)
+    if isinstance(value, torch.Tensor):
+        value = value.cpu()
+    return _upload(as_pairs(value, name, shape), device)
+
+
+class _Pattern:
+    """A CSR tensor's pattern as the module takes it, kept alive."""
+
+    def __init__(self, matrix: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        self.indptr = matrix.crow_indices().to(dtype or matrix.crow_indices().dtype).contiguous()
+        self.indices = matrix.col_indices().to(self.indptr.dtype).contiguous()
+        self.shape = tuple(matrix.shape)
+
+    @property
+    def arrays(self) -> Pattern:
+        """Addresses and sizes."""
+        wide = self.indptr.dtype == torch.int64
+        addresses = self.indptr.data_ptr(), self.indices.data_ptr()
+        return (*addresses, *self.shape, self.indices.numel(), wide)  # type: ignore[return-value]
+
+
+def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
+    """`ngame.in_batch_positives` on a device.
+
+    Parameters
+    ----------
+    labels : sparse CSR tensor of shape [n, l]
+        Column ids must ascend within a row.
+    rows, columns : integer array or tensor
+        From anywhere; copied to the device of `labels`.
+
+    Returns
+    -------
+    bool sparse CSR tensor of shape [b, c] with int32 ids
+
+    Raises
+    ------
+    ValueError
+        Column ids do not ascend strictly within a row that is asked for.
+    IndexError
+        An id is out of range.
+    """
+    matrix = _csr(labels, "labels")
+    call = _Call("in_batch_positives", matrix.device)
+    row_ids, column_ids = call.ids(rows, "rows"), call.ids(columns, "columns")
+    pattern = _Pattern(matrix)
+    found = call.run(
+        "in_batch_positives",
+        pattern.arrays,
+        row_ids.data_ptr(),
+        len(row_ids),
+        column_ids.data_ptr(),
+        len(column_ids),
+    )
+    return call.take_pattern(found, (len(row_ids), len(column_ids)))
+
+
+def label_pool(labels: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ngame.label_pool` on a device; arguments and errors as of `in_batch_positives` here.
+
+    Returns
+    -------
+    pool : int32 tensor of shape [u]
+    positives : bool sparse CSR tensor of shape [b, u] with int32 ids
+    """
+    matrix = _csr(labels, "labels")
+    call = _Call("label_pool", matrix.device)
+    row_ids = call.ids(rows, "rows")
+    pattern = _Pattern(matrix)
+    pool, size, found = call.run("label_pool", pattern.arrays, row_ids.data_ptr(), len(row_ids))
+    return call.take(pool, size, torch.int32), call.take_pattern(found, (len(row_ids), size))
+
+
+def _without_zeros(matrix: torch.Tensor) -> torch.Tensor:
+    keep = matrix.values() != 0
+    if bool(keep.all()):
+        return matrix
+    before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
+    return torch.sparse_csr_tensor(
+        before[matrix.crow_indices().long()],
+        matrix.col_indices()[keep].long(),
+        matrix.values()[keep],
+        matrix.shape,
+        check_invariants=False,
+    )
+
+
+def evaluate(
+    predictions: Any,
+    truth: Any,
+    *,
+    ks: Sequence[int] = (1, 3, 5),
+    inverse_propensity: Any = None,
+    drop: Any = None,
+) -> dict[str, float]:
+    """`ngame.metrics.evaluate` for predictions that lie on a device.
+
+    Parameters
+    ----------
+    predictions : float32 or float64 sparse CSR tensor of shape [n, l]
+        Column ids must ascend strictly within each row.
+    truth : sparse CSR tensor or SciPy CSR matrix of shape [n, l]
+        Copied to the device of `predictions`, as are the others.
+    ks, inverse_propensity
+        As there.
+    drop : sparse CSR tensor, or as there
+        Pairs that are left out.
+
+    Returns
+    -------
+    dict of float
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As there; ValueError also where column ids repeat or are out of order.
+    """
+    scored = _csr(predictions, "predictions")
+    call = _Call("evaluate", scored.device)
+    if scored.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"predictions has dtype {scored.dtype}, expected float32 or float64")
+    if sp.issparse(truth):
+        truth = _upload(canonical(as_csr(truth, "truth")), scored.device)
+    positives = _without_zeros(_csr(truth, "truth").to(scored.device))
+    rows, labels = scored.shape
+    if positives.shape != scored.shape:
+        raise ValueError(
+            f"truth has shape {tuple(positives.shape)}, predictions has {(rows, labels)}"
+        )
+    if rows == 0:
+        raise ValueError("predictions has no rows")
+    cuts = sorted({as_count(k, "ks") for k in ks})
+    if not cuts:
+        raise ValueError("ks is empty")
+    weights = None
+    if inverse_propensity is not None:
+        weights = _as_tensor(inverse_propensity).to(scored.device, torch.float32).contiguous()
+        if weights.shape != (labels,):
+            raise ValueError(
+                f"inverse_propensity has shape {tuple(weights.shape)}, expected ({labels},)"
+            )
+        if not bool((weights.isfinite() & (weights > 0)).all()):
+            raise ValueError("inverse_propensity has values that are not positive and finite")
+    pattern = _Pattern(scored)
+    index = pattern.indptr.dtype
+    positive = _Pattern(positives, index)
+    dropped = None
+    if drop is not None:
+        dropped = _Pattern(_pairs(drop, "drop", (rows, labels), scored.device), index)
+    scores = scored.values().contiguous()
+    families = call.run(
+        "evaluate",
+        pattern.arrays,
+        scores.data_ptr(),
+        scores.dtype == torch.float64,
+        positive.arrays,
+        dropped.arrays if dropped else None,
+        0 if weights is None else weights.data_ptr(),
+        cuts,
+    )
+    names = ("P", "N", "R") if weights is None else ("P", "N", "R", "PSP", "PSN")
+    return {
+        f"{name}@{k}": value
+        for name in names
+        for k, value in zip(cuts, families[name], strict=True)
+    }

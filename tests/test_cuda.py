@@ -1,0 +1,246 @@
+"""The GPU core against the specification: on a GPU where there is one, and on its emulation.
+
+The emulation runs the same source with every thread a fiber. It shows wrong indices and missing
+barriers; it shows neither races that depend on a GPU's timing nor speed. On a machine with a GPU:
+
+    pytest -m gpu tests/test_cuda.py
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reference
+import scipy.sparse as sp
+import torch
+
+import ngame
+from ngame import cuda
+
+# PyTorch says once that its CSR tensors may change.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+
+try:
+    from ngame import _cuda_emulated as emulated
+except ImportError:
+    emulated = None
+
+
+def why_no_gpu():
+    """Why the GPU core cannot run here, or nothing."""
+    if cuda._cuda is None:
+        return "no GPU core: built where nvcc is found"
+    if not torch.cuda.is_available():
+        return f"no GPU that PyTorch sees; the driver says: {cuda._cuda.devices()[1] or 'all well'}"
+    return None
+
+
+@pytest.fixture(params=["forward", "backward", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Where to put tensors; on the emulation, with the threads taking turns in either order."""
+    if request.param == "gpu":
+        if why_no_gpu():
+            pytest.skip(why_no_gpu())
+        return torch.device("cuda")
+    if emulated is None:
+        pytest.skip("no emulated GPU core: built with -Ccmake.define.NGAME_CUDA_EMULATE=ON")
+    monkeypatch.setattr(cuda, "_cuda", emulated)
+    emulated.set_backward(request.param == "backward")
+    return torch.device("cpu")
+
+
+@pytest.fixture(params=range(25))
+def draw(request):
+    """A generator for each of 25 random shapes."""
+    return np.random.default_rng(request.param)
+
+
+def to_device(matrix, device, index=torch.int64):
+    """A SciPy matrix as a sparse CSR tensor."""
+    return torch.sparse_csr_tensor(
+        torch.tensor(matrix.indptr, dtype=index),
+        torch.tensor(matrix.indices, dtype=index),
+        torch.tensor(matrix.data),
+        matrix.shape,
+        device=device,
+        check_invariants=False,
+    )
+
+
+def random_labels(rng, rows, labels):
+    """Labels of which some rows have none."""
+    dense = (rng.random((rows, labels)) < 0.2) & (rng.random((rows, 1)) < 0.8)
+    return sp.csr_matrix(dense.astype(np.float32))
+
+
+def check_mask(found, expected):
+    assert found.dtype == torch.bool
+    assert found.crow_indices().dtype == found.col_indices().dtype == torch.int32
+    fresh = sp.csr_matrix(
+        (found.values().cpu(), found.col_indices().cpu(), found.crow_indices().cpu()),
+        shape=tuple(found.shape),
+    )
+    assert fresh.has_canonical_format
+    assert fresh.shape == expected.shape
+    assert (fresh.toarray() == expected).all()
+
+
+def test_positives_match_reference(draw, device):
+    rows, labels = draw.integers(1, 40), draw.integers(1, 300)
+    y = random_labels(draw, rows, labels)
+    index = [torch.int32, torch.int64][draw.integers(2)]
+    on_device = to_device(y, device, index)
+    batch = draw.integers(rows, size=draw.integers(0, 60))
+    columns = draw.integers(labels, size=draw.integers(0, 400))
+    found = cuda.in_batch_positives(on_device, batch, torch.tensor(columns))
+    check_mask(found, reference.in_batch_positives(y, batch, columns))
+    pool, positives = cuda.label_pool(on_device, batch)
+    expected_pool, expected = reference.label_pool(y, batch)
+    assert pool.dtype == torch.int32
+    assert pool.tolist() == expected_pool.tolist()
+    check_mask(positives, expected)
+
+
+def test_positives_of_large_label_ids(device):
+    labels = np.array([3, 2**31 - 2, 5, 2**31 - 3], np.int64)
+    y = to_device(
+        sp.csr_matrix((np.ones(4), labels, [0, 2, 4]), shape=(2, 2**31 - 1)).sorted_indices(),
+        device,
+    )
+    pool, positives = cuda.label_pool(y, [1, 0])
+    assert pool.tolist() == sorted(labels)
+    check_mask(positives, np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool))
+    found = cuda.in_batch_positives(y, [0, 1], [2**31 - 2, 0, 2**31 - 3])
+    check_mask(found, np.array([[1, 0, 0], [0, 0, 1]], bool))
+
+
+@pytest.mark.parametrize("function", ["in_batch_positives", "label_pool"])
+def test_positives_reject(function, device):
+    def call(y, rows):
+        columns = [[0]] if function == "in_batch_positives" else []
+        return getattr(cuda, function)(y, rows, *columns)
+
+    def matrix(indptr, indices):
+        parts = torch.tensor(indptr), torch.tensor(indices), torch.ones(len(indices))
+        return torch.sparse_csr_tensor(
+            *parts, (len(indptr) - 1, 5), device=device, check_invariants=False
+        )
+
+    good = matrix([0, 2, 3], [0, 4, 1])
+    with pytest.raises(IndexError, match=r"rows\[1\] is 2, out of range for 2"):
+        call(good, [0, 2, -1])
+    with pytest.raises(IndexError, match=r"rows\[0\] is -1, out of range for 2"):
+        call(good, [-1])
+    with pytest.raises(TypeError, match=r"rows has dtype torch\.float"):
+        call(good, [0.5])
+    with pytest.raises(ValueError, match=r"rows has shape \(1, 1\), expected one dimension"):
+        call(good, [[0]])
+    with pytest.raises(TypeError, match=r"labels is a torch\.strided, expected a sparse CSR"):
+        call(torch.ones(2, 2, device=device), [0])
+    with pytest.raises(IndexError, match="column 5 at stored entry 1 is out of range for 5"):
+        call(matrix([0, 2], [0, 5]), [0])
+    with pytest.raises(ValueError, match="column 2 at stored entry 1 repeats or is out of order"):
+        call(matrix([0, 2], [2, 2]), [0])
+    with pytest.raises(ValueError, match="indptr of row 0 does not ascend"):
+        call(matrix([0, 9], [0, 1]), [0])
+
+
+def test_columns_out_of_range(device):
+    y = to_device(sp.csr_matrix(np.eye(3, dtype=np.float32)), device)
+    with pytest.raises(IndexError, match=r"columns\[1\] is 3, out of range for 3"):
+        cuda.in_batch_positives(y, [0], [0, 3])
+
+
+def random_predictions(rng, rows, labels, dtype):
+    """Scores with ties and stored zeros; some rows are empty."""
+    mask = (rng.random((rows, labels)) < 0.4) & (rng.random((rows, 1)) < 0.8)
+    row, column = np.nonzero(mask)
+    predictions = sp.csr_matrix((rows, labels), dtype=dtype)
+    predictions.data = rng.integers(-2, 3, (rows, labels)).astype(dtype)[mask]
+    predictions.indices = column.astype(np.int32)
+    predictions.indptr = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
+    return predictions
+
+
+def test_metrics_match_reference(draw, device):
+    rows, labels = draw.integers(1, 40), draw.integers(1, 90)
+    predictions = random_predictions(draw, rows, labels, [np.float32, np.float64][draw.integers(2)])
+    truth = random_labels(draw, rows, labels)
+    ks = sorted(set(draw.integers(1, 100, size=draw.integers(1, 5)).tolist()))
+    weights = draw.random(labels).astype(np.float32) + 0.1 if draw.random() < 0.7 else None
+    dropped = draw.random((rows, labels)) < draw.choice([0, 0.3, 1])
+    expected = reference.evaluate(predictions, truth, ks, weights, np.argwhere(dropped))
+    index = [torch.int32, torch.int64][draw.integers(2)]
+    scored = to_device(predictions, device, index)
+    for there, drop in (
+        (truth, np.argwhere(dropped)),
+        (to_device(truth, device), to_device(sp.csr_matrix(dropped), device)),
+    ):
+        found = cuda.evaluate(scored, there, ks=ks, inverse_propensity=weights, drop=drop)
+        assert list(found) == list(expected)
+        assert list(found.values()) == pytest.approx(list(expected.values()))
+
+
+def test_metrics_of_stored_zeros_and_many_rows(device):
+    rng = np.random.default_rng(1)
+    predictions = random_predictions(rng, 700, 9, np.float32)
+    truth = random_labels(rng, 700, 9)
+    truth.data[::3] = 0
+    found = cuda.evaluate(to_device(predictions, device), to_device(truth, device), ks=[2])
+    assert found == pytest.approx(reference.evaluate(predictions, truth, [2]))
+
+
+def test_metrics_reject(device):
+    eye = sp.csr_matrix(np.eye(3, dtype=np.float32))
+    scored = to_device(eye, device)
+    with pytest.raises(TypeError, match=r"predictions has dtype torch\.int64"):
+        cuda.evaluate(to_device(eye.astype(np.int64), device), eye)
+    with pytest.raises(ValueError, match=r"truth has shape \(2, 3\), predictions has \(3, 3\)"):
+        cuda.evaluate(scored, eye[:2])
+    with pytest.raises(ValueError, match="ks is empty"):
+        cuda.evaluate(scored, eye, ks=[])
+    with pytest.raises(ValueError, match="inverse_propensity has values that are not positive"):
+        cuda.evaluate(scored, eye, inverse_propensity=[1, 0, 1])
+    with pytest.raises(IndexError, match=r"drop\[0\] has column 3, out of range for 3"):
+        cuda.evaluate(scored, eye, drop=[[0, 3]])
+    bad = eye.copy()
+    bad.data[1] = np.nan
+    with pytest.raises(ValueError, match="predictions has NaN in row 1"):
+        cuda.evaluate(to_device(bad, device), eye)
+    unsorted = sp.csr_matrix((np.ones(2), [1, 0], [0, 2]), shape=(1, 3))
+    with pytest.raises(ValueError, match="predictions: column 0 at stored entry 1 repeats"):
+        cuda.evaluate(to_device(unsorted, device), eye[:1])
+
+
+class _OnGpu:
+    """As much of a CUDA array as tells where it lies."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"version": 3}
+
+
+def test_public_functions_hand_over(monkeypatch):
+    seen = []
+    for name in ("evaluate", "in_batch_positives", "label_pool"):
+        monkeypatch.setattr(cuda, name, lambda *_, name=name, **__: seen.append(name))
+    ngame.metrics.evaluate(_OnGpu(), _OnGpu())
+    ngame.in_batch_positives(_OnGpu(), [0], [0])
+    ngame.label_pool(_OnGpu(), [0])
+    assert seen == ["evaluate", "in_batch_positives", "label_pool"]
+
+
+def test_without_a_build_the_call_is_named(monkeypatch):
+    monkeypatch.setattr(cuda, "_cuda", None)
+    y = to_device(sp.csr_matrix(np.eye(2, dtype=np.float32)), "cpu")
+    with pytest.raises(ImportError, match="label_pool on CUDA tensors needs ngame's GPU core"):
+        cuda.label_pool(y, [0])
+    assert cuda.describe().startswith("not built")
+
+
+def test_import_is_silent():
+    """Nothing of the GPU core is loaded, and nothing said, before a CUDA array comes."""
+    code = "import sys, ngame; assert not {'torch', 'ngame.cuda', 'ngame._cuda'} & set(sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert found.stdout == found.stderr == b""
