@@ -12,7 +12,7 @@ from typing import Any
 import scipy.sparse as sp
 import torch
 
-from ngame.arrays import as_count, as_csr, as_pairs, canonical
+from ngame.arrays import as_count, as_csr, as_pairs, canonical, on_gpu
 
 Pattern = tuple[int, int, int, int, int, bool]
 """A CSR pattern as the module takes it: addresses of indptr and indices, rows, columns, stored
@@ -86,8 +86,7 @@ class _Call:
 
     def ids(self, value: Any, name: str) -> torch.Tensor:
         """Give `value`, an array or tensor from anywhere, as int64 [n] on the device."""
-        if not isinstance(value, torch.Tensor):
-            value = _as_tensor(value)
+        value = _as_tensor(value)
         if value.numel() == 0 and value.ndim == 1:
             return torch.empty(0, dtype=torch.int64, device=self.device)
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
@@ -99,6 +98,8 @@ class _Call:
 
 
 def _as_tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
     if hasattr(value, "__dlpack__") and hasattr(value, "__cuda_array_interface__"):
         from torch.utils.dlpack import from_dlpack
 
@@ -138,6 +139,28 @@ def _pairs(value: Any, name: str, shape: tuple[int, int], device: torch.device) 
     if isinstance(value, torch.Tensor):
         value = value.cpu()
     return _upload(as_pairs(value, name, shape), device)
+
+
+_SCALARS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def _matrix(value: Any, name: str, device: torch.device) -> torch.Tensor:
+    """Give `value` as a float tensor [n, d] on the device whose rows are contiguous."""
+    matrix = _as_tensor(value).detach()
+    if matrix.dtype not in _SCALARS:
+        raise TypeError(f"{name} has dtype {matrix.dtype}, expected float32, float16 or bfloat16")
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected two dimensions")
+    if matrix.shape[0] > 2**31 - 1:
+        raise ValueError(f"{name} has {matrix.shape[0]} rows, at most 2**31 - 1 are possible")
+    matrix = matrix.to(device)
+    whole = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
+    return matrix if whole else matrix.contiguous()
+
+
+def _dense(matrix: torch.Tensor) -> tuple[int, int, int, int, str]:
+    rows, columns = matrix.shape
+    return matrix.data_ptr(), rows, columns, matrix.stride(0), _SCALARS[matrix.dtype]
 
 
 class _Pattern:
@@ -301,3 +324,72 @@ def evaluate(
         for name in names
         for k, value in zip(cuts, families[name], strict=True)
     }
+
+
+def topk_arrays(
+    queries: Any, items: Any, k: int, *, metric: str = "cosine", drop: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ngame.topk_arrays` on a device.
+
+    Parameters
+    ----------
+    queries, items : float32, float16 or bfloat16 tensors of shape [n, d] and [m, d]
+        Where one lies on the CPU it is copied to the device of the other.
+    k, metric
+        As there.
+    drop : sparse CSR tensor, or as there
+        (query, item) pairs that are left out.
+
+    Returns
+    -------
+    scores : float32 tensor of shape [n, k]
+    ids : int32 tensor of shape [n, k]
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As there; for "dot" also where a row is longer than 2**63.
+    """
+    device = _as_tensor(items if on_gpu(items) else queries).device
+    call = _Call("topk_arrays", device)
+    queries, items = _matrix(queries, "queries", device), _matrix(items, "items", device)
+    if queries.shape[1] != items.shape[1]:
+        raise ValueError(f"queries has {queries.shape[1]} columns, items has {items.shape[1]}")
+    if metric not in ("cosine", "dot"):
+        raise ValueError(f'metric is {metric!r}, expected "cosine" or "dot"')
+    k = as_count(k, "k")
+    if k > len(items):
+        raise ValueError(f"k is {k}, items has only {len(items)} rows")
+    dropped = None
+    if drop is not None:
+        shape = len(queries), len(items)
+        dropped = _Pattern(_pairs(drop, "drop", shape, device), torch.int64)
+    scores = torch.empty((len(queries), k), dtype=torch.float32, device=device)
+    ids = torch.empty((len(queries), k), dtype=torch.int32, device=device)
+    call.run(
+        "topk",
+        _dense(queries),
+        _dense(items),
+        dropped.arrays if dropped else None,
+        k,
+        metric == "cosine",
+        scores.data_ptr(),
+        ids.data_ptr(),
+    )
+    return scores, ids
+
+
+def topk(
+    queries: Any, items: Any, k: int, *, metric: str = "cosine", drop: Any = None
+) -> torch.Tensor:
+    """`topk_arrays` as a float32 sparse CSR tensor of shape [n, m], with int32 ids that ascend."""
+    scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop)
+    ids, order = torch.where(ids < 0, 2**31 - 1, ids).sort(dim=1)
+    found = ids < 2**31 - 1
+    return torch.sparse_csr_tensor(
+        torch.nn.functional.pad(found.sum(1).cumsum(0), (1, 0)).int(),
+        ids[found],
+        scores.gather(1, order)[found],
+        (len(ids), len(items)),
+        check_invariants=False,
+    )

@@ -99,7 +99,8 @@ def embedding_neighbours(x: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.
     if width < 1:
         return np.empty((rows, 0), np.int32)
     itself = sp.identity(rows, np.bool_, "csr")
-    return topk_arrays(x, x, width, drop=itself, threads=threads)[1]
+    ids: npt.NDArray[np.int32] = topk_arrays(x, x, width, drop=itself, threads=threads)[1]
+    return ids
 
 
 def graph_neighbours(graph: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
@@ -17,6 +16,7 @@ from ngame.arrays import (
     as_threads,
     canonical,
     new_csr,
+    on_gpu,
     pattern,
 )
 from ngame.cluster import Clusters
@@ -32,8 +32,10 @@ def topk_arrays(
     metric: Metric = "cosine",
     drop: Any = None,
     threads: int = 0,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+) -> tuple[Any, Any]:
     """Find the k items with the highest score for every query, exactly.
+
+    Where one of the two lies on a CUDA device, so do the results: see `ngame.cuda`.
 
     Parameters
     ----------
@@ -74,6 +76,10 @@ def topk_arrays(
     >>> ids.tolist()
     [[0], [1]]
     """
+    if on_gpu(queries) or on_gpu(items):
+        from ngame import cuda
+
+        return cuda.topk_arrays(queries, items, k, metric=metric, drop=drop)
     queries = as_matrix(queries, "queries")
     items = as_matrix(items, "items")
     if queries.shape[1] != items.shape[1]:
@@ -99,7 +105,7 @@ def topk(
     metric: Metric = "cosine",
     drop: Any = None,
     threads: int = 0,
-) -> sp.csr_matrix:
+) -> Any:
     """Find the k items with the highest score for every query, as a sparse matrix.
 
     Parameters, errors and choice of the items are those of `topk_arrays`.
@@ -108,8 +114,12 @@ def topk(
     -------
     float32 CSR matrix of shape [n, m]
         k stored entries a row, fewer where `drop` leaves fewer items; indices sorted. A score of
-        exactly 0 is stored too.
+        exactly 0 is stored too. On a CUDA device a sparse CSR tensor.
     """
+    if on_gpu(queries) or on_gpu(items):
+        from ngame import cuda
+
+        return cuda.topk(queries, items, k, metric=metric, drop=drop)
     scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop, threads=threads)
     order = np.argsort(ids, axis=1, kind="stable")
     scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)

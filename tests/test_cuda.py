@@ -213,6 +213,99 @@ def test_metrics_reject(device):
         cuda.evaluate(to_device(unsorted, device), eye[:1])
 
 
+def random_rows(rng, rows, dim, kind):
+    """Rows of which some are zero, and of few values where ties are wanted."""
+    x = rng.standard_normal((rows, dim), dtype=np.float32)
+    if kind == "ties":
+        x = np.round(x)
+    x[rng.random(rows) < 0.1] = 0
+    return x
+
+
+SCALARS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def test_topk_matches_reference(draw, device):
+    queries, items, dim = draw.integers(1, 40), draw.integers(1, 350), draw.integers(1, 70)
+    k = draw.integers(1, items + 1) if draw.random() < 0.5 else min(7, items)
+    metric = ["cosine", "dot"][draw.integers(2)]
+    # Integers tie exactly as long as they are not scaled.
+    kind = "ties" if metric == "dot" and draw.random() < 0.6 else "plain"
+    scalar = SCALARS[draw.integers(3)]
+    q = torch.tensor(random_rows(draw, queries, dim, kind), device=device).to(scalar)
+    x = torch.tensor(random_rows(draw, items, dim, kind), device=device).to(scalar)
+    drop = draw.random((queries, items)) < draw.choice([0, 0.2, 1])
+    expected, expected_ids = reference.topk(
+        q.double().cpu().numpy(), x.double().cpu().numpy(), k, metric, drop
+    )
+    scores, ids = cuda.topk_arrays(q, x, k, metric=metric, drop=sp.csr_matrix(drop))
+    assert scores.dtype == torch.float32
+    assert ids.dtype == torch.int32
+    assert (scores.cpu().numpy() == expected).all()
+    assert (ids.cpu().numpy() == expected_ids).all()
+
+
+@pytest.mark.parametrize("kind", ["equal", "nearly equal", "best last", "far apart"])
+def test_topk_filter_loses_nothing(kind, device):
+    """Where rounding to bfloat16 hides the differences, or all items pass."""
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((5, 24), dtype=np.float32)
+    x = np.repeat(rng.standard_normal((1, 24), dtype=np.float32), 500, axis=0)
+    if kind == "nearly equal":
+        x += 1e-5 * rng.standard_normal(x.shape, dtype=np.float32)
+    elif kind == "best last":
+        x *= np.linspace(1e-3, 1, 500, dtype=np.float32)[:, None]
+    elif kind == "far apart":
+        x *= np.float32(10) ** rng.integers(-15, 15, (500, 1)).astype(np.float32)
+    for metric in ("dot", "cosine"):
+        scores, ids = cuda.topk_arrays(
+            torch.tensor(q, device=device), torch.tensor(x, device=device), 9, metric=metric
+        )
+        expected, expected_ids = reference.topk(q, x, 9, metric)
+        assert (scores.cpu().numpy() == expected).all()
+        if kind != "best last" or metric == "dot":
+            assert (ids.cpu().numpy() == expected_ids).all()
+
+
+def test_topk_of_strided_rows_and_no_queries(device):
+    x = torch.arange(60, dtype=torch.float32, device=device).reshape(6, 10)
+    scores, ids = cuda.topk_arrays(x[::2, 2:5], x[:, 2:5], 1, metric="dot")
+    assert ids.flatten().tolist() == [5, 5, 5]
+    assert scores[0].item() == x[0, 2:5] @ x[5, 2:5]
+    scores, ids = cuda.topk_arrays(x[:0], x.T.contiguous().T, 2)
+    assert scores.shape == ids.shape == (0, 2)
+
+
+def test_topk_as_a_matrix(device):
+    rng = np.random.default_rng(4)
+    q, x = (torch.tensor(random_rows(rng, n, 6, "plain"), device=device) for n in (9, 30))
+    drop = sp.csr_matrix(rng.random((9, 30)) < 0.9)
+    found = cuda.topk(q, x, 5, drop=drop)
+    expected = ngame.topk(q.cpu(), x.cpu(), 5, drop=drop)
+    assert found.crow_indices().tolist() == expected.indptr.tolist()
+    assert found.col_indices().tolist() == expected.indices.tolist()
+    assert found.values().tolist() == expected.data.tolist()
+
+
+def test_topk_rejects(device):
+    x = torch.ones((3, 4), device=device)
+    with pytest.raises(TypeError, match=r"queries has dtype torch\.float64, expected float32"):
+        cuda.topk_arrays(x.double(), x, 1)
+    with pytest.raises(ValueError, match="queries has 3 columns, items has 4"):
+        cuda.topk_arrays(x[:, :3], x, 1)
+    with pytest.raises(ValueError, match="k is 4, items has only 3 rows"):
+        cuda.topk_arrays(x, x, 4)
+    with pytest.raises(ValueError, match="metric is 'l2'"):
+        cuda.topk_arrays(x, x, 1, metric="l2")
+    for value in (torch.nan, torch.inf):
+        bad = x.clone()
+        bad[1, 2] = bad[2, 0] = value
+        with pytest.raises(ValueError, match=r"items has NaN, infinity.* in row 1"):
+            cuda.topk_arrays(x, bad, 1)
+    with pytest.raises(ValueError, match=r"items has .*values whose products overflow .* row 0"):
+        cuda.topk_arrays(x, x * 1e25, 1, metric="dot")
+
+
 class _OnGpu:
     """As much of a CUDA array as tells where it lies."""
 
@@ -223,12 +316,14 @@ class _OnGpu:
 
 def test_public_functions_hand_over(monkeypatch):
     seen = []
-    for name in ("evaluate", "in_batch_positives", "label_pool"):
+    for name in ("evaluate", "in_batch_positives", "label_pool", "topk", "topk_arrays"):
         monkeypatch.setattr(cuda, name, lambda *_, name=name, **__: seen.append(name))
     ngame.metrics.evaluate(_OnGpu(), _OnGpu())
     ngame.in_batch_positives(_OnGpu(), [0], [0])
     ngame.label_pool(_OnGpu(), [0])
-    assert seen == ["evaluate", "in_batch_positives", "label_pool"]
+    ngame.topk(_OnGpu(), _OnGpu(), 1)
+    ngame.topk_arrays(_OnGpu(), _OnGpu(), 1)
+    assert seen == ["evaluate", "in_batch_positives", "label_pool", "topk", "topk_arrays"]
 
 
 def test_without_a_build_the_call_is_named(monkeypatch):

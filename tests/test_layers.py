@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "cluster": CORE | {"files"},
     "cuda": {"arrays"},
     "positives": CORE | {"cuda"},
-    "shortlist": CORE | {"cluster"},
+    "shortlist": CORE | {"cluster", "cuda"},
     "metrics": CORE | {"cuda"},
     "mining": CORE | {"cluster", "positives", "shortlist"},
     "neighbours": {"arrays", "shortlist"},

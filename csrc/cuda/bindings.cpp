@@ -9,6 +9,7 @@
 
 #include "metrics.h"
 #include "positives.h"
+#include "topk.h"
 
 #ifdef NGAME_CUDA_EMULATE
 #define NGAME_CUDA_MODULE _cuda_emulated
@@ -32,6 +33,10 @@ template <class T>
 const T* in(Address address) {
   return reinterpret_cast<const T*>(address);
 }
+template <class T>
+T* out(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 Address out(const void* pointer) { return reinterpret_cast<Address>(pointer); }
 
 // work(call) without the interpreter's lock, which only `allocate` takes.
@@ -48,6 +53,21 @@ auto compute(const char* name, const Where& where, const Work& work) {
                   }};
   const py::gil_scoped_release release;
   return work(call);
+}
+
+// (address, rows, columns, elements from one row to the next, "f32", "f16" or "bf16")
+using Dense = std::tuple<Address, int64_t, int64_t, int64_t, std::string>;
+
+Matrix matrix_view(const Dense& matrix, const char* name) {
+  const auto& [address, rows, cols, stride, scalar] = matrix;
+  return {in<void>(address),
+          rows,
+          cols,
+          stride,
+          scalar == "f16"    ? Scalar::f16
+          : scalar == "bf16" ? Scalar::bf16
+                             : Scalar::f32,
+          name};
 }
 
 template <class Index>
@@ -118,6 +138,17 @@ std::map<std::string, std::vector<double>> evaluate_(const Where& where,
   });
 }
 
+void topk_(const Where& where, const Dense& queries, const Dense& items,
+           const std::optional<CsrArrays>& drop, int64_t k, bool cosine, Address scores,
+           Address ids) {
+  compute("topk_arrays", where, [&](const Call& call) {
+    std::optional<Csr<int64_t>> pairs;
+    if (drop) pairs = csr_view<int64_t>(*drop, "drop");
+    topk(call, matrix_view(queries, "queries"), matrix_view(items, "items"),
+         pairs ? &*pairs : nullptr, k, cosine, out<float>(scores), out<int32_t>(ids));
+  });
+}
+
 #ifndef NGAME_CUDA_EMULATE
 // Devices that the driver shows, or why it shows none.
 std::tuple<int, std::string> devices() {
@@ -144,4 +175,6 @@ PYBIND11_MODULE(NGAME_CUDA_MODULE, m) {
         py::arg("rows"), py::arg("row_count"), py::arg("columns"), py::arg("column_count"));
   m.def("label_pool", &label_pool_, py::arg("where"), py::arg("labels"), py::arg("rows"),
         py::arg("row_count"));
+  m.def("topk", &topk_, py::arg("where"), py::arg("queries"), py::arg("items"), py::arg("drop"),
+        py::arg("k"), py::arg("cosine"), py::arg("scores"), py::arg("ids"));
 }

@@ -4,5 +4,6 @@
 #include "primitives.cu"
 #include "metrics.cu"
 #include "positives.cu"
+#include "topk.cu"
 #include "bindings.cpp"
 // clang-format on

@@ -1,8 +1,10 @@
 #include "emulation.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <array>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -14,8 +16,9 @@ namespace {
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr int kWarp = 32;
 
+// A context starts a fiber; after that it is left and entered by jumps, which make no system calls.
 struct Fiber {
-  ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<char[]> stack;
   uint64_t block_waits = 0, warp_waits = 0;  // barriers this thread has come to
   bool done = false;
@@ -40,21 +43,40 @@ struct Block {
 std::mutex one_launch;
 bool is_backward = false;
 Block current;
-ucontext_t scheduler;
+jmp_buf scheduler;
 const std::function<void()>* kernel = nullptr;
 
 Fiber& me() { return current.fibers[thread.x]; }
 Warp& my_warp() { return current.warps[thread.x / kWarp]; }
 
 void yield() {
-  const unsigned self = thread.x;
-  swapcontext(&current.fibers[self].context, &scheduler);
-  thread.x = self;
+  Fiber& self = me();
+  if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
 }
 
-void enter() {
-  (*kernel)();
-  me().done = true;
+// A fiber is a thread of one block after the other.
+void live() {
+  for (;;) {
+    (*kernel)();
+    me().done = true;
+    yield();
+  }
+}
+
+// Lets a thread run until it waits or is done.
+__attribute__((noinline)) void resume(size_t at) {
+  Fiber& fiber = current.fibers[at];
+  thread.x = static_cast<unsigned>(at);
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.stack) _longjmp(fiber.place, 1);
+  fiber.stack = std::make_unique<char[]>(kStackBytes);
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, live, 0);
+  setcontext(&context);
 }
 
 bool waits(const Fiber& fiber, size_t at) {
@@ -69,27 +91,22 @@ void run_block(int threads, size_t shared) {
   current.arrived = 0;
   current.passed = 0;
   for (Fiber& fiber : current.fibers) {
-    if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStackBytes);
     fiber.block_waits = fiber.warp_waits = 0;
     fiber.done = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = &scheduler;
-    makecontext(&fiber.context, enter, 0);
   }
   for (size_t left = count; left > 0;) {
     bool moved = false;
     for (size_t turn = 0; turn < count; ++turn) {
       const size_t at = is_backward ? count - 1 - turn : turn;
-      Fiber& fiber = current.fibers[at];
+      const Fiber& fiber = current.fibers[at];
       if (fiber.done || waits(fiber, at)) continue;
       moved = true;
-      thread.x = static_cast<unsigned>(at);
-      swapcontext(&scheduler, &fiber.context);
+      resume(at);
       left -= fiber.done;
     }
-    if (!moved) throw std::logic_error("a barrier that not all threads reach");
+    if (moved) continue;
+    current.fibers.clear();  // they would go on from where they wait
+    throw std::logic_error("a barrier that not all threads reach");
   }
 }
 
@@ -108,6 +125,15 @@ void run(int64_t blocks, int threads, size_t shared, const std::function<void()>
 }
 
 void set_backward(bool backward) { is_backward = backward; }
+
+float half_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const int mantissa = bits & 1023;
+  float size = exponent == 0    ? std::ldexp(static_cast<float>(mantissa), -24)
+               : exponent == 31 ? (mantissa == 0 ? INFINITY : NAN)
+                                : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return bits >> 15 ? -size : size;
+}
 
 void* shared_memory() { return current.shared.data(); }
 

@@ -29,6 +29,8 @@ void run(int64_t blocks, int threads, size_t shared, const std::function<void()>
 // The order in which threads and blocks take their turns.
 void set_backward(bool backward);
 
+float half_to_float(uint16_t bits);
+
 void* shared_memory();
 void wait_for_block();
 // What lane `source` of the warp gave in this call; all 32 lanes must call.
@@ -45,7 +47,16 @@ uint32_t ballot(bool flag);
 inline void __syncthreads() { ngame::emulation::wait_for_block(); }
 inline void __syncwarp() { ngame::emulation::exchange(0, 0); }
 inline uint32_t __ballot_sync(uint32_t, bool flag) { return ngame::emulation::ballot(flag); }
-inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 
 template <class T>
 T __shfl_sync(uint32_t, T value, int source) {
