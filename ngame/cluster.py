@@ -3,13 +3,14 @@
 import os
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import as_count, as_matrix, as_threads
+from ngame.arrays import as_count, as_matrix, as_threads, on_gpu
 from ngame.files import replacing
 
 
@@ -147,7 +148,9 @@ def balanced_clusters(
     x : float32 or float16 array of shape [n, d]
         Anything `numpy.asarray` understands without a copy (np.memmap, CPU tensors). The geometry
         is the cosine; rows are scaled on the fly and `x` is not changed. Zero rows are allowed.
-        Float16 is read as such. Copied is only an array whose rows are not contiguous.
+        Float16 is read as such. Copied is only an array whose rows are not contiguous. A CUDA
+        tensor, bfloat16 too, is clustered on its device; only the ids come to the host. The
+        clusters then are others than on the CPU.
     size : int
         Every cluster has exactly `size` rows, but for the last, which takes the remainder.
     n_clusters : int
@@ -179,7 +182,14 @@ def balanced_clusters(
     >>> sorted(ids.tolist() for ids in balanced_clusters(x, size=2))
     [[0, 2], [1, 3]]
     """
-    x = as_matrix(x, "x")
+    if on_gpu(x):
+        from ngame import cuda
+
+        x = cuda.as_matrix(x, "x")
+        split = cuda.balanced_clusters
+    else:
+        x = as_matrix(x, "x")
+        split = partial(_core.balanced_clusters, threads=as_threads(threads))
     rows = len(x)
     if rows == 0:
         raise ValueError("x has no rows")
@@ -195,13 +205,7 @@ def balanced_clusters(
         offsets = np.arange(count + 1, dtype=np.int64) * rows // count
     else:
         offsets = np.append(np.arange(0, rows, count, dtype=np.int64), rows)
-    order = _core.balanced_clusters(
-        x,
-        offsets,
-        as_seed(seed),
-        as_count(max_iter, "max_iter"),
-        as_threads(threads),
-    )
+    order = split(x, offsets, as_seed(seed), as_count(max_iter, "max_iter"))
     return Clusters(order, offsets)
 
 

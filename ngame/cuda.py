@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
@@ -144,8 +146,8 @@ def _pairs(value: Any, name: str, shape: tuple[int, int], device: torch.device) 
 _SCALARS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-def _matrix(value: Any, name: str, device: torch.device) -> torch.Tensor:
-    """Give `value` as a float tensor [n, d] on the device whose rows are contiguous."""
+def as_matrix(value: Any, name: str, device: torch.device | None = None) -> torch.Tensor:
+    """Give `value` as a float tensor [n, d] whose rows are contiguous, on its device or another."""
     matrix = _as_tensor(value).detach()
     if matrix.dtype not in _SCALARS:
         raise TypeError(f"{name} has dtype {matrix.dtype}, expected float32, float16 or bfloat16")
@@ -153,7 +155,7 @@ def _matrix(value: Any, name: str, device: torch.device) -> torch.Tensor:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected two dimensions")
     if matrix.shape[0] > 2**31 - 1:
         raise ValueError(f"{name} has {matrix.shape[0]} rows, at most 2**31 - 1 are possible")
-    matrix = matrix.to(device)
+    matrix = matrix.to(device or matrix.device)
     whole = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
     return matrix if whole else matrix.contiguous()
 
@@ -177,6 +179,38 @@ class _Pattern:
         wide = self.indptr.dtype == torch.int64
         addresses = self.indptr.data_ptr(), self.indices.data_ptr()
         return (*addresses, *self.shape, self.indices.numel(), wide)  # type: ignore[return-value]
+
+
+def balanced_clusters(
+    x: torch.Tensor, offsets: npt.NDArray[np.int64], seed: int, max_iter: int
+) -> npt.NDArray[np.int32]:
+    """The order of `ngame.balanced_clusters`, found on a device.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 tensor of shape [n, d], from `as_matrix`
+    offsets : int64 array of shape [k + 1]
+        Of the clusters within the order, ascending from 0 to n.
+    seed : int
+        0 .. 2**64 - 1. The same seed gives the same clusters; they are not those of the CPU.
+    max_iter : int
+        Most rounds of each 2-means.
+
+    Returns
+    -------
+    int32 array of shape [n]
+        On the host, where batches are planned.
+
+    Raises
+    ------
+    ValueError
+        `x` has NaN or infinity (the first such row is named).
+    """
+    call = _Call("balanced_clusters", x.device)
+    order = torch.empty(len(x), dtype=torch.int32, device=x.device)
+    call.run("balanced_clusters", _dense(x), offsets.tolist(), seed, max_iter, order.data_ptr())
+    ids: npt.NDArray[np.int32] = order.cpu().numpy()
+    return ids
 
 
 def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
@@ -352,7 +386,7 @@ def topk_arrays(
     """
     device = _as_tensor(items if on_gpu(items) else queries).device
     call = _Call("topk_arrays", device)
-    queries, items = _matrix(queries, "queries", device), _matrix(items, "items", device)
+    queries, items = as_matrix(queries, "queries", device), as_matrix(items, "items", device)
     if queries.shape[1] != items.shape[1]:
         raise ValueError(f"queries has {queries.shape[1]} columns, items has {items.shape[1]}")
     if metric not in ("cosine", "dot"):

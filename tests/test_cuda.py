@@ -306,6 +306,67 @@ def test_topk_rejects(device):
         cuda.topk_arrays(x, x * 1e25, 1, metric="dot")
 
 
+def clusters_of(x, offsets, seed=0):
+    order = cuda.balanced_clusters(cuda.as_matrix(x, "x"), offsets, seed, 20)
+    return ngame.Clusters(order, offsets)
+
+
+def test_clusters_match_reference(draw, device, mixture):
+    rows, dim = draw.integers(1, 280), draw.integers(2, 50)
+    x = mixture(rows, dim, seed=int(draw.integers(1000)))
+    x[draw.random(rows) < 0.03] = 0
+    x = torch.tensor(x, device=device).to(SCALARS[draw.integers(3)])
+    count = draw.integers(1, rows + 1) if draw.random() < 0.5 else max(1, rows // 8)
+    offsets = np.arange(count + 1, dtype=np.int64) * rows // count
+    found = clusters_of(x, offsets)
+    assert (np.diff(found.offsets) == np.diff(offsets)).all()
+    for ids in found:
+        assert (np.diff(ids) > 0).all()
+    host = x.double().cpu().numpy()
+    expected = reference.balanced_clusters(host, np.diff(offsets))
+    # The reference starts at two random rows; on so few rows either may be luckier.
+    assert reference.coherence(host, found) >= 0.9 * reference.coherence(host, expected)
+
+
+def test_clusters_are_as_tight_as_on_the_cpu(device, mixture):
+    tight = []
+    for seed in range(5):
+        x = mixture(500, 16, seed=seed)
+        offsets = np.append(np.arange(0, 500, 32, dtype=np.int64), 500)
+        found = clusters_of(torch.tensor(x, device=device), offsets, seed)
+        if seed == 0:
+            assert found == clusters_of(torch.tensor(x, device=device), offsets, seed)
+        expected = ngame.balanced_clusters(x, size=32, seed=seed)
+        tight.append((found.coherence(x), expected.coherence(x)))
+    ours, theirs = np.mean(tight, axis=0)
+    assert ours >= 0.998 * theirs
+
+
+def test_clusters_from_samples(device, mixture):
+    # On the emulation, nodes of more than 512 rows are split along what a sample of them shows.
+    x = mixture(1700, 8)
+    offsets = np.arange(0, 1701, 100)
+    found = clusters_of(torch.tensor(x, device=device), offsets)
+    assert found != clusters_of(torch.tensor(x, device=device), offsets, seed=1)
+    expected = reference.balanced_clusters(x, np.diff(offsets))
+    assert reference.coherence(x, found) >= 0.95 * reference.coherence(x, expected)
+
+
+def test_clusters_of_equal_and_extreme_rows(device):
+    for x in (torch.zeros(50, 3), torch.ones(50, 3), torch.full((50, 3), 3e38)):
+        found = clusters_of(x.to(device), np.arange(0, 51, 5))
+        assert found.assignment.tolist() == np.repeat(np.arange(10), 5).tolist()
+
+
+def test_clusters_reject(device):
+    x = torch.ones((4, 2), device=device)
+    x[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="x has NaN or infinity in row 2"):
+        clusters_of(x, np.array([0, 2, 4]))
+    with pytest.raises(TypeError, match=r"x has dtype torch\.float64"):
+        clusters_of(x.double(), np.array([0, 2, 4]))
+
+
 class _OnGpu:
     """As much of a CUDA array as tells where it lies."""
 
@@ -318,6 +379,9 @@ def test_public_functions_hand_over(monkeypatch):
     seen = []
     for name in ("evaluate", "in_batch_positives", "label_pool", "topk", "topk_arrays"):
         monkeypatch.setattr(cuda, name, lambda *_, name=name, **__: seen.append(name))
+    monkeypatch.setattr(cuda, "as_matrix", lambda x, name: np.ones((3, 1), np.float32))
+    monkeypatch.setattr(cuda, "balanced_clusters", lambda *_: np.arange(3, dtype=np.int32))
+    assert ngame.balanced_clusters(_OnGpu(), size=2).offsets.tolist() == [0, 2, 3]
     ngame.metrics.evaluate(_OnGpu(), _OnGpu())
     ngame.in_batch_positives(_OnGpu(), [0], [0])
     ngame.label_pool(_OnGpu(), [0])

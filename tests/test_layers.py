@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "sparse_text": CORE | {"files"},
     "loss": set(),
     "arrays": {"_core"},
-    "cluster": CORE | {"files"},
+    "cluster": CORE | {"cuda", "files"},
     "cuda": {"arrays"},
     "positives": CORE | {"cuda"},
     "shortlist": CORE | {"cluster", "cuda"},

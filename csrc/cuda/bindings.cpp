@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "cluster.h"
 #include "metrics.h"
 #include "positives.h"
 #include "topk.h"
@@ -149,6 +150,14 @@ void topk_(const Where& where, const Dense& queries, const Dense& items,
   });
 }
 
+void balanced_clusters_(const Where& where, const Dense& x, const std::vector<int64_t>& offsets,
+                        uint64_t seed, int max_iterations, Address order) {
+  compute("balanced_clusters", where, [&](const Call& call) {
+    balanced_clusters(call, matrix_view(x, "x"), offsets, {seed, max_iterations},
+                      out<int32_t>(order));
+  });
+}
+
 #ifndef NGAME_CUDA_EMULATE
 // Devices that the driver shows, or why it shows none.
 std::tuple<int, std::string> devices() {
@@ -168,6 +177,8 @@ PYBIND11_MODULE(NGAME_CUDA_MODULE, m) {
   m.attr("architectures") = NGAME_CUDA_ARCHITECTURES;
   m.def("devices", &devices);
 #endif
+  m.def("balanced_clusters", &balanced_clusters_, py::arg("where"), py::arg("x"),
+        py::arg("offsets"), py::arg("seed"), py::arg("max_iterations"), py::arg("order"));
   m.def("evaluate", &evaluate_, py::arg("where"), py::arg("predictions"), py::arg("scores"),
         py::arg("scores_are_double"), py::arg("truth"), py::arg("drop"),
         py::arg("inverse_propensity"), py::arg("ks"));

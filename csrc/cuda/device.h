@@ -25,6 +25,15 @@ __device__ __forceinline__ int64_t global_thread() {
 __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int64_t global_warp() { return global_thread() / kWarp; }
 
+// Of a value of each lane; all lanes get it.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, distance);
+  }
+  return value;
+}
+
 // Where a kernel met bad input: the first place, whatever the order in which threads meet it.
 struct Fault {
   static constexpr unsigned long long kNone = ~0ull;

@@ -2,6 +2,7 @@
 // clang-format off: each file stands on its own, but the emulation must come first.
 #include "emulation.cpp"
 #include "primitives.cu"
+#include "cluster.cu"
 #include "metrics.cu"
 #include "positives.cu"
 #include "topk.cu"

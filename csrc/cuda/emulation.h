@@ -47,6 +47,7 @@ uint32_t ballot(bool flag);
 inline void __syncthreads() { ngame::emulation::wait_for_block(); }
 inline void __syncwarp() { ngame::emulation::exchange(0, 0); }
 inline uint32_t __ballot_sync(uint32_t, bool flag) { return ngame::emulation::ballot(flag); }
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline uint32_t __float_as_uint(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

@@ -72,9 +72,7 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
   for (int64_t at = truth_first + lane(); at < truth_end; at += kWarp) {
     positives += !dropped(truth.columns[at]);
   }
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    positives += __shfl_xor_sync(kAllLanes, positives, distance);
-  }
+  positives = warp_sum(positives);
   if (positives == 0) return;
 
   double hits = 0, dcg = 0, psp = 0, psn = 0, best_psp = 0, best_psn = 0;

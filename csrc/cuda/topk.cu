@@ -59,13 +59,6 @@ __device__ __forceinline__ float slack(const Rounded& queries, int64_t query, co
          0x1p-100f;
 }
 
-__device__ __forceinline__ double warp_sum(double value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, distance);
-  }
-  return value;
-}
-
 // A warp for each row.
 template <class T>
 __global__ void round_rows(Matrix matrix, bool cosine, Rounded rounded, Fault bad) {

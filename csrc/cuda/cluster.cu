@@ -1,0 +1,365 @@
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+
+#include "cluster.h"
+#include "scalar.h"
+#include "select.h"
+
+namespace ngame::cuda {
+namespace {
+
+#ifdef NGAME_CUDA_EMULATE
+// Small, so that tests see samples.
+constexpr int kThreads = 64;
+constexpr int64_t kSampleRows = 512;
+#else
+constexpr int kThreads = 512;
+// A node of more rows learns its direction from a sample of so many of them.
+constexpr int64_t kSampleRows = 8192;
+#endif
+constexpr int kWarps = kThreads / kWarp;
+
+// Rounds of the power method before 2-means, as on the CPU.
+constexpr int kPowerRounds = 2;
+
+__host__ __device__ inline uint64_t splitmix(uint64_t value) {
+  value += 0x9e3779b97f4a7c15u;
+  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
+  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
+  return value ^ (value >> 31);
+}
+
+// Clusters [first, last) of the result; on the device, rows [begin, begin + rows) of the order, of
+// which `left` go left.
+struct Node {
+  int64_t first, last;
+  int64_t begin, rows, left;
+  uint64_t seed;
+};
+
+// What all nodes of a level write to, each in its own part.
+struct Level {
+  const Node* nodes;
+  float* directions;  // [nodes, cols]
+  float* sums;        // [nodes, 2, cols]: of the left rows, of all
+  int32_t* ids;       // [rows]: the rows that a node learns from
+  float* scores;      // [rows]
+  float* weights;     // [rows]
+  unsigned char* sides;
+};
+
+struct Shared {
+  Digits digits;
+  float partial[kWarps][kWarp];
+  float totals[kWarps];
+  int64_t before[kWarps];
+};
+
+// Of a value of each thread; in the same order always. All threads get it.
+__device__ float block_sum(float value, Shared& shared) {
+  value = warp_sum(value);
+  __syncthreads();
+  if (lane() == 0) shared.totals[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += shared.totals[warp];
+  return sum;
+}
+
+// The inverse of every row's length. A warp for each row.
+template <class T>
+__global__ void invert_norms(Matrix x, float* inverse, int32_t* order, Fault bad) {
+  const int64_t row = global_warp();
+  if (row >= x.rows) return;
+  const T* const from = static_cast<const T*>(x.data) + row * x.stride;
+  double squares = 0;
+  for (int64_t at = lane(); at < x.cols; at += kWarp) {
+    const double value = to_float(from[at]);
+    squares += value * value;
+  }
+  squares = warp_sum(squares);
+  if (lane() != 0) return;
+  if (!(squares <= DBL_MAX)) bad.report(row);
+  const double norm = sqrt(squares);
+  inverse[row] = norm >= FLT_MIN ? static_cast<float>(1.0 / norm) : 0.0f;
+  order[row] = static_cast<int32_t>(row);
+}
+
+// The product of a unit row with a direction; all lanes get it.
+template <class T>
+__device__ __forceinline__ float project(const Matrix& x, const float* inverse, int32_t id,
+                                         const float* direction) {
+  const T* const from = static_cast<const T*>(x.data) + id * x.stride;
+  // Scaled one by one: a product of a long row might overflow.
+  const float scale = inverse[id];
+  float sum = 0;
+  for (int64_t at = lane(); at < x.cols; at += kWarp) {
+    sum += to_float(from[at]) * scale * direction[at];
+  }
+  return warp_sum(sum);
+}
+
+// What one block knows of its node while it learns the direction.
+template <class T>
+struct Learner {
+  Matrix x;
+  const float* inverse;
+  const int32_t* ids;
+  int64_t count;
+  float* scores;
+  float* weights;
+  unsigned char* sides;
+  float* direction;
+  Shared* shared;
+
+  __device__ void project_all() const {
+    for (int64_t at = threadIdx.x / kWarp; at < count; at += kWarps) {
+      const float score = project<T>(x, inverse, ids[at], direction);
+      if (lane() == 0) scores[at] = score;
+    }
+    __syncthreads();
+  }
+
+  // to += the sum of the unit rows times their weights; rows of no weight are not read. Each warp
+  // sums every kWarps-th row, and the warps are added in order.
+  __device__ void add(float* to) const {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    for (int64_t first = 0; first < x.cols; first += kWarp) {
+      const int64_t column = first + lane();
+      float sum = 0;
+      for (int64_t at = warp; at < count; at += kWarps) {
+        const float weight = weights[at];
+        if (weight == 0 || column >= x.cols) continue;
+        const T* const from = static_cast<const T*>(x.data) + ids[at] * x.stride;
+        sum += weight * (to_float(from[column]) * inverse[ids[at]]);
+      }
+      shared->partial[warp][lane()] = sum;
+      __syncthreads();
+      if (warp == 0 && column < x.cols) {
+        float total = to[column];
+        for (int other = 0; other < kWarps; ++other) total += shared->partial[other][lane()];
+        to[column] = total;
+      }
+      __syncthreads();
+    }
+  }
+
+  // One over the length of a vector, or 0.
+  __device__ float inverse_length(const float* vector) const {
+    float squares = 0;
+    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) squares += vector[at] * vector[at];
+    squares = block_sum(squares, *shared);
+    return squares > 0 ? 1.0f / sqrtf(squares) : 0.0f;
+  }
+
+  // From the line between two random rows towards the direction of the largest variance.
+  __device__ void start(uint64_t seed) const {
+    const auto rows = static_cast<uint64_t>(count);
+    const uint64_t first = splitmix(seed) % rows;
+    const uint64_t second = (first + 1 + splitmix(seed + 1) % (rows - 1)) % rows;
+    const T* const from = static_cast<const T*>(x.data) + ids[first] * x.stride;
+    const T* const to = static_cast<const T*>(x.data) + ids[second] * x.stride;
+    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) {
+      direction[at] =
+          to_float(to[at]) * inverse[ids[second]] - to_float(from[at]) * inverse[ids[first]];
+    }
+    __syncthreads();
+    for (int round = 0; round < kPowerRounds; ++round) {
+      project_all();
+      float sum = 0;
+      for (int64_t at = threadIdx.x; at < count; at += kThreads) sum += scores[at];
+      const float mean = block_sum(sum, *shared) / static_cast<float>(count);
+      for (int64_t at = threadIdx.x; at < count; at += kThreads) weights[at] = scores[at] - mean;
+      for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) direction[at] = 0;
+      __syncthreads();
+      add(direction);
+      const float scale = inverse_length(direction);
+      for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) direction[at] *= scale;
+      __syncthreads();
+    }
+  }
+
+  // Turns from the left centre to the right one, both on the sphere.
+  __device__ void aim(const float* left, const float* total) const {
+    const float left_scale = inverse_length(left);
+    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) {
+      direction[at] = total[at] - left[at];
+    }
+    __syncthreads();
+    const float right_scale = inverse_length(direction);
+    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) {
+      direction[at] = direction[at] * right_scale - left[at] * left_scale;
+    }
+    __syncthreads();
+  }
+};
+
+// Smaller for what goes left first: lower scores, ties by lower position.
+__device__ __forceinline__ uint64_t side_key(const float* scores, int64_t at) {
+  return static_cast<uint64_t>(descending(-scores[at])) << 32 | static_cast<uint64_t>(at);
+}
+
+// Learns the direction along which to split a node, by 2-means on its rows or a sample of them. A
+// block for each node.
+template <class T>
+__global__ void learn(Matrix x, const float* inverse, const int32_t* order, Level level,
+                      int max_iterations) {
+  auto& shared = *shared_memory<Shared>();
+  const Node node = level.nodes[blockIdx.x];
+  const int64_t count = node.rows < kSampleRows ? node.rows : kSampleRows;
+  int32_t* const ids = level.ids + node.begin;
+  // Of a large node a row at random from each of as many equal stretches.
+  for (int64_t at = threadIdx.x; at < count; at += kThreads) {
+    const int64_t first = at * node.rows / count;
+    const auto size = static_cast<uint64_t>((at + 1) * node.rows / count - first);
+    const uint64_t draw = splitmix(node.seed ^ splitmix(static_cast<uint64_t>(at)));
+    ids[at] = order[node.begin + first + static_cast<int64_t>(draw % size)];
+  }
+  float* const left_sum = level.sums + blockIdx.x * 2 * x.cols;
+  float* const total = left_sum + x.cols;
+  const Learner<T> learner{x,
+                           inverse,
+                           ids,
+                           count,
+                           level.scores + node.begin,
+                           level.weights + node.begin,
+                           level.sides + node.begin,
+                           level.directions + blockIdx.x * x.cols,
+                           &shared};
+  for (int64_t at = threadIdx.x; at < count; at += kThreads) {
+    learner.weights[at] = 1;
+    learner.sides[at] = 0;
+  }
+  for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) left_sum[at] = total[at] = 0;
+  __syncthreads();
+  learner.add(total);
+  learner.start(node.seed);
+
+  auto left = static_cast<int64_t>(static_cast<double>(node.left) / static_cast<double>(node.rows) *
+                                   static_cast<double>(count));
+  left = count == node.rows ? node.left : left < 1 ? 1 : left > count - 1 ? count - 1 : left;
+  for (int iteration = 0; iteration < max_iterations; ++iteration) {
+    learner.project_all();
+    const auto key = [&](int64_t at) { return side_key(learner.scores, at); };
+    const uint64_t last = block_select(key, count, left - 1, shared.digits);
+    // The left sum follows the rows that change sides: few, after the first rounds.
+    float moved = 0;
+    for (int64_t at = threadIdx.x; at < count; at += kThreads) {
+      const unsigned char side = key(at) <= last;
+      learner.weights[at] =
+          static_cast<float>(static_cast<int>(side) - static_cast<int>(learner.sides[at]));
+      moved += side != learner.sides[at];
+      learner.sides[at] = side;
+    }
+    if (block_sum(moved, shared) == 0) break;
+    learner.add(left_sum);
+    learner.aim(left_sum, total);
+  }
+}
+
+// Scores every row along the direction of its node. A warp for each row; the nodes' rows follow
+// each other in the order.
+template <class T>
+__global__ void score_rows(Matrix x, const float* inverse, const int32_t* order, Level level,
+                           int64_t node_count) {
+  const int64_t at = global_warp();
+  if (at >= x.rows) return;
+  int64_t first = 0;
+  for (int64_t size = node_count; size > 1;) {
+    const int64_t half = size / 2;
+    if (level.nodes[first + half].begin <= at) first += half;
+    size -= half;
+  }
+  const Node& node = level.nodes[first];
+  if (at < node.begin || at >= node.begin + node.rows) return;
+  const float score = project<T>(x, inverse, order[at], level.directions + first * x.cols);
+  if (lane() == 0) level.scores[at] = score;
+}
+
+// Moves the rows of a node that go left to its front, the order kept on both sides. A block for
+// each node.
+__global__ void split(Level level, int32_t* order) {
+  auto& shared = *shared_memory<Shared>();
+  const Node node = level.nodes[blockIdx.x];
+  const float* const scores = level.scores + node.begin;
+  int32_t* const from = order + node.begin;
+  int32_t* const to = level.ids + node.begin;
+  const uint64_t last = block_select([&](int64_t at) { return side_key(scores, at); }, node.rows,
+                                     node.left - 1, shared.digits);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  int64_t left_before = 0;
+  for (int64_t first = 0; first < node.rows; first += kThreads) {
+    const int64_t at = first + threadIdx.x;
+    const bool there = at < node.rows;
+    const bool goes_left = there && side_key(scores, at) <= last;
+    const uint32_t lefts = __ballot_sync(kAllLanes, goes_left);
+    if (lane() == 0) shared.before[warp] = __popc(lefts);
+    __syncthreads();
+    int64_t left = left_before;
+    for (int other = 0; other < kWarps; ++other) {
+      if (other < warp) left += shared.before[other];
+      left_before += shared.before[other];
+    }
+    left += __popc(lefts & ((1u << lane()) - 1));
+    if (there) to[goes_left ? left : node.left + at - left] = from[at];
+    __syncthreads();
+  }
+  for (int64_t at = threadIdx.x; at < node.rows; at += kThreads) from[at] = to[at];
+}
+
+}  // namespace
+
+void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int64_t>& offsets,
+                       const ClusterParams& params, int32_t* order) {
+  const auto clusters = static_cast<int64_t>(offsets.size()) - 1;
+  // A level has at most as many nodes as leave each of them two clusters.
+  const int64_t most_nodes = std::max<int64_t>(clusters / 2, 1);
+  float* const inverse = call.buffer<float>(x.rows);
+  Node* const nodes = call.buffer<Node>(most_nodes);
+  const Level level{nodes,
+                    call.buffer<float>(most_nodes * x.cols),
+                    call.buffer<float>(most_nodes * 2 * x.cols),
+                    call.buffer<int32_t>(x.rows),
+                    call.buffer<float>(x.rows),
+                    call.buffer<float>(x.rows),
+                    call.buffer<unsigned char>(x.rows)};
+  with_scalar(x.scalar, [&](auto scalar) {
+    using T = decltype(scalar);
+    const Fault bad = Fault::make(call);
+    call.for_each_warp(invert_norms<T>, x.rows, x, inverse, order, bad);
+    if (const int64_t row = bad.read(call); row >= 0) {
+      throw std::invalid_argument(std::string(x.name) + " has NaN or infinity in row " +
+                                  std::to_string(row));
+    }
+    const auto node = [&](int64_t first, int64_t last, uint64_t seed) {
+      const int64_t begin = offsets[first];
+      return Node{
+          first, last, begin, offsets[last] - begin, offsets[first + (last - first) / 2] - begin,
+          seed};
+    };
+    std::vector<Node> now;
+    if (clusters > 1) now.push_back(node(0, clusters, params.seed));
+    while (!now.empty()) {
+      const auto count = static_cast<int64_t>(now.size());
+      call.to_device(nodes, now.data(), count);
+      call.launch(learn<T>, count, kThreads, sizeof(Shared), x, inverse, order, level,
+                  params.max_iterations);
+      call.for_each_warp(score_rows<T>, x.rows, x, inverse, order, level, count);
+      call.launch(split, count, kThreads, sizeof(Shared), level, order);
+      std::vector<Node> next;
+      for (const Node& parent : now) {
+        const int64_t middle = parent.first + (parent.last - parent.first) / 2;
+        if (middle - parent.first > 1) {
+          next.push_back(node(parent.first, middle, splitmix(parent.seed)));
+        }
+        if (parent.last - middle > 1) {
+          next.push_back(node(middle, parent.last, splitmix(~parent.seed)));
+        }
+      }
+      now = std::move(next);
+    }
+  });
+}
+
+}  // namespace ngame::cuda
