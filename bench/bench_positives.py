@@ -26,9 +26,9 @@ def batches(size, rows=294_805, labels=131_073):
     return y, itertools.cycle([(ids, np.unique(y.indices[y.indptr[ids]])) for ids in drawn])
 
 
-@pytest.mark.parametrize("peer", ["ngame", "scipy"])
+@pytest.mark.parametrize("who", ["ours", "scipy"])
 @pytest.mark.parametrize("size", [64, 1024, 4096])
-def test_in_batch_positives(benchmark, size, peer):
+def test_in_batch_positives(benchmark, size, who):
     y, stream = batches(size)
 
     def scipy(ids, columns):
@@ -39,13 +39,13 @@ def test_in_batch_positives(benchmark, size, peer):
 
     ids, columns = next(stream)
     assert ((ours(ids, columns) != 0) != (scipy(ids, columns) != 0)).nnz == 0
-    call = ours if peer == "ngame" else scipy
+    call = ours if who == "ours" else scipy
     benchmark.pedantic(call, setup=lambda: (next(stream), {}), rounds=300, warmup_rounds=10)
 
 
-@pytest.mark.parametrize("peer", ["ngame", "numpy"])
+@pytest.mark.parametrize("who", ["ours", "numpy"])
 @pytest.mark.parametrize("size", [64, 1024, 4096])
-def test_label_pool(benchmark, size, peer):
+def test_label_pool(benchmark, size, who):
     y, stream = batches(size)
 
     def numpy(ids, _):
@@ -61,7 +61,7 @@ def test_label_pool(benchmark, size, peer):
     for found, expected in zip(ours(ids, columns), numpy(ids, columns), strict=True):
         difference = found != expected
         assert not (difference.nnz if sp.issparse(difference) else difference.any())
-    call = ours if peer == "ngame" else numpy
+    call = ours if who == "ours" else numpy
     benchmark.pedantic(call, setup=lambda: (next(stream), {}), rounds=300, warmup_rounds=10)
 
 

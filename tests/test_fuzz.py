@@ -41,6 +41,14 @@ INTEGERS = [np.int32, np.int64]
 ODD = [0, 1, -1, 2, 5, 6, 7, 100, 2**31 - 1, -(2**31)]
 
 
+def fits(value, dtype):
+    """Whether an array of that type can hold a value."""
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return not np.isnan(value) and limits.min <= value <= limits.max
+
+
 @st.composite
 def broken_csr(draw):
     """A small CSR matrix with arrays exchanged behind SciPy's back, flags at random."""
@@ -59,7 +67,9 @@ def broken_csr(draw):
         change = draw(st.sampled_from(["value", "shuffle", "cut", "grow", "type", "empty"]))
         if change == "value" and len(array):
             at = draw(st.integers(0, len(array) - 1))
-            array[at] = draw(st.sampled_from([*ODD, np.nan] if name == "data" else ODD))
+            values = [*ODD, np.nan] if name == "data" else ODD
+            # A change of type may have come before.
+            array[at] = draw(st.sampled_from([v for v in values if fits(v, array.dtype)]))
         elif change == "shuffle":
             rng.shuffle(array)
         elif change == "cut":
