@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "random.h"
 
 namespace ngame {
 namespace {
@@ -46,13 +47,6 @@ constexpr int64_t kPowerRows = 128;
 // cache; and how many rows ahead of a copy its next ones are asked for.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kAhead = 4;
-
-uint64_t splitmix(uint64_t value) {
-  value += 0x9e3779b97f4a7c15u;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-  return value ^ (value >> 31);
-}
 
 // On cache line borders: a load of a whole vector then never straddles two lines.
 template <class Element>

@@ -190,9 +190,9 @@ class ClusterDataLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The sampler's state and the number of batches delivered, all as tensors.
+        """The sampler's state and the number of batches delivered.
 
-        Tensors, so that ``torch.load(..., weights_only=True)`` takes them.
+        All of it is tensors: whatever a checkpoint is written with, it needs no pickle for them.
         """
         state = {**self._batches.planner.state_dict(), "delivered": self._delivered}
         return arrays(state)

@@ -21,7 +21,9 @@ constexpr int kWarp = 32;
 #ifndef NGAME_CUDA_EMULATE
 inline void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(error));
+  // No argument is at fault: the device is lost, is full, or had failed before.
+  throw std::runtime_error(std::string(call) + ": the GPU failed with " + cudaGetErrorName(error) +
+                           ", " + cudaGetErrorString(error));
 }
 #endif
 

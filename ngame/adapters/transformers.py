@@ -1,6 +1,7 @@
 """NGAME batches in the `Trainer` of transformers; tested with 5.23 (and accelerate 1.15)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class BatchSamplerMixin:
         )
 
 
-class SamplerCallback(TrainerCallback):
+class SamplerCallback(TrainerCallback, ABC):
     """What refreshes, saves and restores the batches; `refresh` is for a subclass to say.
 
     Of every batch sampler in the data loader for training that can be refreshed: it is refreshed
@@ -87,11 +88,11 @@ class SamplerCallback(TrainerCallback):
 
     _epoch = 0
 
+    @abstractmethod
     def refresh(
         self, sampler: RefreshableSampler, dataset: Any, model: torch.nn.Module, args: Any
     ) -> None:
         """Refresh one sampler with vectors of the rows of its data set."""
-        raise NotImplementedError
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the batches; take up their state where a run is resumed."""
