@@ -1,63 +1,64 @@
-"""`ngame.metrics.evaluate` beside scikit-learn, and how its cost grows.
+"""`ngame.metrics.evaluate` beside napkinXC, and how its cost grows.
 
-pytest bench/bench_metrics.py; the predictions are random, 100 a row, and half of the truth is among
-them. Needs pytest-benchmark and scikit-learn.
+    pytest bench/bench_metrics.py --peers PYTHON
+
+`bytes` is the predictions, once.
 """
 
+import inputs
 import numpy as np
 import pytest
-import scipy.sparse as sp
-from sklearn.metrics import ndcg_score
 
 from ngame import metrics
 
-LABELS = 131_073
 
-
-def predictions(rows, width=100, dtype=np.float32):
-    rng = np.random.default_rng(0)
-    ids = np.sort(rng.integers(LABELS, size=(rows, width)), axis=1).astype(np.int32)
-    offsets = np.arange(0, ids.size + 1, width)
-    scores = rng.random(ids.size).astype(dtype)
-    predicted = sp.csr_matrix((scores, ids.ravel(), offsets), shape=(rows, LABELS))
-    predicted.sum_duplicates()
-    row = np.repeat(np.arange(rows), rng.poisson(1.3, size=rows) + 1)
-    among = ids[row, rng.integers(width, size=row.size)]
-    label = np.where(rng.random(row.size) < 0.5, among, rng.integers(LABELS, size=row.size))
-    truth = sp.csr_matrix((np.ones(row.size, np.float32), (row, label)), shape=predicted.shape)
-    truth.data[:] = 1
-    return predicted, truth
+def evaluate(benchmark, predicted, truth, **options):
+    """Time ours."""
+    benchmark.extra_info["size"] = f"{predicted.shape[0]:,} x {predicted.nnz:,}"
+    benchmark.extra_info["bytes"] = predicted.data.nbytes + predicted.indices.nbytes
+    found = benchmark.pedantic(
+        metrics.evaluate, (predicted, truth), options, rounds=9, warmup_rounds=1
+    )
+    assert 0 < found["P@1"] < 1
+    return found
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("rows", [10_000, 134_835])
-def test_rows(benchmark, rows, threads):
-    predicted, truth = predictions(rows)
+def test_all_five(benchmark, quick, threads):
+    """P, N, R, PSP and PSN at 1, 3, 5: the case of the project's bar."""
+    predicted, truth = inputs.predictions(2000 if quick else 134_835)
     weights = metrics.inverse_propensity(truth)
-    found = benchmark(
-        metrics.evaluate, predicted, truth, inverse_propensity=weights, threads=threads
+    evaluate(benchmark, predicted, truth, inverse_propensity=weights, threads=threads)
+
+
+@pytest.mark.parametrize("who", ["ours", "napkinxc"])
+def test_beside(benchmark, peer, quick, who):
+    """Ours gives P, N and R; napkinXC P alone, of lists of ids that were sorted before."""
+    predicted, truth = inputs.predictions(2000 if quick else 20_000)
+    if who == "ours":
+        evaluate(benchmark, predicted, truth, ks=[1, 2, 3, 4, 5], threads=2)
+        return
+    found = peer("napkinxc_precision", threads=2, predictions=predicted, truth=truth, k=5)
+    benchmark.pedantic(found, rounds=1)
+    expected = metrics.evaluate(predicted, truth, ks=[1, 5])
+    assert np.asarray(found.result()["P"])[[0, 4]] == pytest.approx(
+        [expected["P@1"], expected["P@5"]], abs=1e-6
     )
-    assert 0 < found["P@5"] < found["P@1"] * 5
+
+
+@pytest.mark.parametrize("rows", [10_000, 40_000, 160_000])
+def test_rows(benchmark, quick, rows):
+    """Growth with the number of rows."""
+    evaluate(benchmark, *inputs.predictions(rows // 20 if quick else rows), threads=2)
 
 
 @pytest.mark.parametrize("width", [10, 100, 1000])
-def test_width(benchmark, width):
-    predicted, truth = predictions(20_000, width)
-    assert benchmark(metrics.evaluate, predicted, truth)["N@5"] > 0
+def test_width(benchmark, quick, width):
+    """Growth with the number of predictions a row."""
+    evaluate(benchmark, *inputs.predictions(4000 if quick else 10_000, k=width), threads=2)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("ks", [(1, 3, 5), (1, 3, 5, 10, 100)])
-def test_types_and_cutoffs(benchmark, dtype, ks):
-    predicted, truth = predictions(134_835, dtype=dtype)
-    assert benchmark(metrics.evaluate, predicted, truth, ks=ks)["R@5"] > 0
-
-
-def test_peer_sklearn_ndcg(benchmark):
-    """One measure at one cut-off, on 50 rows, since it takes dense arrays alone."""
-    predicted, truth = (matrix[:50] for matrix in predictions(10_000))
-    predicted.data += 1  # above the labels that are not predicted
-    found = benchmark.pedantic(
-        ndcg_score, (truth.toarray(), predicted.toarray()), {"k": 5, "ignore_ties": True}, rounds=3
-    )
-    assert found == pytest.approx(metrics.evaluate(predicted, truth, ks=[5])["N@5"], rel=1e-6)
+@pytest.mark.parametrize("ks", [(1, 3, 5), (1, 10, 100)])
+def test_cutoffs(benchmark, quick, ks):
+    """Large k cost no more than small ones."""
+    evaluate(benchmark, *inputs.predictions(500 if quick else 40_000), ks=ks, threads=2)

@@ -1,22 +1,29 @@
-"""Shortlists from clusters and what is done to them, beside SciPy. Needs pytest-benchmark."""
+"""Shortlists from clusters and what is done to them, beside SciPy.
 
+    pytest bench/bench_shortlist.py
+
+The peers are a line or two each, so they run in this process.
+"""
+
+import inputs
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 import ngame
 
-LABELS = 131_073
-
 
 def case(rows, size=32):
-    rng = np.random.default_rng(0)
-    row = np.repeat(np.arange(rows), rng.poisson(1.3, size=rows) + 1)
-    label = rng.integers(LABELS, size=row.size)
-    y = sp.csr_matrix((np.ones(row.size, np.float32), (row, label)), shape=(rows, LABELS))
-    y.data[:] = 1
+    """Labels of points, and clusters of rows at random: the worst for the caches."""
     offsets = np.append(np.arange(0, rows, size), rows)
-    return y, ngame.Clusters(rng.permutation(rows).astype(np.int32), offsets)
+    order = np.random.default_rng(0).permutation(rows).astype(np.int32)
+    return inputs.labels(rows), ngame.Clusters(order, offsets)
+
+
+def timed(benchmark, call, *arguments, **options):
+    """Time a call on a matrix of some rows."""
+    benchmark.extra_info["size"] = f"{arguments[0].shape[0]:,}, {arguments[0].nnz:,} entries"
+    return benchmark.pedantic(call, arguments, options, rounds=5, warmup_rounds=1)
 
 
 def by_product(y, clusters):
@@ -30,43 +37,38 @@ def by_product(y, clusters):
 
 @pytest.mark.parametrize("who", ["ours", "scipy"])
 @pytest.mark.parametrize("rows", [10_000, 294_805])
-def test_cluster_shortlist(benchmark, rows, who):
-    y, clusters = case(rows)
+def test_cluster_shortlist(benchmark, quick, rows, who):
+    y, clusters = case(rows // 10 if quick else rows)
     if rows == 10_000:
         difference = abs(ngame.cluster_shortlist(y, clusters) - by_product(y, clusters))
         assert difference.max() == 0
-    call = ngame.cluster_shortlist if who == "ours" else by_product
-    benchmark.pedantic(call, (y, clusters), rounds=5, warmup_rounds=1)
+    timed(benchmark, ngame.cluster_shortlist if who == "ours" else by_product, y, clusters)
 
 
 @pytest.mark.parametrize("size", [8, 32, 128])
-def test_limit(benchmark, size):
-    y, clusters = case(100_000, size)
-    found = benchmark.pedantic(
-        ngame.cluster_shortlist, (y, clusters), {"limit": 20}, rounds=5, warmup_rounds=1
+def test_limit(benchmark, quick, size):
+    found = timed(
+        benchmark, ngame.cluster_shortlist, *case(5000 if quick else 100_000, size), limit=5
     )
-    assert np.diff(found.indptr).max() == 20 or size == 8
+    assert np.diff(found.indptr).max() == 5
 
 
-def test_keep_topk(benchmark):
-    shortlist = ngame.cluster_shortlist(*case(100_000))
-    found = benchmark.pedantic(ngame.keep_topk, (shortlist, 10), rounds=5, warmup_rounds=1)
-    assert np.diff(found.indptr).max() == 10
+def test_keep_topk(benchmark, quick):
+    shortlist = ngame.cluster_shortlist(*case(5000 if quick else 100_000))
+    assert np.diff(timed(benchmark, ngame.keep_topk, shortlist, 10).indptr).max() == 10
 
 
 @pytest.mark.parametrize("who", ["ours", "scipy"])
-def test_merge(benchmark, who):
-    y, clusters = case(100_000)
+def test_merge(benchmark, quick, who):
+    y, clusters = case(5000 if quick else 100_000)
     shortlist = ngame.cluster_shortlist(y, clusters)
     assert (ngame.merge([shortlist, y]) != shortlist.maximum(y)).nnz == 0
-    if who == "ours":
-        benchmark.pedantic(ngame.merge, ([shortlist, y],), rounds=5, warmup_rounds=1)
-    else:
-        benchmark.pedantic(shortlist.maximum, (y,), rounds=5, warmup_rounds=1)
+    call = (lambda a, b: ngame.merge([a, b])) if who == "ours" else sp.csr_matrix.maximum
+    timed(benchmark, call, shortlist, y)
 
 
-def test_drop_pairs(benchmark):
-    y, clusters = case(100_000)
+def test_drop_pairs(benchmark, quick):
+    y, clusters = case(5000 if quick else 100_000)
     shortlist = ngame.merge([ngame.cluster_shortlist(y, clusters), y])
-    found = benchmark.pedantic(ngame.drop_pairs, (shortlist, y), rounds=5, warmup_rounds=1)
+    found = timed(benchmark, ngame.drop_pairs, shortlist, y)
     assert found.nnz == shortlist.nnz - y.nnz
