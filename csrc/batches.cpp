@@ -391,7 +391,7 @@ Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> valu
   std::vector<Uses> uses;
   std::vector<int32_t> numbers(values.size());  // kNone where a value repeats within a row
   const auto number_of = [&](int64_t value) -> int32_t& {
-    size_t at = Random(static_cast<uint64_t>(value)).next() & (slots.size() - 1);
+    size_t at = splitmix(static_cast<uint64_t>(value)) & (slots.size() - 1);
     while (slots[at].number != kNone && slots[at].value != value)
       at = (at + 1) & (slots.size() - 1);
     slots[at].value = value;
