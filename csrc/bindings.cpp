@@ -65,8 +65,8 @@ MatrixView matrix_view(const py::array& array, const char* name) {
                                 " dimensions, expected 2");
   }
   const py::ssize_t bytes = array.itemsize();
-  // Where there is at most one row or column its stride means nothing.
-  const bool rows_whole = array.shape(1) <= 1 || array.strides(1) == bytes;
+  // Where there is at most one row or column its stride means nothing, and without rows none does.
+  const bool rows_whole = array.shape(0) == 0 || array.shape(1) <= 1 || array.strides(1) == bytes;
   const py::ssize_t stride = array.shape(0) <= 1 ? array.shape(1) * bytes : array.strides(0);
   if (!rows_whole || stride < array.shape(1) * bytes || stride % bytes != 0) {
     throw std::invalid_argument(std::string(name) + " has rows that are not contiguous");
@@ -243,6 +243,21 @@ py::tuple topk_(const py::array& queries, const py::array& items, int64_t k, boo
   return py::make_tuple(std::move(scores), std::move(ids));
 }
 
+py::array pair_scores_(const py::array& queries, const py::array& items, const Csr& pairs,
+                       bool cosine, int threads) {
+  const MatrixView query_view = matrix_view(queries, "queries");
+  const MatrixView item_view = matrix_view(items, "items");
+  return with_index(pairs, [&](auto index) {
+    const auto view = csr_view<decltype(index)>(pairs, "pairs");
+    py::array_t<float> scores(view.nonzeros);
+    float* const out = scores.mutable_data();
+    compute([&](Cancel& cancel) {
+      pair_scores(query_view, item_view, view, cosine, thread_count(threads), cancel, out);
+    });
+    return scores;
+  });
+}
+
 py::tuple in_batch_positives_(const Csr& labels, const Array<int64_t>& rows,
                               const Array<int64_t>& columns) {
   return with_index(labels, [&](auto index) {
@@ -378,6 +393,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("batch_size"));
   m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("k"), py::arg("cosine"),
         py::arg("drop"), py::arg("threads"));
+  m.def("pair_scores", &pair_scores_, py::arg("queries"), py::arg("items"), py::arg("pairs"),
+        py::arg("cosine"), py::arg("threads"));
   m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"), py::arg("rows").noconvert(),
         py::arg("columns").noconvert());
   m.def("label_pool", &label_pool_, py::arg("labels"), py::arg("rows").noconvert());

@@ -1,6 +1,7 @@
 #include "topk.h"
 
 #include <algorithm>
+#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -29,8 +30,12 @@ constexpr int64_t kStretchBytes = int64_t{64} * 1024 * 1024;
 constexpr int64_t kQueryBytes = 192 * 1024;
 // Candidates of a query that are gathered before they are looked at, and the bytes that those of a
 // block of queries may take.
-constexpr int64_t kGathered = 2048;
+constexpr int64_t kGathered = 512;
 constexpr int64_t kGatheredBytes = 16 * 1024 * 1024;
+// Of a threshold that k numbers are to reach, one in so many may do so as well.
+constexpr size_t kMoreThanWanted = 16;
+// Queries whose pairs a thread scores at a time.
+constexpr int64_t kScoredRows = 64;
 // If more than one pair in so many passes the filter of 8-bit codes, that of floats is faster.
 constexpr int64_t kPairsPerScore = 16;
 // Sums of up to 127 * 127 a column in 32 bits.
@@ -48,6 +53,15 @@ struct Scored {
 
 bool better(const Scored& a, const Scored& b) {
   return a.score != b.score ? a.score > b.score : a.id < b.id;
+}
+
+// Floats as integers in the same order, and back; -0 comes before 0.
+int32_t ordered(float value) {
+  const auto bits = std::bit_cast<int32_t>(value);
+  return bits >= 0 ? bits : bits ^ std::numeric_limits<int32_t>::max();
+}
+float unordered(int32_t bits) {
+  return std::bit_cast<float>(bits >= 0 ? bits : bits ^ std::numeric_limits<int32_t>::max());
 }
 
 int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -113,6 +127,77 @@ struct Query {
   std::vector<Scored> best;  // the best k so far, in no order
 };
 
+// Scores pairs from the rows themselves, in double. One score is the same whoever asks for it.
+class Scorer {
+ public:
+  // NaN and infinity come to light here.
+  Scorer(const MatrixView& queries, const MatrixView& items, bool cosine, int threads,
+         Cancel& cancel)
+      : items_(items),
+        cosine_(cosine),
+        query_norms_(norms(queries, threads, cancel)),
+        item_norms_(norms(items, threads, cancel)) {
+    if (cosine || queries.rows == 0 || items.rows == 0) return;
+    longest_ = *std::max_element(item_norms_.begin(), item_norms_.end());
+    if (longest_ * *std::max_element(query_norms_.begin(), query_norms_.end()) > FLT_MAX) {
+      throw std::invalid_argument("products of queries and items may overflow float32");
+    }
+  }
+
+  // 0 for those whose cosines are to be 0.
+  double query_norm(int64_t row) const { return query_norms_[static_cast<size_t>(row)]; }
+  double item_norm(int64_t row) const { return item_norms_[static_cast<size_t>(row)]; }
+  // The longest item's norm; 1 where rows are divided by theirs.
+  double longest() const { return longest_; }
+
+  // A query's row in double, by way of float.
+  static void widen(const MatrixView& queries, int64_t row, std::vector<float>& narrow,
+                    std::vector<double>& wide) {
+    narrow.resize(static_cast<size_t>(padded(queries.cols)));
+    copy_row(queries, row, 1.0f, narrow.data());
+    wide.assign(narrow.begin(), narrow.end());
+  }
+
+  float operator()(int64_t row, const std::vector<double>& wide, int64_t item) const {
+    const double scale = cosine_ ? query_norm(row) * item_norm(item) : 1;
+    return scale == 0 ? 0 : static_cast<float>(product(items_, item, wide.data()) / scale);
+  }
+
+ private:
+  double product(const MatrixView& matrix, int64_t row, const double* with) const {
+    const auto cols = static_cast<size_t>(matrix.cols);
+    return matrix.scalar == Scalar::f16 ? use_.dot_f16(matrix.f16(row), with, cols)
+                                        : use_.dot_f32(matrix.f32(row), with, cols);
+  }
+
+  std::vector<double> norms(const MatrixView& matrix, int threads, Cancel& cancel) const {
+    constexpr int64_t kRows = 256;
+    std::vector<double> found(static_cast<size_t>(matrix.rows));
+    const int64_t blocks = (matrix.rows + kRows - 1) / kRows;
+    parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
+      std::vector<float> narrow;
+      std::vector<double> wide;
+      const int64_t end = std::min(matrix.rows, (block + 1) * kRows);
+      for (int64_t row = block * kRows; row < end; ++row) {
+        widen(matrix, row, narrow, wide);
+        const double norm = std::sqrt(product(matrix, row, wide.data()));
+        if (!std::isfinite(norm)) {
+          throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
+                                      std::to_string(row));
+        }
+        found[static_cast<size_t>(row)] = cosine_ && norm < FLT_MIN ? 0 : norm;
+      }
+    });
+    return found;
+  }
+
+  const Kernels& use_ = kernels();
+  const MatrixView& items_;
+  const bool cosine_;
+  const std::vector<double> query_norms_, item_norms_;
+  double longest_ = 1;
+};
+
 template <class Index>
 class Search {
  public:
@@ -123,6 +208,7 @@ class Search {
         drop_(drop),
         params_(params),
         cancel_(cancel),
+        scorer_(queries, items, params.cosine, params.threads, cancel),
         scores_(scores),
         ids_(ids),
         tile_queries_(static_cast<int64_t>(use_.tile_queries)),
@@ -130,17 +216,9 @@ class Search {
 
   void run() {
     if (queries_.rows == 0) return;
-    query_norm_ = norms(queries_);
-    item_norm_ = norms(items_);
-    if (!params_.cosine) {
-      longest_ = *std::max_element(item_norm_.begin(), item_norm_.end());
-      if (longest_ * *std::max_element(query_norm_.begin(), query_norm_.end()) > FLT_MAX) {
-        throw std::invalid_argument("products of queries and items may overflow float32");
-      }
-    }
     std::fill_n(ids_, queries_.rows * params_.k, -1);
     scratch_.resize(static_cast<size_t>(params_.threads));
-    const int64_t gathered = std::min(std::max(kGathered, 4 * params_.k), items_.rows);
+    const int64_t gathered = std::min(std::max(kGathered, 8 * params_.k), items_.rows);
     capacity_ = rounded_up(gathered + tile_items_, 16);
     // Blocks small enough that every thread gets some.
     block_ =
@@ -169,43 +247,8 @@ class Search {
     std::vector<int32_t> counts;  //   of which so many are there
     int64_t scored = 0;           // pairs of the block that were scored
     std::vector<double> wide;     // a query in double
-    std::vector<double> ranking;  // numbers among which to find the k-th
+    std::vector<float> ranking;   // numbers among which to find the k-th
   };
-
-  double product(const MatrixView& matrix, int64_t row, const double* with) const {
-    const auto cols = static_cast<size_t>(matrix.cols);
-    return matrix.scalar == Scalar::f16 ? use_.dot_f16(matrix.f16(row), with, cols)
-                                        : use_.dot_f32(matrix.f32(row), with, cols);
-  }
-
-  static void widen(const MatrixView& matrix, int64_t row, std::vector<float>& narrow,
-                    std::vector<double>& wide) {
-    narrow.resize(static_cast<size_t>(padded(matrix.cols)));
-    copy_row(matrix, row, 1.0f, narrow.data());
-    wide.assign(narrow.begin(), narrow.end());
-  }
-
-  // The rows' norms; 0 for those whose cosines are to be 0. NaN and infinity come to light here.
-  std::vector<double> norms(const MatrixView& matrix) const {
-    constexpr int64_t kRows = 256;
-    std::vector<double> found(static_cast<size_t>(matrix.rows));
-    const int64_t blocks = (matrix.rows + kRows - 1) / kRows;
-    parallel_for(blocks, params_.threads, cancel_, [&](int64_t block, int) {
-      std::vector<float> narrow;
-      std::vector<double> wide;
-      const int64_t end = std::min(matrix.rows, (block + 1) * kRows);
-      for (int64_t row = block * kRows; row < end; ++row) {
-        widen(matrix, row, narrow, wide);
-        const double norm = std::sqrt(product(matrix, row, wide.data()));
-        if (!std::isfinite(norm)) {
-          throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
-                                      std::to_string(row));
-        }
-        found[static_cast<size_t>(row)] = params_.cosine && norm < FLT_MIN ? 0 : norm;
-      }
-    });
-    return found;
-  }
 
   // Codes one row into `scratch.code`.
   Fit code(const Coding& coding, const MatrixView& matrix, int64_t row, double norm,
@@ -252,7 +295,7 @@ class Search {
       for (int64_t lane = 0; lane < tile_items_; ++lane) {
         const auto at = static_cast<size_t>(panel * tile_items_ + lane);
         const bool there = static_cast<int64_t>(at) < count;
-        const double norm = there ? item_norm_[static_cast<size_t>(first) + at] : 0;
+        const double norm = there ? scorer_.item_norm(first + static_cast<int64_t>(at)) : 0;
         const Fit fit = code(coding, items_, first + static_cast<int64_t>(at), norm, scratch);
         if (coding.bytes) {
           for (uint32_t& word : scratch.code) word ^= 0x80808080u;  // adds 128 to each
@@ -261,7 +304,7 @@ class Search {
                    items.panels.get() + panel * tile_items_ * coding.words + lane);
         // Long enough that float holds its bounds.
         const double length =
-            norm == 0 ? 0 : std::max(params_.cosine ? 1 : norm / longest_, kMinNorm);
+            norm == 0 ? 0 : std::max(params_.cosine ? 1 : norm / scorer_.longest(), kMinNorm);
         // NaN is above no limit: items that are not there are never found.
         items.weight[at] = there ? static_cast<float>(length * fit.weight) : NAN;
         items.error[at] = static_cast<float>(length * fit.error);
@@ -289,14 +332,14 @@ class Search {
     scratch.scored = 0;
     for (int64_t row = 0; row < rows; ++row) {
       const bool there = row < count;
-      const double norm = there ? query_norm_[static_cast<size_t>(first + row)] : 0;
+      const double norm = there ? scorer_.query_norm(first + row) : 0;
       const Fit fit = code(coding, queries_, first + row, norm, scratch);
       uint32_t* const panel =
           scratch.panels.get() + row / tile_queries_ * tile_queries_ * words + row % tile_queries_;
       *panel = static_cast<uint32_t>(-128 * fit.sum);  // takes back what items are offset by
       interleave(scratch.code, coding.words, tile_queries_, panel + tile_queries_);
       Query& query = scratch.queries[static_cast<size_t>(row)];
-      query.unit = params_.cosine || norm * longest_ == 0 ? 1 : norm * longest_;
+      query.unit = params_.cosine || norm * scorer_.longest() == 0 ? 1 : norm * scorer_.longest();
       query.weight = fit.weight;
       query.reach = norm == 0 ? 0 : 1 + fit.error;
       query.error = fit.error;
@@ -330,12 +373,9 @@ class Search {
   template <class Chosen>
   void score(int64_t row, Query& query, const List& list, Scratch& scratch,
              const Chosen& chosen) const {
-    const double norm = query_norm_[static_cast<size_t>(row)];
     list.keep([&](float value, int32_t id) {
       if (!chosen(value)) return true;
-      const double scale = params_.cosine ? norm * item_norm_[static_cast<size_t>(id)] : 1;
-      const double sum = scale == 0 ? 0 : product(items_, id, scratch.wide.data()) / scale;
-      query.best.push_back({static_cast<float>(sum), id});
+      query.best.push_back({scorer_(row, scratch.wide, id), id});
       ++scratch.scored;
       return false;
     });
@@ -355,54 +395,81 @@ class Search {
         return !std::binary_search(entries.begin, entries.end, static_cast<Index>(id));
       });
     }
-    const auto estimate = [&](float value) { return query.weight * static_cast<double>(value); };
+    const auto weight = static_cast<float>(query.weight);
+    const auto estimate = [&](float value) { return weight * value; };
     const auto error = [&](int32_t id) {
       const auto item = static_cast<size_t>(id - first_item);
       return query.reach * static_cast<double>(items.error[item]) +
              query.error * static_cast<double>(items.norm[item]);
     };
-    // Equal scores go to the lower id, so a score that equals the bound will do. The largest errors
-    // decide for most: those of single items lie all over memory.
+    // The largest errors decide for most: those of single items lie all over memory. Equal scores
+    // go to the lower id, so a score that equals the bound will do.
     const double doubt = query.reach * items.largest_error + query.error * items.largest_norm;
-    const auto possible = [&](float value, int32_t id) {
-      return estimate(value) + doubt >= query.bound && estimate(value) + error(id) >= query.bound;
+    const auto drop_hopeless = [&] {
+      const auto least = static_cast<float>((query.bound - doubt) / query.weight);
+      list.keep([&](float value, int32_t) { return value >= least; });
+      list.keep([&](float value, int32_t id) {
+        return static_cast<double>(estimate(value)) + error(id) >= query.bound;
+      });
     };
 
     if (!all) {
-      // Even if all are as low as they can be, k of them reach the k-th largest of these.
-      const double sure = kth(query, scratch, list, [&](int32_t at) {
-        return estimate(list.values[at]) - error(list.ids[at]);
-      });
-      query.bound = std::max(query.bound, sure);
-      list.keep(possible);
+      // Even if all are as low as they can be, k of them are no lower than this.
+      const auto sure =
+          kth(query, list, scratch, [&](int32_t at) { return estimate(list.values[at]); });
+      query.bound = std::max(query.bound, sure - doubt);
+      drop_hopeless();
+      if (list.count > capacity_ / 2) {  // where errors differ
+        query.bound =
+            std::max(query.bound, kth(query, list, scratch, [&](int32_t at) {
+                       return static_cast<float>(estimate(list.values[at]) - error(list.ids[at]));
+                     }));
+        drop_hopeless();
+      }
     }
     if (all || list.count > capacity_ / 2) {
-      widen(queries_, row, scratch.row, scratch.wide);
+      Scorer::widen(queries_, row, scratch.row, scratch.wide);
       // First those that seem to be among the best k, for the bound that they give.
       const double seems =
-          kth(query, scratch, list, [&](int32_t at) { return estimate(list.values[at]); });
+          kth(query, list, scratch, [&](int32_t at) { return estimate(list.values[at]); });
       score(row, query, list, scratch, [&](float value) { return estimate(value) >= seems; });
-      list.keep(possible);
+      drop_hopeless();
       score(row, query, list, scratch, [](float) { return true; });
     }
     scratch.bar[static_cast<size_t>(lane)] = static_cast<float>(query.bound / query.weight);
   }
 
-  // The k-th largest of the best scores so far and of value(at) of the candidates.
+  // What k of the best scores so far and of value(at) of the candidates reach, and not many more:
+  // counting finds that in a fraction of the time that the k-th itself takes.
   template <class Value>
-  double kth(const Query& query, Scratch& scratch, const List& list, const Value& value) const {
-    std::vector<double>& ranking = scratch.ranking;
-    ranking.clear();
-    for (const Scored& one : query.best) {
-      ranking.push_back(static_cast<double>(one.score) / query.unit);
+  double kth(const Query& query, const List& list, Scratch& scratch, const Value& value) const {
+    const auto k = static_cast<size_t>(params_.k);
+    const size_t count = query.best.size() + static_cast<size_t>(list.count);
+    if (count < k) return -std::numeric_limits<double>::infinity();
+    scratch.ranking.resize(count);
+    float* const ranking = scratch.ranking.data();
+    for (int32_t at = 0; at < list.count; ++at) ranking[at] = value(at);
+    for (size_t at = 0; at < query.best.size(); ++at) {
+      ranking[static_cast<size_t>(list.count) + at] =
+          static_cast<float>(static_cast<double>(query.best[at].score) / query.unit);
     }
-    for (int32_t at = 0; at < list.count; ++at) ranking.push_back(value(at));
-    if (ranking.size() < static_cast<size_t>(params_.k)) {
-      return -std::numeric_limits<double>::infinity();
+    // Halves the range of floats, as ordered integers: k reach `least`, fewer `most`.
+    float lowest, highest;
+    use_.extremes(ranking, count, &lowest, &highest);
+    int64_t least = ordered(lowest), most = int64_t{ordered(highest)} + 1;
+    size_t reached = count;
+    while (most - least > 1 && reached > k + k / kMoreThanWanted) {
+      const int64_t middle = least + (most - least) / 2;
+      const float bar = unordered(static_cast<int32_t>(middle));
+      const size_t there = count - use_.count_below(ranking, count, bar);
+      if (there < k) {
+        most = middle;
+      } else {
+        least = middle;
+        reached = there;
+      }
     }
-    const auto last = ranking.begin() + static_cast<std::ptrdiff_t>(params_.k) - 1;
-    std::nth_element(ranking.begin(), last, ranking.end(), std::greater<>());
-    return *last;
+    return static_cast<double>(unordered(static_cast<int32_t>(least)));
   }
 
   // Filters one block of queries through the coded items from number `from` on. Returns how many
@@ -491,6 +558,7 @@ class Search {
   const CsrView<Index>* drop_;
   const TopkParams& params_;
   Cancel& cancel_;
+  const Scorer scorer_;
   float* scores_;
   int32_t* ids_;
   const Kernels& use_ = kernels();
@@ -498,8 +566,6 @@ class Search {
   int64_t tile_items_;
   int64_t capacity_ = 0;
   int64_t block_ = 0;
-  double longest_ = 1;  // item
-  std::vector<double> query_norm_, item_norm_;
   std::vector<int64_t> done_;  // the number of items that each block of queries has met
   std::vector<Scratch> scratch_;
 };
@@ -515,9 +581,35 @@ void topk(const MatrixView& queries, const MatrixView& items, const CsrView<Inde
   Search<Index>(queries, items, drop, params, cancel, scores, ids).run();
 }
 
+template <class Index>
+void pair_scores(const MatrixView& queries, const MatrixView& items, const CsrView<Index>& pairs,
+                 bool cosine, int threads, Cancel& cancel, float* scores) {
+  const Scorer scorer(queries, items, cosine, threads, cancel);
+  const int64_t blocks = (pairs.rows + kScoredRows - 1) / kScoredRows;
+  parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
+    std::vector<float> narrow;
+    std::vector<double> wide;
+    const int64_t end = std::min(pairs.rows, (block + 1) * kScoredRows);
+    for (int64_t row = block * kScoredRows; row < end; ++row) {
+      cancel.check();
+      const auto entries = pairs.sorted_row(row);
+      if (entries.size() == 0) continue;
+      Scorer::widen(queries, row, narrow, wide);
+      float* to = scores + (entries.begin - pairs.columns);
+      for (const Index* item = entries.begin; item != entries.end; ++item) {
+        *to++ = scorer(row, wide, *item);
+      }
+    }
+  });
+}
+
 template void topk(const MatrixView&, const MatrixView&, const CsrView<int32_t>*, const TopkParams&,
                    Cancel&, float*, int32_t*);
 template void topk(const MatrixView&, const MatrixView&, const CsrView<int64_t>*, const TopkParams&,
                    Cancel&, float*, int32_t*);
+template void pair_scores(const MatrixView&, const MatrixView&, const CsrView<int32_t>&, bool, int,
+                          Cancel&, float*);
+template void pair_scores(const MatrixView&, const MatrixView&, const CsrView<int64_t>&, bool, int,
+                          Cancel&, float*);
 
 }  // namespace ngame

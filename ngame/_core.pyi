@@ -61,6 +61,13 @@ def topk(
     drop: _Csr | None,
     threads: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
+def pair_scores(
+    queries: npt.NDArray[Any],
+    items: npt.NDArray[Any],
+    pairs: _Csr,
+    cosine: bool,
+    threads: int,
+) -> npt.NDArray[np.float32]: ...
 def in_batch_positives(
     labels: _Csr, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...

@@ -8,12 +8,11 @@ import numpy.typing as npt
 
 from ngame.arrays import as_count, as_matrix, as_pairs
 from ngame.cluster import as_seed
-from ngame.positives import label_pool
-from ngame.shortlist import Metric, topk_arrays
+from ngame.shortlist import Metric, pair_scores, topk_arrays
 
-# Pairs that are ranked at once, and queries whose positives are scored at once: the memory beside
-# the result is bounded by them, and nothing else depends on them.
-_PAIRS_AT_ONCE, _QUERIES_AT_ONCE = 2**22, 64
+# Pairs that are ranked at once: the memory beside the result is bounded by it, and nothing else
+# depends on it.
+_PAIRS_AT_ONCE = 2**22
 
 # Ranks to choose from for every negative wanted, where no last rank is given.
 _WINDOW = 10
@@ -107,7 +106,7 @@ def mine_hard_negatives(
     if sampling not in ("top", "random"):
         raise ValueError(f'sampling is {sampling!r}, expected "top" or "random"')
     floor = np.float64(-np.inf if min_score is None else _as_float(min_score, "min_score"))
-    ceiling = _ceiling(queries, items, known, margin, relative_margin, max_score, metric)
+    ceiling = _ceiling(queries, items, known, margin, relative_margin, max_score, metric, threads)
     rng = np.random.default_rng(as_seed(seed))
 
     scores = np.full((len(queries), n), -np.inf, np.float32)
@@ -147,6 +146,7 @@ def _ceiling(
     relative_margin: float | None,
     max_score: float | None,
     metric: Metric,
+    threads: int,
 ) -> npt.NDArray[np.float64] | None:
     """Greatest score of a negative of each query, float64 [q]; None if nothing bounds it."""
     margins = {"margin": margin, "relative_margin": relative_margin}
@@ -156,33 +156,17 @@ def _ceiling(
     given = None if max_score is None else _as_float(max_score, "max_score")
     if margin is None and relative_margin is None:
         return None if given is None else np.full(len(queries), given)
-    lowest = _lowest_positive(queries, items, known, metric)
+    # Scored as the search scores them: so an item that is a copy of a positive has its score to the
+    # last bit, and no margin takes it for lower.
+    scores = pair_scores(queries, items, known, metric=metric, threads=threads)
+    lowest = np.zeros(len(queries))
+    rows_with = np.flatnonzero(np.diff(known.indptr))
+    if len(rows_with):
+        lowest[rows_with] = np.minimum.reduceat(scores, known.indptr[rows_with])
     below = np.minimum(lowest - (margin or 0), lowest - (relative_margin or 0) * np.abs(lowest))
     # "Less than" as "at most".
     below = np.where(np.diff(known.indptr) > 0, np.nextafter(below, -np.inf), np.inf)
     return np.minimum(below, np.inf if given is None else given)
-
-
-def _lowest_positive(
-    queries: npt.NDArray[Any], items: npt.NDArray[Any], known: Any, metric: Metric
-) -> npt.NDArray[np.float64]:
-    """Score of each query's lowest positive, float64 [q]; 0 for one without.
-
-    It is the search that scores them, not a product of its own: so an item that is a copy of a
-    positive has its score to the last bit, and no margin takes it for lower.
-    """
-    lowest = np.zeros(len(queries))
-    rows_with = np.flatnonzero(np.diff(known.indptr))
-    for start in range(0, len(rows_with), _QUERIES_AT_ONCE):
-        rows = rows_with[start : start + _QUERIES_AT_ONCE]
-        pool, own = label_pool(known, rows)
-        # Too little work for a second thread.
-        scores, ids = topk_arrays(queries[rows], items[pool], len(pool), metric=metric, threads=1)
-        by_id = np.empty_like(scores)
-        np.put_along_axis(by_id, ids.astype(np.int64), scores, 1)
-        of_row = np.repeat(np.arange(len(rows)), np.diff(own.indptr))
-        lowest[rows] = np.minimum.reduceat(by_id[of_row, own.indices], own.indptr[:-1])
-    return lowest
 
 
 def _draw(left: npt.NDArray[np.int64], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
@@ -80,21 +81,55 @@ def topk_arrays(
         from ngame import cuda
 
         return cuda.topk_arrays(queries, items, k, metric=metric, drop=drop)
-    queries = as_matrix(queries, "queries")
-    items = as_matrix(items, "items")
-    if queries.shape[1] != items.shape[1]:
-        raise ValueError(f"queries has {queries.shape[1]} columns, items has {items.shape[1]}")
-    if len(items) > np.iinfo(np.int32).max:
-        raise ValueError(f"items has {len(items)} rows, at most 2**31 - 1 are possible")
-    if metric not in ("cosine", "dot"):
-        raise ValueError(f'metric is {metric!r}, expected "cosine" or "dot"')
+    queries, items, cosine = _searched(queries, items, metric)
     k = as_count(k, "k")
     if k > len(items):
         raise ValueError(f"k is {k}, items has only {len(items)} rows")
     dropped: Pattern | None = None
     if drop is not None:
         dropped = pattern(as_pairs(drop, "drop", (len(queries), len(items))))
-    return _core.topk(queries, items, k, metric == "cosine", dropped, as_threads(threads))
+    return _core.topk(queries, items, k, cosine, dropped, as_threads(threads))
+
+
+def pair_scores(
+    queries: Any, items: Any, pairs: Any, *, metric: Metric = "cosine", threads: int = 0
+) -> npt.NDArray[np.float32]:
+    """Score given pairs of queries and items, each to the bit as `topk_arrays` does.
+
+    Parameters
+    ----------
+    queries, items, metric, threads
+        As for `topk_arrays`.
+    pairs : CSR matrix of shape [n, m]
+        Of which every stored entry is a pair.
+
+    Returns
+    -------
+    float32 array of shape [pairs.nnz]
+        In the order of the entries, columns ascending within a row.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `topk_arrays`.
+    """
+    queries, items, cosine = _searched(queries, items, metric)
+    asked = as_pairs(pairs, "pairs", (len(queries), len(items)))
+    return _core.pair_scores(queries, items, pattern(asked), cosine, as_threads(threads))
+
+
+def _searched(
+    queries: Any, items: Any, metric: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], bool]:
+    """Both matrices after a check, and whether the metric is the cosine."""
+    queries, items = as_matrix(queries, "queries"), as_matrix(items, "items")
+    if queries.shape[1] != items.shape[1]:
+        raise ValueError(f"queries has {queries.shape[1]} columns, items has {items.shape[1]}")
+    if len(items) > np.iinfo(np.int32).max:
+        raise ValueError(f"items has {len(items)} rows, at most 2**31 - 1 are possible")
+    if metric not in ("cosine", "dot"):
+        raise ValueError(f'metric is {metric!r}, expected "cosine" or "dot"')
+    return queries, items, metric == "cosine"
 
 
 def topk(

@@ -221,9 +221,8 @@ def test_neither_threads_nor_portions_change_a_bit(rng, monkeypatch, sampling):
         )
 
     expected = mined(1)
-    for at_once, queries_at_once in [(1, 1), (100, 3), (10**6, 1000)]:
+    for at_once in [1, 100, 10**6]:
         monkeypatch.setattr(mining, "_PAIRS_AT_ONCE", at_once)
-        monkeypatch.setattr(mining, "_QUERIES_AT_ONCE", queries_at_once)
         for threads in (1, 2, 7):
             for ours, theirs in zip(mined(threads), expected, strict=True):
                 np.testing.assert_array_equal(ours, theirs)

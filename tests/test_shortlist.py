@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ngame
+from ngame.shortlist import pair_scores
 
 # What a filter of 8-bit codes finds easy or hard: name -> items [3000, 24] by a generator.
 ITEMS = {
@@ -154,6 +155,8 @@ class TestTopk:
         x = np.ones((4, 3), np.float32)
         scores, ids = ngame.topk_arrays(x[:0], x, 2)
         assert scores.shape == ids.shape == (0, 2)
+        no_strides = np.zeros((0, 3), np.float16).astype(np.float32)
+        assert ngame.topk_arrays(no_strides, x, 2)[1].shape == (0, 2)
         scores, ids = ngame.topk_arrays(x[:, :0], x[:, :0], 2)
         assert scores.tolist() == [[0, 0]] * 4
         assert ids.tolist() == [[0, 1]] * 4
@@ -201,6 +204,43 @@ class TestTopk:
             ngame.topk(q, x, 1, drop=sp.csr_matrix((4, 4)))
         with pytest.raises(IndexError, match=r"drop\[1\] has column 5, out of range for 5"):
             ngame.topk(q, x, 1, drop=[[0, 0], [1, 5]])
+
+
+class TestPairScores:
+    @pytest.mark.parametrize("metric", ["cosine", "dot"])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_every_pair_scores_as_in_the_search(self, rng, simd, metric, dtype):
+        q = rng.standard_normal((70, 37)).astype(dtype)
+        x = rng.standard_normal((91, 37)).astype(dtype)
+        q[3] = x[8] = 0
+        scores, ids = ngame.topk_arrays(q, x, 91, metric=metric)
+        searched = np.empty_like(scores)
+        np.put_along_axis(searched, ids.astype(np.int64), scores, 1)
+        asked = rng.random(searched.shape) < 0.3
+        asked[5:9] = False
+        for threads in (1, 7):
+            found = pair_scores(q, x, sp.csr_matrix(asked), metric=metric, threads=threads)
+            assert found.dtype == np.float32
+            assert (found == searched[asked]).all()
+
+    def test_no_pairs(self):
+        x = np.ones((4, 3), np.float32)
+        assert pair_scores(x, x, sp.csr_matrix((4, 4))).shape == (0,)
+        assert pair_scores(x, x[:0], sp.csr_matrix((4, 0))).shape == (0,)
+
+    def test_rejects_bad_input(self):
+        x = np.ones((4, 3), np.float32)
+        pairs = sp.identity(4, format="csr")
+        with pytest.raises(ValueError, match="queries has 3 columns, items has 2"):
+            pair_scores(x, x[:, :2], pairs)
+        with pytest.raises(ValueError, match=r"pairs has shape \(4, 4\), expected \(4, 3\)"):
+            pair_scores(x, x[:3], pairs)
+        with pytest.raises(ValueError, match="metric is 'l2'"):
+            pair_scores(x, x, pairs, metric="l2")
+        with pytest.raises(ValueError, match="items has NaN or infinity in row 2"):
+            pair_scores(x, np.where(np.arange(4)[:, None] == 2, np.nan, x), pairs)
+        with pytest.raises(ValueError, match="may overflow float32"):
+            pair_scores(x * 1e20, x * 1e20, pairs, metric="dot")
 
 
 @given(seed=st.integers(0, 2**32), data=st.data())
