@@ -29,17 +29,23 @@ def mixture(
     -------
     array of shape [n, dim]
     """
+    x = np.empty((n, dim), dtype)
+    fill_mixture(x, seed)
+    return _frozen(x)
+
+
+def fill_mixture(x: npt.NDArray[Any], seed: int = 0) -> None:
+    """Write what `mixture` gives for that shape into an array, which may be a mapped file."""
+    n, dim = x.shape
     rng = np.random.default_rng(seed)
     topics = max(16, n // 50)
     parents = rng.standard_normal((round(topics**0.5), dim), dtype=np.float32)
     centres = parents[rng.integers(len(parents), size=topics)]
     centres += 0.7 * rng.standard_normal(centres.shape, dtype=np.float32)
-    x = np.empty((n, dim), dtype)
     for start in range(0, n, BLOCK):
         rows = centres[rng.integers(topics, size=min(BLOCK, n - start))]
         rows += rng.standard_normal(rows.shape, dtype=np.float32)
         x[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return _frozen(x)
 
 
 @lru_cache(maxsize=1)

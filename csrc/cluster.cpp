@@ -5,6 +5,7 @@
 #include <limits>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -44,9 +45,11 @@ constexpr int kPowerRounds = 2;
 constexpr int64_t kPowerRows = 128;
 
 // Rows whose products and sum are taken together, so that the second finds them in the nearest
-// cache; and how many rows ahead of a copy its next ones are asked for.
+// cache.
 constexpr int64_t kFewRows = 16;
-constexpr int64_t kAhead = 4;
+
+// What is read from the disk in one piece where memory does not hold the input.
+constexpr int64_t kWindowBytes = 32 * 1024 * 1024;
 
 // On cache line borders: a load of a whole vector then never straddles two lines.
 template <class Element>
@@ -281,11 +284,25 @@ struct Scratch {
   Bisector bisector;
   AlignedVector<uint32_t> rows;  // packed unit vectors
   std::vector<int32_t> ids, local, spare;
-  std::vector<float> sums;   // of the rows of one node a level
-  std::vector<Node> splits;  // of a large node, parents first; to each its direction
-  AlignedVector<float> directions;
-  std::vector<float> scores;
+  std::vector<float> sums;  // of the rows of one node a level
   AlignedVector<float> chosen;
+};
+
+// How a large node is divided: splits, parents first, and to each its direction; what they leave;
+// and where the products of the node's rows with the directions go, split after split.
+struct Division {
+  Node node;
+  std::vector<Node> splits;
+  AlignedVector<float> directions;
+  std::vector<Node> parts;
+  float* scores;
+};
+
+// Rows ids[first .. first + count) of a node that is divided.
+struct Stretch {
+  const Division* division;
+  int64_t first;
+  int64_t count;
 };
 
 // Elements of a packed row.
@@ -313,29 +330,28 @@ class Tree {
 
   void build() {
     inverse_norms(x_, params_.threads, cancel_, inverse_);
+    fetch_.emplace(x_);
     std::iota(order_.begin(), order_.end(), 0);
-    // Threads share a node while there are few nodes, then each takes nodes of its own; once there
-    // are enough for an even load it takes all below them too.
-    const auto threads = static_cast<size_t>(params_.threads);
-    std::vector<Node> nodes = {{0, static_cast<int64_t>(offsets_.size()) - 1, params_.seed}};
-    std::vector<Node> tasks;
-    while (!nodes.empty() && nodes.size() < 16 * threads) {
-      const bool shared = nodes.size() < threads;
-      std::vector<std::vector<Node>> parts(nodes.size());
-      parallel_for(static_cast<int64_t>(nodes.size()), shared ? 1 : params_.threads, cancel_,
-                   [&](int64_t at, int thread) {
-                     if (!is_large(nodes[at])) return;
-                     parts[at] = split(nodes[at], shared ? params_.threads : 1, scratch_[thread]);
-                   });
-      const std::vector<Node> parents = std::exchange(nodes, {});
-      for (size_t at = 0; at < parents.size(); ++at) {
-        if (parts[at].empty()) tasks.push_back(parents[at]);
-        nodes.insert(nodes.end(), parts[at].begin(), parts[at].end());
+    // Each round reads `x` once for all large nodes; then small ones are finished on copies.
+    std::vector<Node> small;
+    std::vector<Division> divisions;
+    std::vector<float> scores;
+    const auto sort_out = [&](const Node& node) {
+      if (is_large(node)) {
+        divisions.push_back({node, {}, {}, {}, nullptr});
+      } else {
+        small.push_back(node);
+      }
+    };
+    sort_out({0, static_cast<int64_t>(offsets_.size()) - 1, params_.seed});
+    while (!divisions.empty()) {
+      divide(divisions, scores);
+      for (const Division& each : std::exchange(divisions, {})) {
+        for (const Node& part : each.parts) sort_out(part);
       }
     }
-    tasks.insert(tasks.end(), nodes.begin(), nodes.end());
-    parallel_for(static_cast<int64_t>(tasks.size()), params_.threads, cancel_,
-                 [&](int64_t task, int thread) { finish(tasks[task], scratch_[thread]); });
+    scores = {};
+    for_each(small, [&](const Node& node, Scratch& scratch) { finish(node, scratch); });
   }
 
  private:
@@ -350,12 +366,14 @@ class Tree {
     return order_.subspan(offsets_[node.first], rows_of(node));
   }
 
+  template <class Item, class Body>
+  void for_each(std::vector<Item>& items, const Body& body) {
+    parallel_for(static_cast<int64_t>(items.size()), params_.threads, cancel_,
+                 [&](int64_t at, int thread) { body(items[at], scratch_[thread]); });
+  }
+
   void finish(const Node& node, Scratch& scratch) {
     if (node.clusters() == 1) return;
-    if (is_large(node)) {
-      for (const Node& child : split(node, 1, scratch)) finish(child, scratch);
-      return;
-    }
     const std::span<int32_t> ids = ids_of(node);
     scratch.ids.assign(ids.begin(), ids.end());
     copy_rows(scratch);
@@ -370,9 +388,11 @@ class Tree {
     scratch.rows.resize(count * words);
     scratch.local.resize(count);
     std::iota(scratch.local.begin(), scratch.local.end(), 0);
+    const int64_t ahead = fetch_->ahead();
+    for (int64_t at = 0; at < std::min(ahead, count); ++at) fetch_->row(scratch.ids[at]);
     for (int64_t at = 0; at < count; ++at) {
       if (at % kBlock == 0) cancel_.check();
-      if (at + kAhead < count) prefetch(scratch.ids[at + kAhead]);
+      if (at + ahead < count) fetch_->row(scratch.ids[at + ahead]);
       const int32_t id = scratch.ids[at];
       const auto cols = static_cast<size_t>(x_.cols);
       uint32_t* const out = scratch.rows.data() + at * words;
@@ -383,11 +403,6 @@ class Tree {
       }
     }
     scratch.bisector.add(scratch.rows.data(), scratch.local, sum_of(0, scratch));
-  }
-  void prefetch(int64_t row) const {
-    const int64_t size = x_.scalar == Scalar::f16 ? 2 : 4;
-    const char* const begin = static_cast<const char*>(x_.data) + row * x_.stride * size;
-    for (int64_t at = 0; at < x_.cols * size; at += 64) __builtin_prefetch(begin + at);
   }
   std::span<float> sum_of(int64_t level, Scratch& scratch) const {
     const auto needed = static_cast<size_t>((level + 1) * dim_);
@@ -415,22 +430,40 @@ class Tree {
     for (size_t at = 0; at < sum.size(); ++at) sum[at] -= left_sum[at];
   }
 
-  // Divides a large node by some levels and returns the parts.
-  std::vector<Node> split(const Node& node, int threads, Scratch& scratch) {
+  // Divides large nodes by some levels, in one pass over the rows.
+  void divide(std::vector<Division>& divisions, std::vector<float>& scores) {
+    for_each(divisions, [&](Division& each, Scratch& scratch) {
+      sample(ids_of(each.node), each.node.seed, scratch);
+      learn(each.node, scratch.local, levels_at_once(rows_of(each.node)), 0, each, scratch);
+    });
+    int64_t needed = 0;
+    for (const Division& each : divisions) needed += scores_of(each);
+    if (static_cast<int64_t>(scores.size()) < needed) scores.resize(needed);
+    float* next = scores.data();
+    for (Division& each : divisions) next = (each.scores = next) + scores_of(each);
+    // A window is read from the disk while the one before is worked on. In memory it is all rows.
+    const int64_t row_bytes = std::max<int64_t>(x_.stride * bytes_of(x_.scalar), 1);
+    const int64_t window =
+        fetch_->from_disk() ? std::max(kWindowBytes / row_bytes, kBlock) : x_.rows;
+    for (int64_t first = 0; first < x_.rows; first += window) {
+      const int64_t last = std::min(first + window, x_.rows);
+      fetch_->rows(last, std::min(last + window, x_.rows));
+      project(divisions, static_cast<int32_t>(first), last);
+    }
+    for_each(divisions, [&](Division& each, Scratch& scratch) { apply(each, scratch); });
+  }
+  int64_t scores_of(const Division& division) const {
+    return static_cast<int64_t>(division.splits.size()) * rows_of(division.node);
+  }
+  // Orders the rows of a node as the scores say.
+  void apply(const Division& division, Scratch& scratch) {
+    const Node& node = division.node;
     const std::span<int32_t> ids = ids_of(node);
-    const auto count = static_cast<int64_t>(ids.size());
-    sample(ids, node.seed, scratch);
-    scratch.splits.clear();
-    scratch.directions.clear();
-    std::vector<Node> parts;
-    learn(node, scratch.local, levels_at_once(count), 0, parts, scratch);
-    scratch.scores.resize(scratch.splits.size() * ids.size());
-    project(ids, threads, scratch);
     std::vector<int32_t>& positions = scratch.ids;
     positions.resize(ids.size());
     std::iota(positions.begin(), positions.end(), 0);
-    const float* scores = scratch.scores.data();
-    for (const Node& each : scratch.splits) {
+    const float* scores = division.scores;
+    for (const Node& each : division.splits) {
       cancel_.check();
       const int64_t first = offsets_[each.first] - offsets_[node.first];
       const auto part = std::span(positions).subspan(first, rows_of(each));
@@ -438,11 +471,10 @@ class Tree {
       for (size_t at = 0; at < part.size(); ++at) scratch.chosen[at] = scores[part[at]];
       Cut cut = Cut::find(scratch.chosen, left_rows(each));
       partition(part, scratch.spare, [&](size_t at) { return cut.takes(scratch.chosen[at]); });
-      scores += count;
+      scores += ids.size();
     }
     for (int32_t& position : positions) position = ids[position];
     std::copy(positions.begin(), positions.end(), ids.begin());
-    return parts;
   }
   // As few passes as can be, and as few levels in each of them. The last level's directions are
   // learnt on an eighth of the sample if there are four.
@@ -459,21 +491,21 @@ class Tree {
   }
   // Divides the sampled rows `local` of a node as the node is to be divided.
   void learn(const Node& node, std::span<int32_t> local, int levels, int64_t level,
-             std::vector<Node>& parts, Scratch& scratch) {
+             Division& division, Scratch& scratch) {
     const auto sampled = static_cast<int64_t>(local.size());
     if (levels == 0 || !is_large(node) || sampled < kLeastSampled) {
-      parts.push_back(node);
+      division.parts.push_back(node);
       return;
     }
     const double share = static_cast<double>(left_rows(node)) / static_cast<double>(rows_of(node));
     const auto left = std::clamp(static_cast<int64_t>(share * static_cast<double>(sampled)),
                                  int64_t{1}, sampled - 1);
     bisect(node, local, left, level, scratch);
-    scratch.splits.push_back(node);
+    division.splits.push_back(node);
     const std::span<const float> direction = scratch.bisector.direction();
-    scratch.directions.insert(scratch.directions.end(), direction.begin(), direction.end());
-    learn(node.left(), local.first(left), levels - 1, level + 1, parts, scratch);
-    learn(node.right(), local.subspan(left), levels - 1, level, parts, scratch);
+    division.directions.insert(division.directions.end(), direction.begin(), direction.end());
+    learn(node.left(), local.first(left), levels - 1, level + 1, division, scratch);
+    learn(node.right(), local.subspan(left), levels - 1, level, division, scratch);
   }
   // One row at random from each of some equal stretches.
   void sample(std::span<const int32_t> ids, uint64_t seed, Scratch& scratch) const {
@@ -488,28 +520,39 @@ class Tree {
     }
     copy_rows(scratch);
   }
-  // Products of all rows with the directions of all splits.
-  void project(std::span<const int32_t> ids, int threads, Scratch& scratch) {
-    const auto count = static_cast<int64_t>(ids.size());
-    parallel_for((count + kBlock - 1) / kBlock, threads, cancel_, [&](int64_t block, int) {
-      const int64_t first = block * kBlock;
-      const auto part = ids.subspan(first, std::min(kBlock, count - first));
-      const auto cols = static_cast<size_t>(x_.cols);
-      const auto stride = static_cast<size_t>(x_.stride);
-      const float* const directions = scratch.directions.data();
-      float* const out = scratch.scores.data() + first;
-      if (x_.scalar == Scalar::f16) {
-        kernels().project_f16({x_.f16(0), stride, part.data(), part.size()}, cols, directions,
-                              scratch.splits.size(), out, ids.size());
-      } else {
-        kernels().project_f32({x_.f32(0), stride, part.data(), part.size()}, cols, directions,
-                              scratch.splits.size(), out, ids.size());
+  // Products of rows [first, last) with the directions of the node that each belongs to.
+  void project(const std::vector<Division>& divisions, int32_t first, int64_t last) {
+    std::vector<Stretch> stretches;
+    for (const Division& each : divisions) {
+      const std::span<const int32_t> ids = ids_of(each.node);
+      const auto begin = std::lower_bound(ids.begin(), ids.end(), first);
+      const int64_t end = std::lower_bound(begin, ids.end(), last) - ids.begin();
+      for (int64_t at = begin - ids.begin(); at < end; at += kBlock) {
+        stretches.push_back({&each, at, std::min(kBlock, end - at)});
       }
-      for (size_t split = 0; split < scratch.splits.size(); ++split) {
-        float* const scores = out + split * ids.size();
-        for (size_t at = 0; at < part.size(); ++at) scores[at] *= inverse_[part[at]];
-      }
-    });
+    }
+    for_each(stretches, [&](const Stretch& stretch, Scratch&) { project(stretch); });
+  }
+  void project(const Stretch& stretch) const {
+    const Division& division = *stretch.division;
+    const std::span<const int32_t> all = ids_of(division.node);
+    const auto ids = all.subspan(stretch.first, stretch.count);
+    const auto cols = static_cast<size_t>(x_.cols);
+    const auto stride = static_cast<size_t>(x_.stride);
+    const float* const directions = division.directions.data();
+    const size_t splits = division.splits.size();
+    float* const out = division.scores + stretch.first;
+    if (x_.scalar == Scalar::f16) {
+      kernels().project_f16({x_.f16(0), stride, ids.data(), ids.size()}, cols, directions, splits,
+                            out, all.size());
+    } else {
+      kernels().project_f32({x_.f32(0), stride, ids.data(), ids.size()}, cols, directions, splits,
+                            out, all.size());
+    }
+    for (size_t split = 0; split < splits; ++split) {
+      float* const scores = out + split * all.size();
+      for (size_t at = 0; at < ids.size(); ++at) scores[at] *= inverse_[ids[at]];
+    }
   }
 
   const MatrixView& x_;
@@ -521,6 +564,7 @@ class Tree {
   int64_t copied_rows_;
   int64_t sampled_rows_;
   std::vector<float> inverse_;
+  std::optional<Fetch> fetch_;
   std::vector<Scratch> scratch_;
 };
 
@@ -536,16 +580,28 @@ double coherence(const MatrixView& x, const ClustersView& clusters, int threads,
   clusters.check(x.rows);
   std::vector<float> inverse(static_cast<size_t>(x.rows));
   inverse_norms(x, threads, cancel, inverse);
+  const Fetch fetch(x);
+  struct Sums {
+    std::vector<float> row;
+    std::vector<double> sum;
+  };
+  std::vector<Sums> of_thread(static_cast<size_t>(threads));
   std::vector<double> squares(static_cast<size_t>(clusters.count()));
-  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int) {
-    const auto ids = clusters[cluster];
-    std::vector<float> row(padded(x.cols));
-    std::vector<double> sum(row.size());
-    for (const int32_t id : ids) {
+  parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int thread) {
+    auto& [row, sum] = of_thread[thread];
+    row.resize(padded(x.cols));
+    sum.assign(row.size(), 0.0);
+    const int64_t begin = clusters.offsets[cluster];
+    const int64_t end = clusters.offsets[cluster + 1];
+    for (int64_t at = begin; at < end; ++at) {
+      if (at % kBlock == 0) cancel.check();
+      // Clusters are small: the row asked for may be the next one's.
+      if (at + fetch.ahead() < x.rows) fetch.row(clusters.order[at + fetch.ahead()]);
+      const int32_t id = clusters.order[at];
       copy_row(x, id, inverse[id], row.data());
-      for (size_t at = 0; at < row.size(); ++at) sum[at] += row[at];
+      for (size_t col = 0; col < row.size(); ++col) sum[col] += row[col];
     }
-    const double rows = std::max(1.0, static_cast<double>(ids.size()));
+    const double rows = std::max(1.0, static_cast<double>(end - begin));
     for (const double value : sum) squares[cluster] += value / rows * (value / rows);
   });
   const double total = std::accumulate(squares.begin(), squares.end(), 0.0);

@@ -11,6 +11,8 @@ namespace ngame {
 
 enum class Scalar { f32, f16 };
 
+constexpr int64_t bytes_of(Scalar scalar) { return scalar == Scalar::f16 ? 2 : 4; }
+
 // A dense matrix whose rows are contiguous; the rows may lie apart. `name` is what the caller calls
 // it, for messages.
 struct MatrixView {

@@ -1,5 +1,8 @@
 #include "matrix.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cfloat>
 #include <cmath>
 
@@ -9,6 +12,9 @@ namespace ngame {
 namespace {
 
 constexpr int64_t kBlock = 1024;
+
+// Pages that are looked at to tell whether a matrix is in memory.
+constexpr int64_t kAskedPages = 256;
 
 // The sum of squares in float overflows or vanishes for rows of extreme scale; those are summed
 // again in double. NaN and infinity come back as such.
@@ -25,6 +31,26 @@ double norm_of(const MatrixView& matrix, int64_t row) {
     sum += value * value;
   }
   return std::sqrt(sum);
+}
+
+// The page on which a row begins.
+char* page_of(const MatrixView& matrix, int64_t row) {
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto at = reinterpret_cast<uintptr_t>(matrix.data) +
+                  static_cast<uintptr_t>(row * matrix.stride * bytes_of(matrix.scalar));
+  return reinterpret_cast<char*>(at / page * page);
+}
+
+// As far as some of the pages tell; true where the system does not say. Not in memory are parts of
+// a mapped file that had to make room for others, and what was swapped out.
+bool is_in_memory(const MatrixView& matrix) {
+  const int64_t asked = std::min<int64_t>(matrix.rows, kAskedPages);
+  for (int64_t at = 0; at < asked; ++at) {
+    unsigned char state = 0;
+    if (mincore(page_of(matrix, at * matrix.rows / asked), 1, &state) != 0) return true;
+    if ((state & 1) == 0) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -53,6 +79,27 @@ void copy_row(const MatrixView& matrix, int64_t row, float scale, float* out) {
     kernels().scale_f32(matrix.f32(row), cols, scale, out);
   }
   std::fill(out + matrix.cols, out + padded(matrix.cols), 0.0f);
+}
+
+Fetch::Fetch(const MatrixView& matrix) : matrix_(matrix), from_disk_(!is_in_memory(matrix)) {}
+
+void Fetch::row(int64_t row) const {
+  if (from_disk_) {
+    rows(row, row + 1);
+    return;
+  }
+  const int64_t size = bytes_of(matrix_.scalar);
+  const char* const begin = static_cast<const char*>(matrix_.data) + row * matrix_.stride * size;
+  for (int64_t at = 0; at < matrix_.cols * size; at += 64) __builtin_prefetch(begin + at);
+}
+
+void Fetch::rows(int64_t first, int64_t last) const {
+  if (!from_disk_ || first >= last) return;
+  char* const begin = page_of(matrix_, first);
+  const char* const end = static_cast<const char*>(matrix_.data) +
+                          ((last - 1) * matrix_.stride + matrix_.cols) * bytes_of(matrix_.scalar);
+  // Where the system declines, the rows are read when they are needed.
+  madvise(begin, static_cast<size_t>(end - begin), MADV_WILLNEED);
 }
 
 }  // namespace ngame

@@ -18,4 +18,23 @@ void inverse_norms(const MatrixView& matrix, int threads, Cancel& cancel, std::s
 // out = scale * row, widened to float, zeros up to padded(cols).
 void copy_row(const MatrixView& matrix, int64_t row, float scale, float* out);
 
+// Asks for rows before they are needed: for the caches, or for memory where the matrix is a mapped
+// file that memory does not hold.
+class Fetch {
+ public:
+  // To be made after a pass over the matrix: what is not in memory by then does not fit.
+  explicit Fetch(const MatrixView& matrix);
+
+  bool from_disk() const { return from_disk_; }
+  // How many rows ahead single ones are asked for best. A disk needs many requests at a time.
+  int64_t ahead() const { return from_disk_ ? 64 : 4; }
+  void row(int64_t row) const;
+  // Rows [first, last), of the disk alone.
+  void rows(int64_t first, int64_t last) const;
+
+ private:
+  const MatrixView& matrix_;
+  bool from_disk_;
+};
+
 }  // namespace ngame

@@ -148,6 +148,8 @@ def balanced_clusters(
     x : float32 or float16 array of shape [n, d]
         Anything `numpy.asarray` understands without a copy (np.memmap, CPU tensors). The geometry
         is the cosine; rows are scaled on the fly and `x` is not changed. Zero rows are allowed.
+        A mapped file may be larger than memory: then it is read from end to end for each few
+        levels, and its rows one by one where they are copied, with many requests at a time.
         Float16 is read as such. Copied is only an array whose rows are not contiguous. A CUDA
         tensor, bfloat16 too, is clustered on its device; only the ids come to the host. The
         clusters then are others than on the CPU.

@@ -1,3 +1,8 @@
+import mmap
+import os
+import sys
+import threading
+
 import numpy as np
 import pytest
 import reference
@@ -6,6 +11,8 @@ from hypothesis import strategies as st
 
 import ngame
 from ngame import _core
+
+MADV_PAGEOUT = 21  # of Linux: takes pages away at once; no name in the standard library
 
 
 def is_division(clusters, sizes):
@@ -168,6 +175,49 @@ def test_layouts_and_foreign_arrays(mixture, tmp_path):
         assert ngame.balanced_clusters(other, size=7) == expected
     backwards = np.ascontiguousarray(x[::-1])
     assert ngame.balanced_clusters(backwards[::-1], size=7) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_mapped_files(mixture, tmp_path, dtype):
+    x = mixture(20_000, 32).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    expected = ngame.balanced_clusters(x, size=50)
+    assert ngame.balanced_clusters(mapped, size=50) == expected
+    assert ngame.balanced_clusters(mapped[::2], size=50) == ngame.balanced_clusters(x[::2], size=50)
+    assert expected.coherence(mapped) == expected.coherence(x)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the advice is Linux's")
+def test_mapped_files_that_memory_does_not_hold(mixture, tmp_path):
+    x = mixture(60_000, 64).astype(np.float16)
+    with open(tmp_path / "x.npy", "wb+") as file:
+        np.save(file, x)
+        file.flush()
+        os.fsync(file.fileno())  # pages that are yet to be written are not taken away
+        mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    mapped = np.frombuffer(mapping, np.float16, offset=128).reshape(x.shape)
+    assert (mapped[-1] == x[-1]).all()
+    try:
+        mapping.madvise(MADV_PAGEOUT)
+    except OSError:
+        pytest.skip("the system cannot take pages away")
+    done = threading.Event()
+
+    def take_pages_away():
+        while not done.is_set():
+            mapping.madvise(MADV_PAGEOUT)
+
+    thread = threading.Thread(target=take_pages_away)
+    thread.start()
+    try:
+        found = ngame.balanced_clusters(mapped, size=30)
+        coherence = found.coherence(mapped)
+    finally:
+        done.set()
+        thread.join()
+    assert found == ngame.balanced_clusters(x, size=30)
+    assert coherence == found.coherence(x)
 
 
 def test_torch_tensors(mixture):
