@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -175,7 +176,9 @@ class Bisector {
     const auto count = static_cast<int64_t>(ids.size());
     scores_.resize(ids.size());
     weights_.resize(ids.size());
-    side_.resize(ids.size());
+    // Whole words may be compared, whatever the number of rows.
+    side_.resize(ids.size() + 8);
+    next_side_.resize(side_.size());
     moved_.resize(ids.size());
     start(rows, ids, sum, seed);
     int64_t step = 1;
@@ -247,21 +250,33 @@ class Bisector {
     for (int iteration = 0; iteration < max_iterations; ++iteration) {
       cancel.check();
       kernels().project_packed(gather(rows, ids), direction_.data(), scores.data());
-      // The left sum follows the rows that change sides: few, after the first rounds.
-      Cut cut = Cut::find(scores, left);
+      choose(Cut::find(scores, left), scores);
+      // The left sum follows the rows that change sides: few, after the first rounds, so that most
+      // groups of eight are passed over by one comparison.
+      constexpr size_t kGroup = 8;
       size_t moved = 0;
-      for (size_t at = 0; at < ids.size(); ++at) {
-        const bool now = cut.takes(scores[at]);
-        moved_[moved] = ids[at];
-        weights_[moved] = now ? 1.0f : -1.0f;
-        moved += now != side_[at];
-        side_[at] = now;
+      for (size_t first = 0; first < ids.size(); first += kGroup) {
+        const size_t last = std::min(first + kGroup, ids.size());
+        if (std::memcmp(&side_[first], &next_side_[first], kGroup) == 0) continue;
+        for (size_t at = first; at < last; ++at) {
+          moved_[moved] = ids[at];
+          weights_[moved] = next_side_[at] ? 1.0f : -1.0f;
+          moved += next_side_[at] != side_[at];
+        }
       }
+      side_.swap(next_side_);
       if (moved == 0) break;
       kernels().accumulate_packed(gather(rows, std::span(moved_).first(moved)), weights_.data(),
                                   left_sum_.data());
       aim(sum);
     }
+  }
+  // What `cut` takes is on the left. A pass without state, which the compiler turns into vectors,
+  // and one for ties, of which there seldom are any.
+  void choose(Cut cut, std::span<const float> scores) {
+    char* const sides = next_side_.data();
+    for (size_t at = 0; at < scores.size(); ++at) sides[at] = scores[at] < cut.value;
+    for (size_t at = 0; at < scores.size() && cut.ties > 0; ++at) sides[at] = cut.takes(scores[at]);
   }
   // From the left centre to the right one, both on the sphere.
   void aim(std::span<const float> sum) {
@@ -274,7 +289,7 @@ class Bisector {
 
   AlignedVector<float> direction_, left_sum_, other_, part_sum_, scores_;
   std::vector<float> weights_;
-  std::vector<char> side_;
+  std::vector<char> side_, next_side_;
   std::vector<int32_t> moved_, part_;
 };
 
