@@ -317,6 +317,7 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
   check_count(params.batch_size, 1, "batch_size");
   check_count(params.nearest, 0, "nearest");
   check_count(params.drawn, 0, "drawn");
+  check_count(params.alone, 0, "alone");
   if (keys != nullptr) check_keyed(*keys, rows);
   Random random(params.seed);
   std::vector<int32_t> seeds(static_cast<size_t>(rows));
@@ -344,15 +345,15 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
     const int32_t* const ids = neighbours.ids + seed * neighbours.width;
     const int32_t* const end = ids + neighbours.width;
     const int32_t* const behind = ids + std::min(params.nearest, neighbours.width);
-    for (const int32_t* id = ids; id != behind && room > 0; ++id) {
+    for (const int32_t* id = ids; id != behind && room > params.alone; ++id) {
       if (*id >= 0) place(*id);
     }
-    if (room > 0) {
+    if (room > params.alone) {
       others.clear();
       std::copy_if(behind, end, std::back_inserter(others), [](int32_t id) { return id >= 0; });
       const auto drawn = std::min(others.size(), static_cast<size_t>(params.drawn));
       random.draw(std::span(others), drawn);
-      for (size_t at = 0; at < drawn && room > 0; ++at) place(others[at]);
+      for (size_t at = 0; at < drawn && room > params.alone; ++at) place(others[at]);
     }
     if (room == 0) {
       room = params.batch_size;

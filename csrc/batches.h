@@ -46,6 +46,7 @@ struct NeighbourParams {
   int64_t nearest;  // so many of the nearest follow a seed row
   int64_t drawn;    // and so many drawn at random from those behind them
   int64_t batch_size;
+  int64_t alone;  // so many rows of a batch, its last, are seed rows that nothing follows
   uint64_t seed = 0;
 };
 
@@ -67,8 +68,9 @@ void cluster_order(const ClustersView& clusters, std::span<const int32_t> sequen
                    std::span<int32_t> order);
 
 // Rows as Sample4Geo visits them: a random row that is not used yet, its nearest neighbours, and
-// some drawn from the others, so far as they are not used yet, until the batch is full. Rows that
-// share a key with the batch are passed over; those that nothing takes up again stand at the end.
+// some drawn from the others, so far as they are not used yet, until the batch is full but for the
+// rows that stand alone. Rows that share a key with the batch are passed over; those that nothing
+// takes up again stand at the end.
 void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
                      const NeighbourParams& params, Cancel& cancel, std::span<int32_t> order);
 

@@ -191,12 +191,12 @@ py::array_t<int32_t> cluster_order_(const Array<int32_t>& order, const Array<int
 }
 
 py::array_t<int32_t> neighbour_order_(const Array<int32_t>& neighbours, int64_t nearest,
-                                      int64_t drawn, int64_t batch_size,
+                                      int64_t drawn, int64_t batch_size, int64_t alone,
                                       const std::optional<KeyArrays>& keys, uint64_t seed) {
   if (neighbours.ndim() != 2) throw std::invalid_argument("neighbours has not two dimensions");
   const NeighboursView view{neighbours.data(), neighbours.shape(0), neighbours.shape(1)};
   const std::optional<KeysView> view_of_keys = keys_view(keys);
-  const NeighbourParams params{nearest, drawn, batch_size, seed};
+  const NeighbourParams params{nearest, drawn, batch_size, alone, seed};
   py::array_t<int32_t> rows(view.rows);
   const std::span<int32_t> out(rows.mutable_data(), static_cast<size_t>(rows.size()));
   compute([&](Cancel& cancel) {
@@ -385,7 +385,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("cluster_order", &cluster_order_, py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("sequence").noconvert(), py::arg("seed"));
   m.def("neighbour_order", &neighbour_order_, py::arg("neighbours").noconvert(), py::arg("nearest"),
-        py::arg("drawn"), py::arg("batch_size"), py::arg("keys").noconvert(), py::arg("seed"));
+        py::arg("drawn"), py::arg("batch_size"), py::arg("alone"), py::arg("keys").noconvert(),
+        py::arg("seed"));
   m.def("group_order", &group_order_, py::arg("order").noconvert(), py::arg("offsets").noconvert(),
         py::arg("chunks").noconvert(), py::arg("per_group"), py::arg("batch_size"),
         py::arg("keys").noconvert(), py::arg("seed"));

@@ -38,6 +38,7 @@ def neighbour_order(
     nearest: int,
     drawn: int,
     batch_size: int,
+    alone: int,
     keys: _Keys | None,
     seed: int,
 ) -> npt.NDArray[np.int32]: ...

@@ -260,8 +260,11 @@ def cluster_order(clusters, sequence, seed):
     return [row for c in sequence for row in random.draw(clusters[c], len(clusters[c]))]
 
 
-def neighbour_order(neighbours, nearest, drawn, batch_size, keys, seed):
-    """Rows as Sample4Geo visits them; keys[row] is the set of a row's keys."""
+def neighbour_order(neighbours, nearest, drawn, batch_size, alone, keys, seed):
+    """Rows as Sample4Geo visits them, nothing following the last `alone` rows of a batch.
+
+    keys[row] is the set of a row's keys.
+    """
     random = Random(seed)
     seeds = random.draw(range(len(neighbours)), len(neighbours))
     order, batch = [], []
@@ -281,12 +284,12 @@ def neighbour_order(neighbours, nearest, drawn, batch_size, keys, seed):
                 continue
             row = list(neighbours[seed_row])
             for one in row[:nearest]:
-                if len(batch) < batch_size and one >= 0:
+                if len(batch) < batch_size - alone and one >= 0:
                     place(one)
-            if len(batch) < batch_size:
+            if len(batch) < batch_size - alone:
                 others = [one for one in row[nearest:] if one >= 0]
                 for one in random.draw(others, min(drawn, len(others))):
-                    if len(batch) < batch_size:
+                    if len(batch) < batch_size - alone:
                         place(one)
             if len(batch) == batch_size:
                 batch.clear()

@@ -26,7 +26,11 @@ MAY_IMPORT = {
     "metrics": CORE | {"cuda"},
     "mining": CORE | {"cluster", "positives", "shortlist"},
     "neighbours": {"arrays", "shortlist"},
-    "batches": CORE | {"cluster", "neighbours"},
+    "batches.__init__": {"batches.clusters", "batches.groups", "batches.neighbours"},
+    "batches.clusters": CORE | {"batches.sampler", "cluster"},
+    "batches.groups": CORE | {"batches.sampler"},
+    "batches.neighbours": CORE | {"batches.sampler", "neighbours"},
+    "batches.sampler": CORE | {"cluster"},
     "loader": {"checkpoint", "embeddings"},
     "adapters.transformers": {"checkpoint", "files", "loader"},
     "adapters.sentence_transformers": {
@@ -121,7 +125,7 @@ MAY_IMPORT |= {
     },
     f"{XCLIB}.utils.sparse": {"arrays", "shortlist"},
 }
-# What makes a folder a package holds a docstring only.
+# What makes these folders packages holds a docstring only.
 MAY_IMPORT |= {
     f"{package}.__init__": set()
     for package in (
@@ -196,17 +200,47 @@ def test_imports_follow_the_arrows(room):
     assert room.startswith("adapters.") or not FOREIGN & others
 
 
-def test_import_loads_no_torch():
+def check_that_import_loads_nothing_of(unwanted, module):
     code = (
-        "import sys, ngame; "
-        "unwanted = {'torch', 'tokenizers', 'safetensors', 'tqdm', 'ngame.compat'}; "
+        f"import sys, {module}; unwanted = {unwanted}; "
         "assert unwanted.isdisjoint(sys.modules), unwanted & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_import_loads_no_torch():
+    unwanted = {"torch", "tokenizers", "safetensors", "tqdm", "ngame.compat"}
+    check_that_import_loads_nothing_of(unwanted, "ngame")
+
+
 @pytest.mark.parametrize(
-    "room", ["batches", "cluster", "metrics", "mining", "neighbours", "positives", "shortlist"]
+    ("module", "wanted"),
+    [
+        ("ngame.batches", set()),
+        ("ngame.loader", set()),
+        ("ngame.adapters", set()),
+        ("ngame.adapters.transformers", {"accelerate", "transformers"}),
+    ],
+)
+def test_a_library_is_loaded_by_its_adapter_alone(module, wanted):
+    for name in wanted:
+        pytest.importorskip(name)
+    check_that_import_loads_nothing_of(FOREIGN - wanted, module)
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        "batches.clusters",
+        "batches.groups",
+        "batches.neighbours",
+        "cluster",
+        "metrics",
+        "mining",
+        "neighbours",
+        "positives",
+        "shortlist",
+    ],
 )
 def test_examples_in_docstrings(room):
     found = doctest.testmod(importlib.import_module(f"ngame.{room}"))

@@ -1,0 +1,219 @@
+"""Batches of neighbourhoods: Sample4Geo."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ngame import _core
+from ngame.arrays import as_count
+from ngame.batches.sampler import Order, RefreshedBatchSampler, as_share, check_rows, draw_seed
+from ngame.neighbours import embedding_neighbours, graph_neighbours
+
+
+class NeighbourBatchSampler(RefreshedBatchSampler):
+    """Plan the batches of every epoch so that a row meets its neighbours: Sample4Geo.
+
+    A batch is filled in the way of Sample4Geo (ICCV 2023, arXiv 2303.11851): a random row that was
+    not used yet in the epoch, its `nearest` nearest neighbours, `drawn` more drawn at random from
+    those behind them, except what was used already; then the next such row, until the batch is
+    full. So the first batches of an epoch are whole neighbourhoods, and the last ones made of what
+    these left. Unlike the published code this neither gives up after a number of rows in vain, nor
+    leaves out the last batch unless told to, nor treats row 0 in another way.
+
+    Keys, several processes, purity, length, state, and pickling are as in ClusterBatchSampler.
+    Rows that share a key with a batch are passed over while it is filled, and go to another one.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of training rows; batches hold ids from 0 to n_rows - 1.
+    batch_size : int
+        Rows a batch, on each rank.
+    nearest : int
+        So many of the nearest neighbours follow a seed.
+    drawn : int
+        And so many of those behind them, drawn anew every epoch.
+    neighbour_range : int
+        Neighbours of a row that are considered at all.
+    start_epoch : int
+        First epoch with neighbourhoods; those before it are random.
+    refresh_every : int
+        Epochs from one refresh to the next, counted from `start_epoch`.
+    random_share : float
+        Share of the rows, from 0 to 1 and rounded to whole rows a batch, that stand in the batches
+        without their neighbours.
+    shuffle_batches : bool
+        Let the batches change places, instead of going from neighbourhoods to leftovers in every
+        epoch.
+    keys, drop_last, seed, world_size, rank
+        As in ClusterBatchSampler.
+    threads : int
+        Threads that search for neighbours; 0 means the CPUs this process may use.
+
+    Attributes
+    ----------
+    n_rows, batch_size, drop_last, epoch, refreshes, rows_left_out, sampler
+        As in ClusterBatchSampler.
+    neighbours : int32 array [n_rows, k] or None
+        The neighbours in use, nearest first, -1 for none.
+
+    Raises
+    ------
+    TypeError
+        An argument is not of the type above.
+    ValueError
+        An argument is out of its range, or no rank would get a single full batch.
+
+    Examples
+    --------
+    >>> sampler = NeighbourBatchSampler(6, 2, nearest=1, drawn=0)
+    >>> sampler.refresh([[1], [0], [3], [2], [5], [4]])
+    >>> sorted(sorted(batch) for batch in sampler)
+    [[0, 1], [2, 3], [4, 5]]
+    """
+
+    _arrays = ("_keys", "neighbours")
+
+    def __init__(
+        self,
+        n_rows: int,
+        batch_size: int,
+        *,
+        nearest: int = 32,
+        drawn: int = 32,
+        neighbour_range: int = 128,
+        start_epoch: int = 0,
+        refresh_every: int = 1,
+        random_share: float = 0.0,
+        shuffle_batches: bool = False,
+        keys: Any = None,
+        drop_last: bool = False,
+        seed: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+        threads: int = 0,
+    ) -> None:
+        self._nearest = as_count(nearest, "nearest", 0)
+        self._drawn = as_count(drawn, "drawn", 0)
+        self._range = as_count(neighbour_range, "neighbour_range")
+        if self._nearest + self._drawn > self._range:
+            raise ValueError(
+                f"nearest and drawn are {nearest} and {drawn}, "
+                f"neighbour_range is only {neighbour_range}"
+            )
+        super().__init__(
+            {as_count(start_epoch, "start_epoch", 0): 1 + self._nearest + self._drawn},
+            refresh_every,
+            n_rows=n_rows,
+            batch_size=batch_size,
+            keys=keys,
+            drop_last=drop_last,
+            seed=seed,
+            world_size=world_size,
+            rank=rank,
+        )
+        self.neighbours: npt.NDArray[np.int32] | None = None
+        self._alone = round(as_share(random_share, "random_share") * self.batch_size)
+        self._shuffle_batches = bool(shuffle_batches)
+        self._threads = as_count(threads, "threads", 0)
+        self._settle()
+
+    @property
+    def _source(self) -> npt.NDArray[np.int32] | None:
+        return self.neighbours
+
+    def refresh(self, source: Any) -> None:
+        """Take new neighbours; they act from the next iteration on.
+
+        Parameters
+        ----------
+        source : array [n_rows, k] of integers, CSR matrix [n_rows, n_rows], or embeddings
+            Ids, the nearest first, -1 for none, such as `topk_arrays` or `haversine_neighbours`
+            gives; only the first `neighbour_range` columns are kept. Or a graph, whose stored
+            entries are edges, the larger the nearer. Or a float32 or float16 array [n_rows, D],
+            in which the neighbours of every row are found by the cosine, exactly.
+
+        Raises
+        ------
+        TypeError
+            `source` is none of these.
+        ValueError
+            It has another number of rows than n_rows, another shape, NaN or infinity.
+        IndexError
+            A neighbour is not in -1 .. n_rows - 1.
+        """
+        if sp.issparse(source):
+            check_rows("graph", source.shape[0], self.n_rows)
+            neighbours = graph_neighbours(source, self._range, threads=self._threads)
+        else:
+            array = np.asarray(source)
+            is_ids = array.dtype.kind in "iu"
+            what = "neighbours" if is_ids else "embeddings"
+            if array.ndim != 2:
+                raise ValueError(f"{what} has shape {array.shape}, expected two dimensions")
+            check_rows(what, len(array), self.n_rows)
+            if is_ids:
+                neighbours = self._checked(array)
+            else:
+                neighbours = embedding_neighbours(array, self._range, threads=self._threads)
+        self._refreshed("neighbours", neighbours)
+
+    def _checked(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        ids = ids[:, : self._range]
+        bad = (ids < -1) | (ids >= self.n_rows)
+        if bad.any():
+            row, rank = np.argwhere(bad)[0].tolist()
+            raise IndexError(
+                f"neighbours[{row}, {rank}] is {ids[row, rank]}, out of range for {self.n_rows}"
+            )
+        return np.ascontiguousarray(ids, np.int32)
+
+    def state_dict(self) -> dict[str, Any]:
+        self._require("neighbours")
+        here = self.neighbours
+        return {
+            **super().state_dict(),
+            "neighbours": np.empty((0, 0), np.int32) if here is None else here,
+        }
+
+    def _state_names(self) -> set[str]:
+        return super()._state_names() | {"neighbours"}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        neighbours = None
+        if len(state["neighbours"]):
+            check_rows("neighbours of the state", len(state["neighbours"]), self.n_rows)
+            neighbours = self._checked(state["neighbours"])
+        super()._load(state)
+        self.neighbours = neighbours
+        self._dropped -= {"neighbours"}
+
+    def _neighbours_at(self, epoch: int) -> npt.NDArray[np.int32] | None:
+        """The neighbours that an epoch goes by; None where its batches are random."""
+        if self._size_at(epoch) == 1:
+            return None
+        self._require("neighbours")
+        return self.neighbours
+
+    def _hard_first(self, epoch: int) -> bool:
+        return not self._shuffle_batches and self._neighbours_at(epoch) is not None
+
+    def _order(self, epoch: int, rng: np.random.Generator) -> Order:
+        neighbours = self._neighbours_at(epoch)
+        if neighbours is None:
+            return self._random_order(rng)
+        seed = draw_seed(rng)
+        return self._separated(
+            _core.neighbour_order(
+                neighbours,
+                self._nearest,
+                self._drawn,
+                self.batch_size,
+                self._alone,
+                self._keys,
+                seed,
+            )
+        )

@@ -1,0 +1,345 @@
+"""What all samplers share: an epoch's length, its place in a run, processes, state, copies."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ngame import _core
+from ngame.arrays import as_count, as_csr
+from ngame.cluster import as_seed
+
+# First word of the spawn key: keeps the random streams of the two purposes apart.
+PLAN, CLUSTER = 0, 1
+
+# Orders that are tried to find out how many rows keys allow, where they do not allow all.
+_TRIALS = 3
+
+Keys = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], int]
+"""The keys of the rows as the core takes them: offsets, keys, number of different keys."""
+
+Order = tuple[npt.NDArray[np.int32], int]
+"""Rows such that cutting at multiples of the batch size gives the batches, and how many of them
+can be used: behind these stand the rows that conflicts of keys leave over."""
+
+
+class BatchSampler(ABC):
+    """What every sampler is; see ClusterBatchSampler for what it promises.
+
+    A subclass gives the order of an epoch, and calls `_settle` when it is ready to.
+    """
+
+    _arrays: ClassVar[tuple[str, ...]] = ("_keys",)
+    """Attributes that pickling drops; those with an underscore came with the constructor."""
+
+    def __init__(
+        self,
+        n_rows: int,
+        batch_size: int,
+        *,
+        keys: Any,
+        drop_last: bool,
+        seed: int,
+        world_size: int,
+        rank: int,
+    ) -> None:
+        self.n_rows = as_count(n_rows, "n_rows")
+        if self.n_rows > np.iinfo(np.int32).max:
+            raise ValueError(f"n_rows is {n_rows}, at most 2**31 - 1 are possible")
+        self.batch_size = as_count(batch_size, "batch_size")
+        self.drop_last = bool(drop_last)
+        self.epoch = 0
+        self._keys = None if keys is None else _as_keys(keys, self.n_rows)
+        self._dropped: frozenset[str] = frozenset()
+        self._seed = as_seed(seed)
+        self._world_size = as_count(world_size, "world_size")
+        self._rank = as_count(rank, "rank", 0)
+        if self._rank >= self._world_size:
+            raise ValueError(f"rank is {rank}, expected less than world_size, {world_size}")
+        self._visited = self.n_rows
+
+    def _settle(self) -> None:
+        """Find the number of rows that every epoch can visit.
+
+        It depends on neither the seed nor the epoch. Where keys leave rows over, and some orders
+        leave more of them than others, it stays below the lowest number met; an epoch that does
+        not reach it all the same takes one of the orders tried here, which do.
+        """
+        reached = [self._reference(0)[1]]
+        if reached[0] < self.n_rows:
+            reached += [self._reference(trial)[1] for trial in range(1, _TRIALS)]
+        visited = min(reached)
+        if visited < max(reached):
+            margin = self.batch_size + min(self.n_rows - visited, visited) // 10
+            visited = max(visited - margin, 1)
+        round_rows = self.batch_size * self._world_size
+        only_full = self.drop_last or self._world_size > 1
+        self._visited = visited // round_rows * round_rows if only_full else visited
+        if self._visited == 0:
+            what = f"n_rows is {self.n_rows}"
+            if visited < self.n_rows:
+                what += f", of which {visited} can be planned"
+            raise ValueError(
+                f"{what}, expected at least batch_size * world_size = {round_rows} "
+                "where only full batches count"
+            )
+
+    @abstractmethod
+    def _order(self, epoch: int, rng: np.random.Generator) -> Order:
+        """Plan an epoch, flat."""
+
+    def _reference(self, trial: int) -> Order:
+        """An order that depends on nothing that changes."""
+        return self._random_order(np.random.default_rng(trial))
+
+    def _random_order(self, rng: np.random.Generator) -> Order:
+        return self._separated(rng.permutation(self.n_rows).astype(np.int32))
+
+    def _separated(self, rows: npt.NDArray[np.int32]) -> Order:
+        """Rows rearranged so that no two of a batch share a key."""
+        if self._keys is None:
+            return rows, len(rows)
+        order: Order = _core.separate(rows, self._keys, self.batch_size)
+        return order
+
+    def _hard_first(self, epoch: int) -> bool:
+        """Whether the batches of an epoch stand in an order that is to be kept."""
+        return False
+
+    def __len__(self) -> int:
+        """Number of batches this rank gets: exact, and the same every epoch."""
+        return -(-self._visited // self.batch_size) // self._world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of the current epoch as lists of row ids."""
+        return map(np.ndarray.tolist, self.plan())
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows that an epoch leaves out, over all ranks: the same number every epoch."""
+        return self.n_rows - self._visited
+
+    def plan(self, epoch: int | None = None) -> list[npt.NDArray[np.int64]]:
+        """Batches of an epoch as arrays, for this rank.
+
+        Parameters
+        ----------
+        epoch : int, optional
+            The current one if not given. Other epochs are planned with what is now in use.
+
+        Returns
+        -------
+        list of int64 arrays of shape [batch_size]
+            The last one may be shorter, with `drop_last` false and one process only.
+
+        Raises
+        ------
+        ValueError
+            The epoch needs what pickling dropped.
+        """
+        epoch = self.epoch if epoch is None else as_count(epoch, "epoch", 0)
+        self._require("_keys")
+        rng = np.random.default_rng(self._seeds(PLAN, epoch))
+        rows, reached = self._order(epoch, rng)
+        if reached < self._visited:
+            rows, _ = max((self._reference(trial) for trial in range(_TRIALS)), key=itemgetter(1))
+        order = rows[: self._visited].astype(np.int64)
+        # A short last batch stays last. The others change places, since the smaller cluster and
+        # the uneven deal of whole clusters would else come at the same time in every epoch.
+        n_full = self._visited // self.batch_size
+        starts = np.arange(0, self._visited, self.batch_size)
+        if not self._hard_first(epoch):
+            starts[:n_full] = rng.permutation(starts[:n_full])
+        starts = starts[self._rank :: self._world_size]
+        return [order[start : start + self.batch_size] for start in starts.tolist()]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration plans; cheap, and safe to repeat."""
+        self.epoch = as_count(epoch, "epoch", 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a restart needs, as ints and NumPy arrays, but for the arguments.
+
+        What `refresh` took is part of it, since the embeddings it came from cannot be had again
+        after a restart; before the first refresh these arrays are empty.
+
+        Raises
+        ------
+        ValueError
+            This is a pickled copy without what there is to save.
+        """
+        return {**self._identity(), "seed": self._seed, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave: the same epoch, clusters, and batches.
+
+        Raises
+        ------
+        ValueError
+            A key is missing; the state belongs to another number of rows, batch size, number of
+            processes, `drop_last`, or keys; or what it holds does not fit the rows.
+        """
+        expected = self._identity()
+        missing = self._state_names() - state.keys()
+        if missing:
+            raise ValueError(f"state lacks {', '.join(sorted(missing))}")
+        for name, here in expected.items():
+            if int(state[name]) != here:
+                raise ValueError(f"state has {name} {int(state[name])}, this sampler has {here}")
+        self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._seed = int(state["seed"])
+        self.epoch = int(state["epoch"])
+
+    def _state_names(self) -> set[str]:
+        return {*self._identity(), "seed", "epoch"}
+
+    @property
+    def sampler(self) -> "_EpochProxy":
+        """Proxy whose `set_epoch` forwards to this object."""
+        return _EpochProxy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        here = {name for name in self._arrays if getattr(self, name) is not None}
+        return {**self.__dict__, **dict.fromkeys(here), "_dropped": self._dropped | here}
+
+    def _require(self, name: str) -> None:
+        """Reject what cannot be done without an array that pickling dropped."""
+        if name in self._dropped:
+            kind = type(self).__name__
+            raise ValueError(
+                f"this {kind} is a pickled copy without {name.lstrip('_')}: "
+                + (
+                    f"make a new {kind} instead"
+                    if name.startswith("_")
+                    else "call refresh or load_state_dict first"
+                )
+            )
+
+    def _identity(self) -> dict[str, int]:
+        """What the length of an epoch depends on; a state only fits where it is the same."""
+        return {
+            "n_rows": self.n_rows,
+            "batch_size": self.batch_size,
+            "drop_last": int(self.drop_last),
+            "world_size": self._world_size,
+            "rows_left_out": self.rows_left_out,
+        }
+
+    def _seeds(self, *place: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self._seed, spawn_key=place)
+
+
+class RefreshedBatchSampler(BatchSampler):
+    """Batches made of something that `refresh` renews, from an epoch on."""
+
+    def __init__(self, schedule: Mapping[int, int], refresh_every: int, **common: Any) -> None:
+        super().__init__(**common)
+        self.refreshes = 0
+        self._refreshed_epoch = -1
+        self._schedule = schedule  # a size from each epoch on, in the order of the epochs
+        self._refresh_every = as_count(refresh_every, "refresh_every")
+
+    @property
+    @abstractmethod
+    def _source(self) -> object | None:
+        """What the last refresh took, or None."""
+
+    def _size_at(self, epoch: int) -> int:
+        """The size that the schedule gives for an epoch; 1 where batches are random."""
+        size = 1
+        for start, scheduled in self._schedule.items():
+            if start <= epoch:
+                size = scheduled
+        return size
+
+    def due(self, epoch: int) -> bool:
+        """Whether `refresh` is wanted before an epoch is planned.
+
+        It is where the epoch is not random and there was no refresh yet, where `refresh_every` or
+        a change of size says so, and not if a refresh was made for this very epoch.
+        """
+        if self._size_at(epoch) == 1 or epoch == self._refreshed_epoch:
+            return False
+        waited = epoch - next(iter(self._schedule))
+        periodic = waited % self._refresh_every == 0
+        return self._source is None or periodic or epoch in self._schedule
+
+    def _refreshed(self, name: str, source: object) -> None:
+        setattr(self, name, source)
+        self._dropped -= {name}
+        self.refreshes += 1
+        self._refreshed_epoch = self.epoch
+
+    def _seeds(self, *place: int) -> np.random.SeedSequence:
+        return super()._seeds(*place, self.refreshes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "refreshes": self.refreshes,
+            "refreshed_epoch": self._refreshed_epoch,
+        }
+
+    def _state_names(self) -> set[str]:
+        return super()._state_names() | {"refreshes", "refreshed_epoch"}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
+        self.refreshes = int(state["refreshes"])
+        self._refreshed_epoch = int(state["refreshed_epoch"])
+
+
+class _EpochProxy:
+    """What trainers find at `batch_sampler.sampler`: only `set_epoch`."""
+
+    def __init__(self, batches: BatchSampler) -> None:
+        self._batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Forward to the batch sampler."""
+        self._batches.set_epoch(epoch)
+
+
+def check_rows(name: str, rows: int, n_rows: int) -> None:
+    if rows != n_rows:
+        raise ValueError(f"{name} has {rows} rows, the sampler has {n_rows}")
+
+
+def as_share(value: Any, name: str) -> float:
+    """A share of the rows."""
+    if not isinstance(value, (int, float, np.floating)):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a float")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}, expected a share from 0 to 1")
+    return float(value)
+
+
+def draw_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**64, dtype=np.uint64))
+
+
+def _as_keys(keys: Any, n_rows: int) -> Keys:
+    """Keys of the rows, but for those that only one row has: they cannot conflict."""
+    if sp.issparse(keys):
+        matrix = as_csr(keys, "keys", any_order=True)
+        check_rows("keys", matrix.shape[0], n_rows)
+        offsets, values = matrix.indptr, matrix.indices
+    else:
+        values = np.asarray(keys)
+        if values.dtype.kind not in "iu":
+            raise TypeError(f"keys has dtype {values.dtype}, expected integers")
+        if values.ndim not in (1, 2):
+            raise ValueError(f"keys has shape {values.shape}, expected [n_rows] or [n_rows, c]")
+        check_rows("keys", len(values), n_rows)
+        offsets = np.arange(n_rows + 1) * (values.size // n_rows)
+    numbered: Keys = _core.number_keys(
+        offsets.astype(np.int64, copy=False),
+        np.ascontiguousarray(values.ravel()[: offsets[-1]], np.int64),
+    )
+    return numbered

@@ -1,0 +1,146 @@
+"""Batches of groups: pure ones, several of each, in proportion to a power of the size."""
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import Sampler, check_epochs, some_keys, try_length
+
+from ngame.batches import GroupBatchSampler
+
+
+def test_batches_of_one_group() -> None:
+    groups = np.repeat([7, -3, 0, 99], [40, 25, 10, 3])
+    sampler = GroupBatchSampler(groups, 10)
+    assert len(sampler) == 4 + 2 + 1
+    assert sampler.rows_left_out == 78 - 70
+    check_epochs([sampler])
+    visits = np.zeros(78, int)
+    for epoch in range(20):
+        plan = sampler.plan(epoch)
+        assert all(len(set(groups[batch])) == 1 for batch in plan)
+        visits[np.concatenate(plan)] += 1
+    assert set(visits[:40]) == {20}
+    assert visits[40:65].min() > 5
+    assert set(visits[75:]) == {0}
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=100),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 2),
+)
+def test_batches_of_several_groups(
+    groups: list[int], per_group: int, n_groups: int, world_size: int
+) -> None:
+    """As many as can be: the chunks of a group are rows that share a key."""
+    chunks = np.bincount(groups) // per_group
+    n_batches = reference.reachable(chunks, n_groups) // n_groups // world_size
+    options: Any = {"per_group": per_group, "world_size": world_size}
+    if not n_batches:
+        with pytest.raises(ValueError, match="expected at least"):
+            GroupBatchSampler(groups, per_group * n_groups, **options)
+        return
+    ranks = [
+        GroupBatchSampler(groups, per_group * n_groups, **options, rank=rank)
+        for rank in range(world_size)
+    ]
+    assert len(ranks[0]) == n_batches
+    check_epochs([*ranks])
+    for batch in ranks[0].plan():
+        ids, counts = np.unique(np.array(groups)[batch], return_counts=True)
+        assert len(ids) == n_groups
+        assert set(counts) == {per_group}
+
+
+@given(st.data(), st.integers(0, 100), st.booleans(), st.sampled_from([None, 0.5]))
+def test_groups_keep_keys_apart(
+    data: st.DataObject, seed: int, pure: bool, alpha: float | None
+) -> None:
+    n_rows = data.draw(st.integers(20, 120))
+    groups = np.random.default_rng(seed).integers(0, 6, n_rows)
+    keys = data.draw(some_keys(n_rows))
+    per_group = 4 if pure else 2
+
+    def make() -> Iterator[Sampler]:
+        yield GroupBatchSampler(groups, 4, per_group=per_group, alpha=alpha, keys=keys)
+
+    samplers = try_length(make)
+    if samplers:
+        check_epochs(samplers, keys, repeats=alpha is not None)
+        for batch in samplers[0].plan():
+            assert set(np.unique(groups[batch], return_counts=True)[1]) == {per_group}
+
+
+@pytest.mark.parametrize("alpha", [0, 0.7, 1.0])
+@pytest.mark.parametrize("per_group", [8, 4])
+def test_groups_take_part_in_proportion_to_a_power_of_their_size(
+    alpha: float, per_group: int
+) -> None:
+    sizes = np.array([24927, 8000, 5000, 1208, 64, 7])
+    groups = np.repeat(np.arange(6), sizes)
+    sampler = GroupBatchSampler(groups, 8, per_group=per_group, alpha=alpha)
+    untempered = GroupBatchSampler(groups, 8, per_group=per_group)
+    assert len(sampler) == len(untempered)
+    check_epochs([sampler], repeats=True)
+    epochs = 5
+    drawn = np.zeros(6)
+    for epoch in range(epochs):
+        drawn += np.bincount(groups[np.concatenate(sampler.plan(epoch))], minlength=6)
+    weights = np.where(sizes >= per_group, sizes, 0) ** float(alpha) * (sizes >= per_group)
+    expected = weights / weights.sum()
+    if per_group == 4 and expected[0] > 0.5:  # in every batch, once
+        expected[0] = 0.5
+        expected[1:] = 0.5 * weights[1:] / weights[1:].sum()
+    # Each epoch is within one draw of the proportion, which a draw a batch would not be.
+    assert np.abs(drawn / per_group - expected * drawn.sum() / per_group).max() <= epochs
+
+
+def test_a_tempered_group_begins_again_only_at_its_end() -> None:
+    groups = np.repeat([0, 1], [400, 40])
+    sampler = GroupBatchSampler(groups, 8, alpha=0.0)
+    rows = np.concatenate(sampler.plan())
+    visits = np.bincount(rows, minlength=440)
+    assert visits[:400].max() == 1
+    assert set(visits[400:]) <= {5, 6}
+    assert visits[400:].sum() in (27 * 8, 28 * 8)
+
+
+def test_state_of_tempered_groups() -> None:
+    groups = np.arange(200) % 7
+    sampler = GroupBatchSampler(groups, 8, per_group=2, alpha=0.5, seed=3)
+    sampler.set_epoch(5)
+    resumed = GroupBatchSampler(groups, 8, per_group=2, alpha=0.5)
+    assert list(sampler) != list(resumed)
+    resumed.load_state_dict(sampler.state_dict())
+    assert list(resumed) == list(sampler)
+    with pytest.raises(ValueError, match="without groups: make a new GroupBatchSampler"):
+        pickle.loads(pickle.dumps(sampler)).plan()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"groups": np.zeros(100)}, TypeError, "groups has dtype float64"),
+        ({"groups": np.zeros((10, 10), int)}, ValueError, r"groups has shape \(10, 10\)"),
+        ({"groups": []}, ValueError, "n_rows is 0"),
+        ({"per_group": 0}, ValueError, "per_group is 0"),
+        ({"per_group": 3}, ValueError, "per_group is 3, expected a divisor of 10"),
+        ({"groups": np.arange(100)}, ValueError, "n_rows is 100, of which 0 can be planned"),
+        ({"alpha": -0.5}, ValueError, "alpha is -0.5, expected 0 or more"),
+        ({"alpha": float("nan")}, ValueError, "alpha is nan"),
+        ({"alpha": "0.7"}, TypeError, "alpha is a str"),
+        ({"world_size": 20}, ValueError, "world_size = 200"),
+    ],
+)
+def test_bad_arguments_of_groups(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        GroupBatchSampler(**{"groups": np.zeros(100, int), "batch_size": 10, **options})
