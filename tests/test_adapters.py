@@ -14,7 +14,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from ngame.batches import ClusterBatchSampler
+from ngame.batches import ClusterBatchSampler, NeighbourBatchSampler
+from ngame.embeddings import EmbeddingBank
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -105,15 +106,15 @@ def planned(dataset_rows: int, vectors: list[Any]) -> list[list[int]]:
 
 
 class Recording(MaskedMultipleNegativesRankingLoss):
-    """The loss, with the batches of training by their label column."""
+    """The loss, with the batches of training by the ids of their positives."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, *known: Any, **options: Any) -> None:
+        super().__init__(model, *known, **options)
         self.batches: list[list[int]] = []
 
     def forward(self, sentence_features: Any, labels: Any) -> torch.Tensor:
         if self.model.training:
-            self.batches.append(labels.tolist())
+            self.batches.append(labels.reshape(len(labels), -1)[:, -1].tolist())
         return super().forward(sentence_features, labels)
 
 
@@ -202,6 +203,21 @@ def test_checkpoint_holds_no_array_of_the_data(tiny_model: Path, tmp_path: Path)
         pickle.loads(saved).batch_sampler(pairs(), BATCH, False)
 
 
+def test_factory_makes_batches_of_neighbourhoods_too(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = text_run(tmp_path, tiny_model)
+    trainer.args.batch_sampler = BatchSamplerFactory(
+        trainer.train_dataset, NeighbourBatchSampler, nearest=2, drawn=1, start_epoch=1
+    )
+    trainer.train()
+    sampler = NeighbourBatchSampler(ROWS, BATCH, nearest=2, drawn=1, start_epoch=1)
+    expected = list(sampler)
+    for epoch, vectors in enumerate(callback(trainer, Vectors).vectors, 1):
+        sampler.set_epoch(epoch)
+        sampler.refresh(vectors)
+        expected += list(sampler)
+    assert trainer.loss.batches == expected
+
+
 def test_factory_leaves_other_data_sets_to_the_default() -> None:
     own = pairs()
     factory = BatchSamplerFactory(own, cluster_size=4, seed=7)
@@ -255,6 +271,62 @@ def test_column_that_is_not_there(tiny_model: Path, tmp_path: Path) -> None:
     callback(trainer, Vectors)._column = "label"
     with pytest.raises(ValueError, match="column is label, the data set has anchor, positive"):
         trainer.train()
+
+
+class Taken(TextRefreshCallback):
+    """The callback, with the vectors that it took from its bank."""
+
+    def __init__(self, bank: EmbeddingBank) -> None:
+        super().__init__(bank=bank)
+        self.vectors: list[Any] = []
+
+    def refresh(self, sampler: Any, dataset: Any, model: Any, args: Any) -> None:
+        self.vectors.append(self.bank.vectors[np.arange(ROWS) // 2])
+        super().refresh(sampler, dataset, model, args)
+
+
+def bank_run(folder: Path, tiny_model: Path, *more: Any, **options: Any) -> Any:
+    torch.manual_seed(1)
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    points, labels = np.arange(ROWS) // 2, np.arange(ROWS)  # two pairs of each anchor
+    ids = np.stack([points, labels], axis=1).tolist()
+    dataset = pairs().remove_columns("label").add_column("label", ids)
+    bank = EmbeddingBank(ROWS // 2, model.get_embedding_dimension())
+    args = SentenceTransformerTrainingArguments(
+        **arguments(folder, **options), batch_sampler=BatchSamplerFactory(dataset, cluster_size=4)
+    )
+    return SentenceTransformerTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        loss=Recording(model, sp.csr_matrix((np.ones(ROWS), (points, labels))), bank=bank),
+        callbacks=[Taken(bank), *more],
+    )
+
+
+def test_bank_that_the_loss_fills_is_what_is_clustered_and_survives_a_restart(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    whole = bank_run(tmp_path / "whole", tiny_model, **options)
+    whole.train()
+    taken = callback(whole, Taken).vectors
+    assert [np.linalg.norm(x.astype(float), axis=1).round(2).min() for x in taken] == [1, 1]
+    assert not np.array_equal(*taken)
+    assert whole.loss.batches == planned(ROWS, taken)
+    first = bank_run(tmp_path / "cut", tiny_model, Killed(10), **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = bank_run(tmp_path / "cut", tiny_model, **options)
+    second.train(resume_from_checkpoint=True)
+    assert first.loss.batches[:8] + second.loss.batches == whole.loss.batches
+    assert np.array_equal(second.loss.bank.vectors, whole.loss.bank.vectors)
+
+
+def test_bank_needs_ids_of_the_anchors() -> None:
+    with pytest.raises(ValueError, match="bank is given without positives"):
+        MaskedMultipleNegativesRankingLoss(Given(), bank=EmbeddingBank(3, 3))  # type: ignore[arg-type]
 
 
 # ---- The loss --------------------------------------------------------------------------------
@@ -404,6 +476,29 @@ def test_plain_trainer_killed_and_resumed(
     assert torch.equal(second.model.table.weight, whole.model.table.weight)
 
 
+def test_plain_trainer_restores_its_bank(tmp_path: Path) -> None:
+    def run(*more: Any) -> tuple[Any, EmbeddingBank]:
+        bank = EmbeddingBank(ROWS, 6)
+        trainer = table_run(tmp_path, *more, save_strategy="epoch")
+        trainer.model.table.register_forward_hook(
+            lambda _, inputs, vectors: bank.update(inputs[0], vectors.detach())
+        )
+        trainer.pop_callback(RefreshCallback)
+        trainer.add_callback(RefreshCallback(lambda rows: bank.vectors[rows], bank=bank))
+        return trainer, bank
+
+    cut, bank = run(Killed(8))
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    whole, whole_bank = run()
+    whole.train()
+    second, again = run()
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert cut.model.batches[:6] + second.model.batches == whole.model.batches
+    assert np.array_equal(again.vectors, whole_bank.vectors)
+    assert not np.array_equal(bank.vectors, again.vectors)
+
+
 def test_plain_trainer_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the data set has 42 rows, the batch sampler 41"):
         table_run(tmp_path, sampler=ClusterBatchSampler(41, 8, cluster_size=4)).train()
@@ -432,6 +527,10 @@ found = {"table": trained, "text": text_trainer.loss.batches}
 (folder / f"{rank}.json").write_text(json.dumps(found))
 with pytest.raises(ValueError, match="drop_last is False with 2 processes"):
     table_run(folder, **options).train()
+trainer = table_run(folder, sampler=sampler, **options)
+callback(trainer, RefreshCallback).bank = EmbeddingBank(ROWS, 6)
+with pytest.raises(ValueError, match="a bank, and 2 processes"):
+    trainer.train()
 own = pairs()
 with pytest.raises(ValueError, match="dataloader_drop_last is False with 2 processes"):
     BatchSamplerFactory(own, cluster_size=4)(own, BATCH, False)

@@ -32,10 +32,11 @@ MAY_IMPORT = {
     "batches.neighbours": CORE | {"batches.sampler", "neighbours"},
     "batches.sampler": CORE | {"cluster"},
     "loader": {"checkpoint", "embeddings"},
-    "adapters.transformers": {"checkpoint", "files", "loader"},
+    "adapters.transformers": {"checkpoint", "embeddings", "files", "loader"},
     "adapters.sentence_transformers": {
         "adapters.transformers",
         "batches",
+        "embeddings",
         "loader",
         "loss",
         "positives",

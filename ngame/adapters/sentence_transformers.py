@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.utils.data import RandomSampler
 
 from ngame.adapters.transformers import SamplerCallback, check_processes
 from ngame.batches import ClusterBatchSampler
+from ngame.embeddings import EmbeddingBank
 from ngame.loader import RefreshableSampler, refresh_sampler
 from ngame.loss import Entries, decoupled_softmax
 from ngame.positives import in_batch_positives
@@ -95,8 +97,9 @@ class RefreshCallback(SamplerCallback):
     """Refresh the training batches with embeddings by the model in training.
 
     A column of the data set is encoded, with the prompt that training gives it, at the beginning
-    of each epoch that a refresh is due for. The state of the batches is saved in every checkpoint,
-    as `ngame.adapters.transformers.SamplerCallback` says.
+    of each epoch that a refresh is due for; or, at no cost, the vectors come from a bank. The state
+    of the batches is saved in every checkpoint, as `ngame.adapters.transformers.SamplerCallback`
+    says.
 
     Parameters
     ----------
@@ -104,14 +107,27 @@ class RefreshCallback(SamplerCallback):
         If not given, the first that is no label: the anchors.
     batch_size : int
         Texts encoded at once.
+    bank : EmbeddingBank, optional
+        The one that `MaskedMultipleNegativesRankingLoss` fills: nothing is encoded then. The vector
+        of an anchor that training has not met yet is zero.
     """
 
-    def __init__(self, *, column: str | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        column: str | None = None,
+        batch_size: int = 64,
+        bank: EmbeddingBank | None = None,
+    ) -> None:
         self._column = column
         self._batch_size = batch_size
+        self.bank = bank
 
     def refresh(self, sampler: RefreshableSampler, dataset: Any, model: Any, args: Any) -> None:
         """Refresh one sampler with the embeddings of a column of its data set."""
+        if self.bank is not None:
+            sampler.refresh(self.bank.vectors[np.array(dataset["label"])[:, 0]])
+            return
         columns = [name for name in dataset.column_names if name not in DEFAULT_LABEL_COLUMNS]
         column = self._column or columns[0]
         if column not in columns:
@@ -162,11 +178,14 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
         rows with its label.
     scale : float
         Multiplies the cosines, as there.
+    bank : EmbeddingBank, optional
+        Gets the vectors of the anchors under their ids, in training; only with `positives`. For
+        `RefreshCallback`, which clusters these instead of encoding all anchors again.
 
     Raises
     ------
     ValueError
-        The labels of a batch have not the shape above.
+        The labels of a batch have not the shape above; there is a bank, and no `positives`.
     IndexError
         A label is out of range for `positives`.
     """
@@ -177,13 +196,17 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
         positives: sp.csr_matrix | None = None,
         *,
         scale: float = 20.0,
+        bank: EmbeddingBank | None = None,
     ) -> None:
         super().__init__()
         if not scale > 0:
             raise ValueError(f"scale is {scale}, expected more than 0")
+        if bank is not None and positives is None:
+            raise ValueError("bank is given without positives, by whose rows anchors have ids")
         self.model = model
         self.positives = positives
         self.scale = scale
+        self.bank = bank
 
     def forward(
         self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor | None
@@ -203,6 +226,8 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
         else:
             ids = labels.cpu().numpy()
             known = Entries.of(in_batch_positives(self.positives, *ids.T), anchors.device)
+            if self.bank is not None and self.model.training:
+                self.bank.update(ids[:, 0], anchors)
         own = torch.arange(rows, device=anchors.device)
         # A row's own pair is no negative of it, even where `positives` lacks that pair.
         known = Entries(torch.cat([known.rows, own]), torch.cat([known.columns, own]))

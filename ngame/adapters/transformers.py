@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainerCallback
 
 from ngame.checkpoint import arrays, joined, sampler_state, split
+from ngame.embeddings import EmbeddingBank
 from ngame.files import write_tensors
 from ngame.loader import RefreshableSampler, refresh_sampler
 
@@ -78,14 +79,21 @@ class SamplerCallback(TrainerCallback, ABC):
     at the beginning of each epoch it is due for, and its state is saved in every checkpoint as
     ``ngame.safetensors``, so that a run that is resumed goes on with the batches it would have had.
 
+    Attributes
+    ----------
+    bank : EmbeddingBank or None
+        Where `refresh` takes vectors from a bank: that bank, to be saved and restored too.
+
     Raises
     ------
     ValueError
-        When training begins: its data loader has no batch sampler that can be refreshed.
+        When training begins: its data loader has no batch sampler that can be refreshed; or there
+        is a bank and several processes, each of which would fill its own.
     FileNotFoundError
         When training is resumed: the checkpoint in `output_dir` lacks its ``ngame.safetensors``.
     """
 
+    bank: EmbeddingBank | None = None
     _epoch = 0
 
     @abstractmethod
@@ -103,6 +111,11 @@ class SamplerCallback(TrainerCallback, ABC):
                 "no batch sampler that can be refreshed is in the data loader for training: is "
                 "the trainer's data set the very one that its batches were made for?"
             )
+        if self.bank is not None and args.world_size > 1:
+            raise ValueError(
+                f"there is a bank, and {args.world_size} processes: each would fill its own, with "
+                "its rows only. Leave the bank out"
+            )
         # As the trainer counts, who tells callbacks no epoch that holds after an epoch cut short.
         steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._epoch = state.global_step // steps
@@ -116,6 +129,8 @@ class SamplerCallback(TrainerCallback, ABC):
             tensors = load_file(path)
             for number, sampler in enumerate(samplers):
                 sampler.load_state_dict(sampler_state(split(tensors, f"{number}.")))
+            if self.bank is not None:
+                self.bank.load_state_dict(sampler_state(split(tensors, "bank.")))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refresh what is due; the trainer asks for the epoch's first batch after this."""
@@ -132,6 +147,8 @@ class SamplerCallback(TrainerCallback, ABC):
                 str(number): arrays(sampler.state_dict())
                 for number, (sampler, _) in enumerate(clustered(kwargs["train_dataloader"]))
             }
+            if self.bank is not None:
+                parts["bank"] = arrays(self.bank.state_dict())
             write_tensors(_state_file(args, state), joined(**parts))
 
 
@@ -147,6 +164,9 @@ class RefreshCallback(SamplerCallback):
         a tensor or array of shape [m, d], for an int64 array of m row ids. It must call the bare
         model, as `ngame.refresh_sampler` says.
     chunk_size, lengths : as `ngame.encode_rows` takes them
+    bank : EmbeddingBank, optional
+        The one that `encode` reads, if it does not encode but is ``lambda rows:
+        bank.vectors[rows]``; the trainer's `compute_loss` fills it.
     """
 
     def __init__(
@@ -155,7 +175,9 @@ class RefreshCallback(SamplerCallback):
         *,
         chunk_size: int = 256,
         lengths: npt.ArrayLike | None = None,
+        bank: EmbeddingBank | None = None,
     ) -> None:
+        self.bank = bank
         self._encode = encode
         self._chunk_size = chunk_size
         self._lengths = lengths
