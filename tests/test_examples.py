@@ -97,9 +97,19 @@ QUIET = {
 }
 
 
-def test_with_transformers(data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    train = example("with_transformers.py")["train"]
-    train(
+def test_with_transformers(
+    data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = example("with_transformers.py")
+    batches: list[list[int]] = []
+    compute_loss = names["Matcher"].compute_loss
+
+    def recorded(self: Any, model: Any, inputs: Any, **options: Any) -> Any:
+        batches.append(inputs["pairs"][:, 0].tolist())
+        return compute_loss(self, model, inputs, **options)
+
+    monkeypatch.setattr(names["Matcher"], "compute_loss", recorded)
+    names["train"](
         ngame.load_dataset(data),
         tiny_model,
         output_dir=str(tmp_path),
@@ -110,17 +120,30 @@ def test_with_transformers(data: Path, tiny_model: Path, tmp_path: Path) -> None
     assert len(steps) == 3
     state = json.loads((tmp_path / f"checkpoint-{max(steps)}" / "trainer_state.json").read_text())
     assert state["epoch"] == 3
+    assert all(len(set(points)) == len(points) for points in batches)
 
 
-def test_with_sentence_transformers(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_with_sentence_transformers(
+    data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = sentence_transformers.SentenceTransformer(str(tiny_model), device="cpu")
     names = example("with_sentence_transformers.py")
     dataset = ngame.load_dataset(data)
+    batches: list[list[int]] = []
+    loss = names["MaskedMultipleNegativesRankingLoss"]
+    forward = loss.forward
+
+    def recorded(self: Any, features: Any, labels: Any) -> Any:
+        batches.append(labels[:, 0].tolist())
+        return forward(self, features, labels)
+
+    monkeypatch.setattr(loss, "forward", recorded)
     before = names["evaluate"](dataset, model)
     names["train"](dataset, model, output_dir=str(tmp_path), learning_rate=0.01, **QUIET)
     assert len(list(tmp_path.glob("checkpoint-*"))) == 3
     assert names["evaluate"](dataset, model) != before
+    assert all(len(set(points)) == len(points) for points in batches)
 
 
 def test_with_lightning_killed_in_an_epoch_and_resumed(
