@@ -116,8 +116,9 @@ def compute_inv_propesity(labels: Any, A: float, B: float) -> Curve:
     labels : sparse matrix or array of shape [n, l]
         True labels of the training points.
     A, B : float
-        0.5 and 0.4 are usual for Wikipedia articles, 0.6 and 2.6 for Amazon products, 0.55 and 1.5
-        for all else.
+        0.5 and 0.4 are usual for Wikipedia articles and titles, 0.6 and 2.6 for Amazon products,
+        0.55 and 1.5 for all else, WikiSeeAlso among it. Renée's training code takes 0.5 and 0.4 for
+        every name with "Wiki" in it, so that published scores of WikiSeeAlso may differ by that.
 
     Returns
     -------

@@ -125,6 +125,11 @@ def b_kmeans_dense(
         X has no floats.
     ValueError
         X has no rows, NaN or infinity; `index` has another length; `metric` is another.
+
+    Notes
+    -----
+    pyxclib draws the first centres from NumPy's global generator, has no bound on its rounds, and
+    takes no float16.
     """
     X, index = _float32(X), _index(X, index, metric)
     if len(index) == 1:
@@ -174,8 +179,9 @@ def b_kmeans_sparse(
 
     Notes
     -----
-    pyxclib unpacks the whole matrix every round, and compares `tol` with a sum over the rows rather
-    than their mean.
+    pyxclib unpacks the whole matrix every round, with no bound on their number, compares `tol` with
+    a sum over the rows rather than their mean, and draws the first centres from NumPy's global
+    generator.
     """
     X = as_csr(X, "X")
     index = _index(X, index, metric)

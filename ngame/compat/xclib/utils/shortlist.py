@@ -138,8 +138,10 @@ class Shortlist:
     -----
     pyxclib prints a line where `method` is unknown. Its "brute" knows no "ip"; its "brute_gpu"
     takes the inner product also where `space` is "cosine", and gives 1 less the similarity unless
-    raw scores are asked for, which puts the nearest last; it has no result on a CPU. There
-    `num_neighbours` of one query stays for the next ones.
+    raw scores are asked for, which puts the nearest last; it has no result on a CPU, needs memory
+    for all scores at once, and does not go back to its device when loaded. There `num_neighbours`
+    of one query stays for the next ones, and hnswlib and nmslib must be installed whatever the
+    method.
     """
 
     def __init__(
