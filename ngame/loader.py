@@ -120,7 +120,8 @@ class ClusterDataLoader(DataLoader[Any]):
     For a loop of one's own and for Lightning. Call `set_epoch` before each epoch (Lightning does);
     the refresh, if one is due, comes with the first batch. A checkpoint holds `state_dict`, taken
     at any moment; a loader that loaded it goes on with the very batches that were to come. Of an
-    epoch that was over these are none, so a loop goes on from ``range(loader.epoch, epochs)``.
+    epoch that was over these are none, so a loop goes on from ``range(loader.epoch, epochs)``. Of
+    several processes, which are at the same batch, one saves and all load.
 
     Parameters
     ----------
@@ -130,7 +131,9 @@ class ClusterDataLoader(DataLoader[Any]):
         With several processes, made with `world_size` and `rank`. In Lightning these need
         ``Trainer(use_distributed_sampler=False)``.
     refresh : callable, optional
-        ``refresh(sampler)`` refreshes it; see `refresh_sampler`. If not given, the caller does.
+        ``refresh(sampler)`` refreshes it: see `refresh_sampler`; or, from an `EmbeddingBank` that
+        the loop fills and saves, ``lambda sampler: sampler.refresh(bank.vectors)``. If not given,
+        the caller does.
     **options
         Those of `torch.utils.data.DataLoader` that do not choose rows: `num_workers`,
         `collate_fn`, ... The seeds of the workers follow from the epoch.

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -56,6 +57,28 @@ def test_example_is_short(path: Path) -> None:
     lines = source.splitlines()
     code = [line for node in statements for line in lines[node.lineno - 1 : node.end_lineno]]
     assert sum(bool(line.strip()) for line in code) < 40
+
+
+@pytest.mark.parametrize(
+    ("library", "stated_in"),
+    [
+        ("lightning", ["README.md", "examples/with_lightning.py"]),
+        ("sentence-transformers", ["README.md", "ngame/adapters/sentence_transformers.py"]),
+        ("transformers", ["README.md", "ngame/adapters/transformers.py"]),
+        ("accelerate", ["ngame/adapters/transformers.py"]),
+    ],
+)
+def test_versions_that_are_stated_are_those_that_tests_run_with(
+    library: str, stated_in: list[str]
+) -> None:
+    root = FOLDER.parent
+    pinned = (root / "constraints.txt").read_text(encoding="utf8")
+    found = re.search(rf"^{library}==(\d+\.\d+)", pinned, re.MULTILINE)
+    assert found is not None
+    for name in stated_in:
+        text = (root / name).read_text(encoding="utf8").lower()
+        stated = set(re.findall(rf"(?<!-)\b{library} (\d+\.\d+)", text))
+        assert stated == {found[1]}, name
 
 
 def test_with_torch_killed_and_resumed(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ngame.batches import ClusterBatchSampler
+from ngame.embeddings import EmbeddingBank
 from ngame.loader import ClusterDataLoader, refresh_sampler
 
 ROWS, BATCH = 50, 8
@@ -117,6 +118,69 @@ def test_a_run_that_is_resumed_ends_in_the_same_numbers(stop_after: int, tmp_pat
     second.train(3)
     assert first.seen + second.seen == whole.seen
     assert torch.equal(second.model.table.weight, whole.model.table.weight)
+
+
+def test_vectors_may_come_from_a_bank(tmp_path: Any) -> None:
+    class Banked(Run):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bank = EmbeddingBank(ROWS, 6)
+            self.loader = ClusterDataLoader(
+                range(ROWS),
+                ClusterBatchSampler(ROWS, BATCH, cluster_size=4),
+                refresh=lambda sampler: sampler.refresh(self.bank.vectors),
+                collate_fn=np.array,
+            )
+            self.model.table.register_forward_hook(
+                lambda _, rows, vectors: self.bank.update(rows[0], vectors)
+            )
+
+    whole = Banked()
+    whole.train(3)
+    first = Banked()
+    state = first.train(3, 10)
+    assert state is not None
+    second = Banked()
+    second.load(state)
+    second.bank.load_state_dict(first.bank.state_dict())
+    second.train(3)
+    assert first.seen + second.seen == whole.seen
+    again = Banked()
+    again.train(1)
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    sampler.set_epoch(1)
+    sampler.refresh(again.bank.vectors)
+    assert [batch for epoch, batch in whole.seen if epoch == 1] == list(sampler)
+
+
+@pytest.mark.parametrize("delivered", [0, 1, 2, 3])
+def test_all_processes_go_on_from_what_one_saved(delivered: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((ROWS, 4)).astype(np.float32)
+
+    def ranks() -> list[ClusterDataLoader]:
+        return [
+            ClusterDataLoader(
+                range(ROWS),
+                ClusterBatchSampler(ROWS, BATCH, cluster_size=4, world_size=2, rank=rank),
+                collate_fn=list,
+            )
+            for rank in (0, 1)
+        ]
+
+    states, rests = [], []
+    for loader in ranks():
+        loader.set_epoch(1)
+        loader.batch_sampler.planner.refresh(vectors)
+        batches = iter(loader)
+        for _ in range(delivered):
+            next(batches)
+        states.append(loader.state_dict())
+        rests.append(list(batches))
+    assert len(rests[0]) == len(rests[1]) == 3 - delivered
+    for loader, rest in zip(ranks(), rests, strict=True):
+        loader.load_state_dict(states[0])
+        assert loader.epoch == 1
+        assert list(loader) == rest
 
 
 def test_workers_that_fetch_ahead_do_not_count() -> None:

@@ -1,4 +1,4 @@
-"""NGAME batches in the `Trainer` of transformers; tested with 5.23 (and accelerate 1.15)."""
+"""NGAME batches in the `Trainer` of transformers 5.23, with accelerate 1.15."""
 
 import math
 from abc import ABC, abstractmethod
