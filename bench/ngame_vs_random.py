@@ -94,17 +94,7 @@ def measure(dataset: ngame.Dataset, cell: dict[str, Any], threads: int) -> dict[
             "checkpoint_minutes=1e9",
         ]
     )
-    # Without its test points, on which `train` would also try the scorers that are not asked for.
-    training = ngame.Dataset(
-        dataset.train_texts,
-        dataset.train_labels,
-        dataset.label_texts,
-        drop_train=dataset.drop_train,
-    )
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "run"
-        model = ngame.train(training, config, folder=folder)
-        log = read(folder / "log.jsonl")
+    model, log = trained(dataset, config)
     found = ngame.topk(
         model.encode(dataset.test_texts),
         model.label_vectors,
@@ -121,6 +111,20 @@ def measure(dataset: ngame.Dataset, cell: dict[str, Any], threads: int) -> dict[
         "hard_negative_recall": log[-1]["hard_negative_recall"],
         "seconds": round(sum(epoch["seconds"] for epoch in log), 1),
     }
+
+
+def trained(dataset: ngame.Dataset, config: Config) -> tuple[ngame.Model, list[dict[str, Any]]]:
+    """Train on all but the test points, on which `train` would try every scorer; model and log."""
+    training = ngame.Dataset(
+        dataset.train_texts,
+        dataset.train_labels,
+        dataset.label_texts,
+        drop_train=dataset.drop_train,
+    )
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        model = ngame.train(training, config, folder=folder)
+        return model, read(folder / "log.jsonl")
 
 
 def table(runs: list[dict[str, Any]]) -> str:
