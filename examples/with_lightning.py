@@ -28,9 +28,16 @@ class Matcher(lightning.LightningModule):
         self.labels = encoder.tokenize(data.label_texts)
 
     def train_dataloader(self):
+        sampler = ngame.ClusterBatchSampler(
+            len(self.points),
+            32,
+            cluster_size=8,
+            world_size=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+        )
         return ngame.ClusterDataLoader(
             range(len(self.points)),
-            ngame.ClusterBatchSampler(len(self.points), 32, cluster_size=8),
+            sampler,
             refresh=partial(ngame.refresh_sampler, encode=self.encode, model=self.encoder),
             collate_fn=np.array,
         )
@@ -51,6 +58,8 @@ class Matcher(lightning.LightningModule):
 if __name__ == "__main__":
     data = ngame.load_dataset(sys.argv[1]) if sys.argv[1:] else see_also_dataset()
     matcher = Matcher(data, ngame.TransformerEncoder(MINILM, max_length=64).train())
-    # Several devices need use_distributed_sampler=False, and world_size and rank for the sampler.
-    trainer = lightning.Trainer(max_epochs=3, default_root_dir="with_lightning")
+    # The sampler deals its batches to several devices itself.
+    trainer = lightning.Trainer(
+        max_epochs=3, default_root_dir="with_lightning", use_distributed_sampler=False
+    )
     trainer.fit(matcher, ckpt_path="last")

@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from ngame.batches import ClusterBatchSampler, NeighbourBatchSampler
+from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatchSampler
 from ngame.embeddings import EmbeddingBank
 
 pytest.importorskip("datasets")
@@ -156,7 +156,8 @@ def callback(trainer: Any, kind: type) -> Any:
 def test_trainer_trains_on_the_batches_of_the_refreshed_sampler(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    trainer = text_run(tmp_path, tiny_model, eval_strategy="steps", eval_steps=4)
+    options = {"eval_strategy": "steps", "eval_steps": 4, "dataloader_num_workers": 1}
+    trainer = text_run(tmp_path, tiny_model, **options)
     trainer.train()
     vectors = callback(trainer, Vectors).vectors
     assert len(vectors) == 2
@@ -215,6 +216,19 @@ def test_factory_makes_batches_of_neighbourhoods_too(tiny_model: Path, tmp_path:
         sampler.set_epoch(epoch)
         sampler.refresh(vectors)
         expected += list(sampler)
+    assert trainer.loss.batches == expected
+
+
+def test_factory_makes_batches_of_groups_too(tiny_model: Path, tmp_path: Path) -> None:
+    groups = np.arange(ROWS) % 3
+    trainer = text_run(tmp_path, tiny_model, save_strategy="epoch", num_train_epochs=2)
+    trainer.args.batch_sampler = BatchSamplerFactory(
+        trainer.train_dataset, lambda rows, batch_size, drop_last: GroupBatchSampler(groups, 8)
+    )
+    trainer.pop_callback(Vectors)
+    trainer.train()
+    sampler = GroupBatchSampler(groups, 8)
+    expected = [rows.tolist() for epoch in range(2) for rows in sampler.plan(epoch)]
     assert trainer.loss.batches == expected
 
 
@@ -437,13 +451,15 @@ def table_run(folder: Path, *more: Any, sampler: Any = None, **options: Any) -> 
         TrainingArguments(**arguments(folder, **options)),
         collate,
         range(ROWS),
+        range(ROWS // 2),
         callbacks=[refresh, *more],
         batch_sampler=sampler or ClusterBatchSampler(ROWS, BATCH, cluster_size=4),
     )
 
 
 def test_plain_trainer_trains_on_the_batches(tmp_path: Path) -> None:
-    trainer = table_run(tmp_path, dataloader_num_workers=1)
+    options = {"eval_strategy": "epoch", "dataloader_num_workers": 1}
+    trainer = table_run(tmp_path, **options)
     vectors: list[Any] = []
     callback(trainer, RefreshCallback).refresh = lambda sampler, dataset, model, args: (
         vectors.append(model.table.weight.detach().numpy().copy()),
@@ -452,6 +468,7 @@ def test_plain_trainer_trains_on_the_batches(tmp_path: Path) -> None:
     trainer.train()
     assert len(vectors) == 2
     assert trainer.model.batches == planned(ROWS, vectors)
+    assert sum("eval_runtime" in line for line in trainer.state.log_history) == 3
 
 
 @pytest.mark.parametrize(("save_steps", "accumulated"), [(2, 4), (3, 1)])
@@ -474,6 +491,15 @@ def test_plain_trainer_killed_and_resumed(
     assert 0 < rest < len(whole.model.batches)
     assert second.model.batches == whole.model.batches[-rest:]
     assert torch.equal(second.model.table.weight, whole.model.table.weight)
+
+
+def test_plain_trainer_needs_no_callback_for_groups(tmp_path: Path) -> None:
+    sampler = GroupBatchSampler(np.arange(ROWS) % 3, BATCH, per_group=4)
+    trainer = table_run(tmp_path, sampler=sampler)
+    trainer.pop_callback(RefreshCallback)
+    trainer.train()
+    expected = [rows.tolist() for epoch in range(3) for rows in sampler.plan(epoch)]
+    assert trainer.model.batches == expected
 
 
 def test_plain_trainer_restores_its_bank(tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def test_iterating_is_pure(make: Any) -> None:
     assert list(make(seed=1)) != first
 
 
+@pytest.mark.parametrize("make", [of_clusters, of_neighbours])
+def test_refresh_does_not_act_on_an_iteration_that_runs(make: Any) -> None:
+    sampler = make()
+    planned = list(sampler)
+    running = iter(sampler)
+    begun = [next(running)]
+    sampler.refresh(np.random.default_rng(0).standard_normal((ROWS, 4), dtype=np.float32))
+    assert begun + list(running) == planned
+    assert list(sampler) != planned
+
+
 # ---- Keys ------------------------------------------------------------------------------------
 
 

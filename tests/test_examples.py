@@ -222,17 +222,9 @@ def test_with_lightning_killed_in_an_epoch_and_resumed(
         assert again.keys() == weights.keys()
 
 
-def test_with_torchrun(data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(f"""
-import runpy, ngame, torch.distributed as dist
-data = ngame.load_dataset({str(data)!r})
-encoder = ngame.TransformerEncoder({str(tiny_model)!r}, max_length=16)
-train = runpy.run_path({str(FOLDER / "with_torchrun.py")!r})["train"]
-dist.init_process_group("gloo")
-train(data, encoder)
-dist.destroy_process_group()
-""")
+def in_two_processes(script: Path, code: str) -> str:
+    """What two processes print that run the code."""
+    script.write_text(code)
     done = subprocess.run(
         [
             sys.executable,
@@ -240,7 +232,7 @@ dist.destroy_process_group()
             "torch.distributed.run",
             "--standalone",
             "--nproc-per-node=2",
-            script,
+            str(script),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
@@ -248,4 +240,49 @@ dist.destroy_process_group()
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "epoch 2: 1 batches on each of 2 ranks" in done.stdout
+    return done.stdout
+
+
+def test_with_lightning_in_two_processes(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    code = f"""
+import json, runpy, lightning, ngame
+from pathlib import Path
+Matcher = runpy.run_path({str(FOLDER / "with_lightning.py")!r})["Matcher"]
+encoder = ngame.TransformerEncoder({str(tiny_model)!r}, max_length=16)
+batches = []
+
+class Recorder(lightning.Callback):
+    def on_train_batch_start(self, trainer, module, batch, at):
+        batches.append([trainer.current_epoch, batch.tolist()])
+
+trainer = lightning.Trainer(
+    max_epochs=20, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
+    use_distributed_sampler=False, logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, callbacks=[Recorder()],
+)
+trainer.fit(Matcher(ngame.load_dataset({str(data)!r}), encoder))
+Path({str(tmp_path)!r}, f"{{trainer.global_rank}}.json").write_text(json.dumps(batches))
+"""
+    in_two_processes(tmp_path / "run.py", code)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    rows = len(ngame.load_dataset(data).train_texts)
+    for epoch in range(20):
+        both = [[batch for at, batch in batches if at == epoch] for batches in ranks]
+        assert [len(batches) for batches in both] == [rows // 64] * 2
+        seen = [row for batches in both for batch in batches for row in batch]
+        assert len(set(seen)) == len(seen) == rows // 64 * 64
+
+
+def test_with_torchrun(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    code = f"""
+import runpy, ngame, torch.distributed as dist
+data = ngame.load_dataset({str(data)!r})
+encoder = ngame.TransformerEncoder({str(tiny_model)!r}, max_length=16)
+train = runpy.run_path({str(FOLDER / "with_torchrun.py")!r})["train"]
+dist.init_process_group("gloo")
+train(data, encoder)
+dist.destroy_process_group()
+"""
+    printed = in_two_processes(tmp_path / "run.py", code)
+    assert "epoch 2: 1 batches on each of 2 ranks" in printed

@@ -35,9 +35,9 @@ class BatchSamplerFactory:
     ----------
     dataset : datasets.Dataset
         The very object that the trainer gets as `train_dataset`, or as a part of it.
-    sampler : class
-        `ngame.ClusterBatchSampler`, or another sampler that is made from a number of rows, a batch
-        size and the keyword `drop_last`.
+    sampler : callable
+        `ngame.ClusterBatchSampler`, or whatever makes a sampler from a number of rows, a batch size
+        and the keyword `drop_last`.
     **options
         Further keywords for the sampler: `cluster_size`, `seed`, ... The trainer's own seed plays
         no part. It deals the batches to several processes itself: leave out `world_size`.
@@ -58,7 +58,7 @@ class BatchSamplerFactory:
     ) -> None:
         self._dataset = dataset
         self._sampler = sampler
-        self._options: dict[str, Any] = options
+        self._options = options
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class BatchSamplerFactory:
 
     def __getstate__(self) -> dict[str, Any]:
         # The trainer pickles its arguments into every checkpoint.
-        return {**self.__dict__, "_dataset": None, "_options": {}}
+        return {"_dataset": None}
 
 
 class RefreshCallback(SamplerCallback):

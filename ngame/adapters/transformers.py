@@ -29,7 +29,8 @@ class BatchSamplerMixin:
     Parameters
     ----------
     batch_sampler : ClusterBatchSampler, or another `ngame.loader.RefreshableSampler`
-        Made without `world_size` and `rank`: the trainer deals the batches to its processes
+        Or a `GroupBatchSampler`, which needs no callback, as nothing refreshes it. Made without
+        `world_size` and `rank`: the trainer deals the batches to its processes
         itself. Several processes need its `drop_last`; the rows of a round that is not complete
         are left out too, others every epoch.
     *args, **kwargs
