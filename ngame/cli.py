@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            # PyTorch says of the GPU's predictions that their format may change.
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
             options.run(options)
     except _MISTAKES as error:
         print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
@@ -140,7 +142,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    model = ngame.Model.load(options.run_folder)
+    model = ngame.Model.load(options.run_folder, device="auto")
     drop = None
     if options.data:
         texts, _, drop = _test_points(ngame.load_dataset(options.data))
@@ -163,7 +165,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
-        model = ngame.Model.load(path)
+        model = ngame.Model.load(path, device="auto")
         texts, truth, drop = _test_points(ngame.load_dataset(options.data))
         k = min(max(options.k), len(model.label_texts))
         scores = model.scores(model.encode(texts), k, drop=drop)
@@ -178,7 +180,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    model = ngame.Model.load(options.run_folder)
+    model = ngame.Model.load(options.run_folder, device="auto")
     vectors = model.encode(_read_lines(options.texts))
     with replacing(options.output) as aside, open(aside, "wb") as file:
         np.save(file, vectors)

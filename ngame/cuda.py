@@ -4,6 +4,7 @@ The public functions come here by themselves where an argument lies on a CUDA de
 PyTorch's, and all work is queued on the current stream of the device.
 """
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -39,6 +40,17 @@ def describe() -> str:
         return "not built (no CUDA compiler was found, or NGAME_CUDA=OFF)"
     count, reason = _cuda.devices()
     return f"{reason or f'{count} devices'}; built for {_cuda.architectures}"
+
+
+def why_not(device: torch.device) -> str:
+    """Why the GPU core cannot be used on a CUDA device; nothing where it can."""
+    if _cuda is None or not _cuda.devices()[0]:
+        return describe()
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = [int(number) for number in re.findall(r"\d+", _cuda.architectures)]
+    if built_for and 10 * major + minor < min(built_for):
+        return f"{describe()}, the device is {major}{minor}"
+    return ""
 
 
 class _Call:

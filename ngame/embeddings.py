@@ -9,9 +9,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from ngame.arrays import as_count, as_ids
+from ngame.vectors import Vectors, first_not_finite, placed
+
+# Divides the rows of a bank on a device: far below any float32, so that of them only zero stays.
+_LEAST_NORM = 1e-300
 
 
 @contextmanager
@@ -64,7 +69,8 @@ def encode_rows(
     model: torch.nn.Module,
     chunk_size: int = 256,
     lengths: Any = None,
-) -> npt.NDArray[np.float32]:
+    device: torch.device | str | None = None,
+) -> Vectors:
     """Encode rows 0 .. n_rows - 1 in chunks, within `evaluating`.
 
     Parameters
@@ -83,10 +89,12 @@ def encode_rows(
         How long each row is, in whatever unit (1 if not given). Rows of like length go together,
         the longest first: so a model that pads wastes little, and memory that is short is found
         so at once.
+    device : torch.device or str, optional
+        Where the vectors are put; the host if not given. From one GPU, all of them stay there.
 
     Returns
     -------
-    float32 array of shape [n_rows, d]
+    float32 array of shape [n_rows, d]; where `device` is given, a tensor on it
 
     Raises
     ------
@@ -110,7 +118,8 @@ def encode_rows(
     if len(lengths) != n_rows:
         raise ValueError(f"lengths has {len(lengths)} rows, n_rows is {n_rows}")
     order = np.argsort(-lengths, kind="stable")
-    vectors: npt.NDArray[np.float32] | None = None
+    device = None if device is None else torch.device(device)
+    vectors: Any = None
     # On a terminal, and only where it takes a while.
     bar = tqdm(total=n_rows, desc="encoding", unit="row", disable=None, delay=2, leave=False)
     with evaluating(model), bar:
@@ -118,22 +127,22 @@ def encode_rows(
         while start < n_rows:
             stop = min(n_rows, start + max(1, chunk_size // int(lengths[order[start]])))
             rows = order[start:stop]
-            chunk = _as_floats(encode(rows), "encode returned")
+            chunk = _as_floats(encode(rows), "encode returned", device)
             if vectors is None and chunk.ndim == 2:
-                vectors = np.empty((n_rows, chunk.shape[1]), np.float32)
+                vectors = placed(torch.empty(n_rows, chunk.shape[1], device=device), device)
             if vectors is None or chunk.shape != (len(rows), vectors.shape[1]):
                 width = "width" if vectors is None else vectors.shape[1]
                 raise ValueError(
-                    f"encode returned shape {chunk.shape}, expected ({len(rows)}, {width})"
+                    f"encode returned shape {tuple(chunk.shape)}, expected ({len(rows)}, {width})"
                 )
             vectors[rows] = chunk
             bar.update(stop - start)
             start = stop
-    assert vectors is not None  # there is a row at least
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"encode returned NaN or infinity for row {int(np.argmin(finite))}")
-    return vectors
+    bad = first_not_finite(vectors)
+    if bad is not None:
+        raise ValueError(f"encode returned NaN or infinity for row {bad}")
+    found: Vectors = vectors
+    return found
 
 
 class EmbeddingBank:
@@ -149,10 +158,13 @@ class EmbeddingBank:
         Number of training rows.
     dim : int
         Width of the vectors.
+    device : torch.device or str, optional
+        Where the bank lies; the host if not given. From a model on one GPU to a bank on it no
+        vector leaves the GPU, and `update` does not wait for it.
 
     Attributes
     ----------
-    vectors : float16 array of shape [n_rows, dim]
+    vectors : float16 array of shape [n_rows, dim]; where `device` is given, a tensor on it
         Of unit length; zero where nothing, or a zero vector, was stored.
 
     Examples
@@ -165,9 +177,12 @@ class EmbeddingBank:
     [1]
     """
 
-    def __init__(self, n_rows: int, dim: int) -> None:
+    def __init__(self, n_rows: int, dim: int, *, device: torch.device | str | None = None) -> None:
         shape = as_count(n_rows, "n_rows"), as_count(dim, "dim")
-        self.vectors: npt.NDArray[np.float16] = np.zeros(shape, np.float16)
+        self._device = None if device is None else torch.device(device)
+        self.vectors: Any = placed(
+            torch.zeros(shape, dtype=torch.float16, device=device), self._device
+        )
         self._seen = np.zeros(n_rows, np.bool_)
 
     def __len__(self) -> int:
@@ -194,27 +209,36 @@ class EmbeddingBank:
         TypeError
             `rows` are no integers, or `vectors` no floats.
         ValueError
-            The shapes do not agree, or `vectors` has NaN or infinity. Nothing is stored.
+            The shapes do not agree, or `vectors` has NaN or infinity. Nothing is stored. On a
+            device, which would have to be waited for, NaN and infinity are stored as NaN: whoever
+            clusters the rows then refuses them, and names the first.
         IndexError
             A row is out of range.
         """
         ids = as_ids(rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows, "rows")
-        values = _as_floats(vectors, "vectors is")
+        values = _as_floats(vectors, "vectors is", self._device)
         expected = (len(ids), self.vectors.shape[1])
         if values.shape != expected:
-            raise ValueError(f"vectors has shape {values.shape}, expected {expected}")
+            raise ValueError(f"vectors has shape {tuple(values.shape)}, expected {expected}")
         bad = (ids < 0) | (ids >= len(self))
         if bad.any():
             raise IndexError(f"rows has {ids[np.argmax(bad)]}, out of range for {len(self)}")
-        norms = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
-        if not np.isfinite(norms).all():
-            at = int(np.argmin(np.isfinite(norms)))
-            raise ValueError(f"vectors[{at}], of row {ids[at]}, has NaN or infinity")
-        self.vectors[ids] = values / np.where(norms > 0, norms, 1)
+        if isinstance(values, torch.Tensor):
+            # Which of the vectors of a row that repeats would stay is a matter of chance there.
+            _, last = np.unique(ids[::-1], return_index=True)
+            last = len(ids) - 1 - last
+            directions = F.normalize(values[last].double(), dim=1, eps=_LEAST_NORM)
+            self.vectors[ids[last]] = directions.half()
+        else:
+            norms = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
+            if not np.isfinite(norms).all():
+                at = int(np.argmin(np.isfinite(norms)))
+                raise ValueError(f"vectors[{at}], of row {ids[at]}, has NaN or infinity")
+            self.vectors[ids] = values / np.where(norms > 0, norms, 1)
         self._seen[ids] = True
 
-    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        """What a restart needs: `vectors`, and `seen`, bool [n_rows]."""
+    def state_dict(self) -> dict[str, Vectors]:
+        """What a restart needs: `vectors`, and `seen`, a bool array [n_rows]."""
         return {"vectors": self.vectors, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -232,8 +256,8 @@ class EmbeddingBank:
                 raise ValueError(
                     f"state has {name} of shape {np.shape(state[name])}, this bank {here.shape}"
                 )
-        for name, here in self.state_dict().items():
-            here[:] = state[name]
+        self.vectors[:] = placed(torch.as_tensor(state["vectors"]), self._device)
+        self._seen[:] = state["seen"]
 
 
 class RefreshTimer:
@@ -277,13 +301,17 @@ class RefreshTimer:
         return self.refresh_seconds / seconds if seconds > 0 else 0.0
 
 
-def _as_floats(value: Any, what: str) -> npt.NDArray[Any]:
-    """A float tensor or array as a NumPy array; `what` begins the error for anything else."""
+def _as_floats(value: Any, what: str, device: torch.device | None) -> Vectors:
+    """A float tensor or array `placed` where it is wanted; `what` begins the error for others."""
     if isinstance(value, torch.Tensor):
-        # NumPy knows no bfloat16.
-        value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
-    if not isinstance(value, np.ndarray):
+        floats = value.is_floating_point()
+    elif isinstance(value, np.ndarray):
+        floats = value.dtype.kind == "f"
+    else:
         raise TypeError(f"{what} a {type(value).__name__}, expected a float tensor or array")
-    if value.dtype.kind != "f":
-        raise TypeError(f"{what} of dtype {value.dtype}, expected floats")
-    return value
+    if not floats:
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{what} of dtype {dtype}, expected floats")
+    if isinstance(value, torch.Tensor):
+        return placed(value.float(), device)  # NumPy knows no bfloat16
+    return value if device is None else torch.tensor(value, dtype=torch.float32, device=device)

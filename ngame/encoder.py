@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ngame.embeddings import encode_rows
 from ngame.tokens import Tokens
+from ngame.vectors import Vectors, placed
 
 
 @runtime_checkable
@@ -40,8 +39,9 @@ def encode(
     encoder: torch.nn.Module,
     tokens: Tokens,
     *,
+    device: torch.device | None = None,
     tokens_per_batch: int = 16_384,
-) -> npt.NDArray[np.float32]:
+) -> Vectors:
     """Encode n texts within `ngame.evaluating`.
 
     Texts of like length go together, so that an encoder that pads wastes little.
@@ -50,11 +50,12 @@ def encode(
     ----------
     encoder : an `Encoder`
     tokens : n texts
+    device : where the vectors are put, as a tensor; the host if not given, as an array
     tokens_per_batch : padded tokens (texts times the longest of them) that are encoded at once
 
     Returns
     -------
-    float32 array of shape [n, dim]
+    float32 array or tensor of shape [n, dim]
 
     Raises
     ------
@@ -65,13 +66,14 @@ def encode(
     """
     dim = int(encoder.dim)  # type: ignore[arg-type]
     if not len(tokens):
-        return np.empty((0, dim), np.float32)
+        return placed(torch.empty(0, dim, device=device), device)
     return encode_rows(
         lambda rows: checked(encoder(tokens.take(rows)), len(rows), dim),
         len(tokens),
         model=encoder,
         chunk_size=tokens_per_batch,
         lengths=tokens.lengths,
+        device=device,
     )
 
 

@@ -40,6 +40,7 @@ def refresh_sampler(
     model: torch.nn.Module,
     chunk_size: int = 256,
     lengths: npt.ArrayLike | None = None,
+    device: torch.device | str | None = None,
 ) -> None:
     """Encode all rows with the model as it is now, and refresh the sampler with the vectors.
 
@@ -58,6 +59,9 @@ def refresh_sampler(
     model : torch.nn.Module
         What `encode` runs; its mode and the random states are afterwards what they were.
     chunk_size, lengths : as `ngame.encode_rows` takes them, `lengths` for all rows
+    device : torch.device or str, optional
+        Where one process gathers the vectors, for a sampler that takes them from there: on a GPU,
+        a `ClusterBatchSampler` where the GPU core is built. The host if not given.
 
     Raises
     ------
@@ -74,6 +78,7 @@ def refresh_sampler(
         model=model,
         chunk_size=chunk_size,
         lengths=None if lengths is None else np.asarray(lengths)[rows],
+        device=None if together else device,
     )
     if not together:
         sampler.refresh(vectors)
@@ -82,7 +87,7 @@ def refresh_sampler(
     on_host = "cpu:gloo" in dist.get_backend_config()
     group = None if on_host else dist.new_group(backend="gloo")
     try:
-        gathered = _gather(vectors, sampler.n_rows, group)
+        gathered = _gather(np.asarray(vectors), sampler.n_rows, group)
         if gathered is not None:
             sampler.refresh(gathered)
         state = [None if gathered is None else sampler.state_dict()]

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
+import safetensors.torch
 import scipy.sparse as sp
 import torch
 from tqdm import tqdm
@@ -21,21 +21,31 @@ from ngame.config import Config, PredictionConfig
 from ngame.encoder import encode
 from ngame.files import replacing, replacing_folder, write_json, write_tensors
 from ngame.fusion import Features, Fusion
-from ngame.index import HnswIndex, Vectors
+from ngame.index import HnswIndex
 from ngame.shortlist import drop_pairs, keep_topk, merge, topk_arrays
 from ngame.tokens import Tokens
+from ngame.vectors import (
+    Vectors,
+    core_device,
+    on_host,
+    pair_scores,
+    placed,
+    torch_device,
+    unit,
+)
 
 Scorer = Literal["encoder", "classifier", "neighbours", "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
 
 _QUERIES_AT_ONCE = 4096
-# Pairs whose vectors are gathered at once to be scored: a few tens of megabytes.
-_PAIRS_AT_ONCE = 32_768
 
 
 @dataclass(eq=False)
 class Model:
     """All that prediction needs. Make one with `ngame.train`, or from a run's folder with `load`.
+
+    Its vectors are arrays, or, on a GPU with the GPU core, tensors there: what the searches find
+    comes to the host, the vectors do not.
 
     Attributes
     ----------
@@ -53,10 +63,10 @@ class Model:
 
     encoder: torch.nn.Module
     label_texts: list[str]
-    label_vectors: npt.NDArray[np.float32]
-    point_vectors: npt.NDArray[np.float16]
+    label_vectors: Vectors
+    point_vectors: Vectors
     point_labels: sp.csr_matrix
-    classifier: npt.NDArray[np.float32] | None
+    classifier: Vectors | None
     fusions: dict[str, Fusion]
     config: PredictionConfig
     threads: int = 0
@@ -69,10 +79,12 @@ class Model:
         both: tuple[Scorer, ...] = () if self.classifier is None else ("classifier",)
         return ("encoder", *both, "neighbours", "fused")
 
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of texts, float32 [n, dim], unit length."""
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of texts, float32 [n, dim], unit length, where the model's vectors are."""
         tokens: Tokens = self.encoder.tokenize(texts)  # type: ignore[operator]
-        return unit(encode(self.encoder, tokens))
+        there = self.label_vectors
+        device = there.device if isinstance(there, torch.Tensor) else None
+        return unit(encode(self.encoder, tokens, device=device))
 
     def predict(
         self,
@@ -112,7 +124,7 @@ class Model:
 
     def scores(
         self,
-        vectors: npt.NDArray[np.float32],
+        vectors: Vectors,
         k: int | None = None,
         *,
         drop: Any = None,
@@ -154,14 +166,14 @@ class Model:
             for name, matrix in predictions.items()
         }
 
-    def candidates(
-        self, vectors: npt.NDArray[np.float32], single: Scores
-    ) -> tuple[sp.csr_matrix, Features]:
+    def candidates(self, vectors: Vectors, single: Scores) -> tuple[sp.csr_matrix, Features]:
         """All pairs that one of the scorers proposes, and what every scorer says of them."""
         pattern = merge([_ones(matrix) for matrix in single.values()], "max", threads=self.threads)
-        features = {"encoder": _pair_scores(vectors, self.label_vectors, pattern)}
+        rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
+        pairs = rows, pattern.indices
+        features = {"encoder": pair_scores(vectors, self.label_vectors, *pairs)}
         if self.classifier is not None:
-            features["classifier"] = _pair_scores(vectors, self.classifier, pattern)
+            features["classifier"] = pair_scores(vectors, self.classifier, *pairs)
         if "neighbours" in single:
             # The pattern holds every entry of the votes: what is added to it comes out in order.
             votes = (pattern + single["neighbours"]).tocsr()
@@ -170,7 +182,7 @@ class Model:
         return pattern, features
 
     def single_scores(
-        self, vectors: npt.NDArray[np.float32], k: int, *, drop: Any = None, seen: bool = False
+        self, vectors: Vectors, k: int, *, drop: Any = None, seen: bool = False
     ) -> Scores:
         """The k best labels by each scorer alone; see `predict` for the arguments."""
         labels = len(self.label_texts)
@@ -187,7 +199,7 @@ class Model:
             found["neighbours"] = keep_topk(votes, k, threads=self.threads)
         return found
 
-    def _votes(self, vectors: npt.NDArray[np.float32]) -> sp.csr_matrix:
+    def _votes(self, vectors: Vectors) -> sp.csr_matrix:
         """Labels of the nearest training points, by a softmax of the similarities."""
         k = min(self.config.neighbours, len(self.point_vectors))
         scores, ids = self._nearest("neighbours", vectors, k)
@@ -208,21 +220,23 @@ class Model:
     def _nearest(
         self,
         name: Scorer,
-        queries: npt.NDArray[np.float32],
+        queries: Vectors,
         k: int,
         drop: sp.csr_matrix | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Scores and ids of the nearest of the vectors that a scorer searches."""
+        """Scores and ids, on the host, of the nearest of the vectors that a scorer searches."""
         if self.config.search == "hnsw":
-            return self._index(name).search(queries, k, drop=drop)
-        items = self._searched[name]
-        return topk_arrays(queries, items, k, metric="dot", drop=drop, threads=self.threads)
+            return self._index(name).search(on_host(queries), k, drop=drop)
+        found = topk_arrays(
+            queries, self._searched[name], k, metric="dot", drop=drop, threads=self.threads
+        )
+        return on_host(found[0]), on_host(found[1])
 
     def _index(self, name: Scorer) -> HnswIndex:
         """The index of the vectors that a scorer searches, made when it is first asked for."""
         vectors = self._searched[name]
         if name not in self._indexes or self._indexes[name].vectors is not vectors:
-            self._indexes[name] = HnswIndex(vectors, threads=self.threads)
+            self._indexes[name] = HnswIndex(on_host(vectors), threads=self.threads)
         return self._indexes[name]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -246,13 +260,13 @@ class Model:
         }
         write_tensors(
             folder / "vectors.safetensors",
-            {name: torch.from_numpy(array) for name, array in vectors.items()},
+            {name: torch.as_tensor(array) for name, array in vectors.items()},
         )
         classifier = folder / "classifier.safetensors"
         if self.classifier is None:
             classifier.unlink(missing_ok=True)  # that of another model
         else:
-            write_tensors(classifier, {"weight": torch.from_numpy(self.classifier)})
+            write_tensors(classifier, {"weight": torch.as_tensor(self.classifier)})
         if self.config.search == "hnsw":
             with replacing_folder(folder / "index") as aside:
                 for name in self._searched:
@@ -266,40 +280,53 @@ class Model:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], *, encoder: torch.nn.Module | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        encoder: torch.nn.Module | None = None,
+        device: str = "cpu",
     ) -> "Model":
         """Read a run's folder.
 
         Parameters
         ----------
         folder : where `ngame.train` or ``ngame train`` left a finished run
-        encoder : needed only for a run that was trained with a module of the user's own
+        encoder : needed only for a run that was trained with a module of the user's own; it stays
+            on its device
+        device : where to encode and, with the GPU core, to search; "auto" takes a GPU if there is
+            one
 
         Raises
         ------
         FileNotFoundError
             The folder holds no finished run.
+        ValueError
+            torch cannot use the device.
         """
+        place = torch_device(device)
         folder = Path(folder)
         if not (folder / "fusion.json").exists():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no fusion.json")
         config = Config.load(folder / "config.toml")
         with open(folder / "labels.jsonl", encoding="utf8") as lines:
             label_texts = [json.loads(line)["title"] for line in lines]
-        vectors = safetensors.numpy.load_file(folder / "vectors.safetensors")
-        indices = vectors["point_labels.indices"]
+        core = core_device(place, config.prediction.search)
+        vectors = safetensors.torch.load_file(folder / "vectors.safetensors")
+        indptr, indices = (
+            vectors[f"point_labels.{name}"].numpy() for name in ("indptr", "indices")
+        )
         classifier = folder / "classifier.safetensors"
         measured = folder / "metrics.json"
         model = cls(
-            encoder=encoder if encoder is not None else load_encoder(folder / "encoder"),
+            encoder=load_encoder(folder / "encoder").to(place) if encoder is None else encoder,
             label_texts=label_texts,
-            label_vectors=vectors["labels"],
-            point_vectors=vectors["points"],
+            label_vectors=placed(vectors["labels"], core),
+            point_vectors=placed(vectors["points"], core),
             point_labels=sp.csr_matrix(
-                (np.ones(len(indices), np.float32), indices, vectors["point_labels.indptr"]),
+                (np.ones(len(indices), np.float32), indices, indptr),
                 shape=(len(vectors["points"]), len(label_texts)),
             ),
-            classifier=safetensors.numpy.load_file(classifier)["weight"]
+            classifier=placed(safetensors.torch.load_file(classifier)["weight"], core)
             if classifier.exists()
             else None,
             fusions=fusion.load(folder / "fusion.json"),
@@ -310,7 +337,7 @@ class Model:
         if model.config.search == "hnsw" and (folder / "index").exists():
             for name, items in model._searched.items():
                 path = folder / "index" / f"{name}.hnsw"
-                model._indexes[name] = HnswIndex.load(path, items, threads=model.threads)
+                model._indexes[name] = HnswIndex.load(path, on_host(items), threads=model.threads)
         return model
 
 
@@ -323,12 +350,6 @@ def load_encoder(folder: Path) -> torch.nn.Module:
     if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
         return BagEncoder.load(folder)
     raise ValueError(f"{folder} holds no encoder of this library: pass yours as encoder=")
-
-
-def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rows scaled to length 1; zero rows stay."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return cast(npt.NDArray[np.float32], vectors / np.maximum(norms, np.float32(1e-30)))
 
 
 def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_matrix | None]]:
@@ -364,15 +385,3 @@ def _csr(
 def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
     ones = np.ones(matrix.nnz, np.float32)
     return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _pair_scores(
-    vectors: npt.NDArray[np.float32], items: npt.NDArray[np.float32], pattern: sp.csr_matrix
-) -> npt.NDArray[np.float32]:
-    """Dot product of every stored (row, column) pair, float32 [nnz]."""
-    scores = np.empty(pattern.nnz, np.float32)
-    rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
-    for start in range(0, len(scores), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        np.einsum("ij,ij->i", vectors[rows[part]], items[pattern.indices[part]], out=scores[part])
-    return scores

@@ -21,6 +21,7 @@ from ngame.files import remove_leftovers, replacing, replacing_folder, write_jso
 from ngame.index import require_hnswlib
 from ngame.model import load_encoder
 from ngame.tokens import Tokens
+from ngame.vectors import core_device, torch_device
 
 # First words of the seeds of a run: the random streams of its parts have nothing in common.
 HELD_OUT, ENCODER, CLASSIFIER = range(3)
@@ -51,7 +52,13 @@ class Points:
 
 
 class Run:
-    """The parts that both stages share: data, encoder, checkpoint, log."""
+    """The parts that both stages share: data, encoder, checkpoint, log.
+
+    Attributes
+    ----------
+    device : where the encoder and the classifier are trained
+    core : where their vectors are clustered and searched (see `ngame.vectors.core_device`)
+    """
 
     def __init__(
         self,
@@ -64,7 +71,8 @@ class Run:
         self.dataset = dataset
         self.config = config
         self.folder = folder
-        self.device = _device(config.device)
+        self.device = torch_device(config.device)
+        self.core = core_device(self.device, config.prediction.search)
         if config.prediction.search == "hnsw":
             require_hnswlib()
         truth = truth_of(dataset.train_labels, dataset.drop_train)
@@ -131,16 +139,6 @@ def hold_out(truth: Truth, config: Config) -> tuple[npt.NDArray[np.int64], npt.N
     seeds = np.random.SeedSequence(config.seed, spawn_key=(HELD_OUT,))
     shuffled = np.random.default_rng(seeds).permutation(labelled)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
-
-
-def _device(name: str) -> torch.device:
-    """The device that a config names, if torch can use it."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which torch cannot use: {error}") from None
 
 
 def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> torch.nn.Module:

@@ -17,6 +17,7 @@ from ngame.embeddings import EmbeddingBank, RefreshTimer
 from ngame.loss import Entries, decoupled_softmax, triplet
 from ngame.optimizer import Optimizer, Rated
 from ngame.run import Run
+from ngame.vectors import Vectors
 
 
 class _Loss(Protocol):
@@ -79,8 +80,7 @@ class Stage:
         self.total_loss = tensors["total_loss"].to(self.run.device)
         self.best_weights = split(tensors, "best.")
         if self.bank is not None:
-            bank = split(tensors, "bank.")
-            self.bank.load_state_dict({name: value.numpy() for name, value in bank.items()})
+            self.bank.load_state_dict(split(tensors, "bank."))
 
     def epochs(self) -> Iterator[int]:
         """Epochs still to do; a bar over their batches is drawn on a terminal."""
@@ -95,7 +95,7 @@ class Stage:
             for name, module in self.modules.items():
                 module.load_state_dict(split(self.best_weights, f"{name}."))
 
-    def refresh(self, embeddings: Callable[[], npt.NDArray[Any]]) -> None:
+    def refresh(self, embeddings: Callable[[], Vectors]) -> None:
         """Cluster the embeddings of the points if that is due, and time it."""
         if self.sampler.due(self.epoch):
             with self.timer:
@@ -183,7 +183,7 @@ class Stage:
         }
         if self.bank is not None:
             bank = self.bank.state_dict()
-            tensors |= {f"bank.{name}": torch.from_numpy(value) for name, value in bank.items()}
+            tensors |= {f"bank.{name}": torch.as_tensor(value) for name, value in bank.items()}
         self.run.checkpoint.save(meta, tensors)
 
     def _weights(self) -> dict[str, torch.Tensor]:

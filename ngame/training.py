@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,14 @@ from ngame.embeddings import EmbeddingBank
 from ngame.encoder import checked, encode
 from ngame.fusion import Fusion
 from ngame.loss import Entries
-from ngame.model import Model, unit
+from ngame.model import Model
 from ngame.optimizer import Rated
 from ngame.positives import in_batch_positives, label_pool
 from ngame.run import CLASSIFIER, ENCODER, Run, Truth
 from ngame.shortlist import topk, topk_arrays
 from ngame.stage import Stage
 from ngame.tokens import Tokens
+from ngame.vectors import Vectors, half, on_host, placed, unit
 
 # The negatives that hard-negative recall asks for, and the points it is measured on.
 _NEAREST, _MEASURED_POINTS = 10, 2048
@@ -86,7 +86,7 @@ def train_encoder(run: Run) -> None:
     rated = Rated(encoder, config.learning_rate, config.sparse_learning_rate)
     stage = Stage(run, "encoder", ENCODER, config, {"encoder": rated})
     if config.embeddings == "bank":
-        stage.bank = EmbeddingBank(len(points.tokens), int(encoder.dim))
+        stage.bank = EmbeddingBank(len(points.tokens), int(encoder.dim), device=run.core)
     stage.restore(saved)
     for _ in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, stage.bank))
@@ -99,16 +99,16 @@ def train_encoder(run: Run) -> None:
             if stage.bank is not None:
                 stage.bank.update(rows, x)
             stage.step(stage.loss(x @ z.T, known, targets))
-        labels = unit(encode(encoder, run.labels))
+        labels = unit(_encoded(run, run.labels))
         stage.end_epoch(
             {
-                "P@1": _precision(run, unit(encode(encoder, run.held_out.tokens)), labels),
+                "P@1": _precision(run, unit(_encoded(run, run.held_out.tokens)), labels),
                 "hard_negative_recall": _hard_negative_recall(stage, labels, config.positives),
             }
         )
 
 
-def train_classifier(run: Run) -> npt.NDArray[np.float32] | None:
+def train_classifier(run: Run) -> Vectors | None:
     """Classifier stage: one vector a label, against the union of the batch's positives."""
     config = run.config.classifier_stage
     encoder, points = run.encoder, run.points
@@ -120,51 +120,51 @@ def train_classifier(run: Run) -> npt.NDArray[np.float32] | None:
     fresh = saved is None or saved[0]["stage"] != "classifier"
     if fresh:
         with torch.no_grad():
-            classifier.weight.copy_(torch.from_numpy(unit(encode(encoder, run.labels))))
+            classifier.weight.copy_(torch.as_tensor(unit(_encoded(run, run.labels))))
     modules = {"classifier": Rated(classifier, config.learning_rate, config.learning_rate)}
     if config.finetune:
         rate = config.encoder_learning_rate
         modules["encoder"] = Rated(encoder, rate, rate)
     stage = Stage(run, "classifier", CLASSIFIER, config, modules)
     stage.restore(saved)
-    frozen = None if config.finetune else _unit_half(encode(encoder, points.tokens))
+    frozen = None if config.finetune else half(unit(_encoded(run, points.tokens)))
     for _ in stage.epochs():
-        stage.refresh(lambda: encode(encoder, points.tokens) if frozen is None else frozen)
+        stage.refresh(lambda: _encoded(run, points.tokens) if frozen is None else frozen)
         encoder.train(config.finetune)
         for rows, _ in stage.batches():
             pool, known, targets = _batch_labels(points.truth, rows, None, run.device)
             if frozen is None:
                 x = _vectors(encoder, points.tokens.take(rows))
             else:
-                x = torch.from_numpy(frozen[rows].astype(np.float32)).to(run.device)
+                x = torch.as_tensor(frozen[rows]).to(run.device, torch.float32)
             x = F.normalize(F.dropout(x, config.dropout), dim=1)
             w = F.normalize(classifier(torch.from_numpy(pool).to(run.device).long()), dim=1)
             stage.step(stage.loss(x @ w.T, known, targets))
-        weight = unit(classifier.weight.detach().cpu().numpy())
+        weight = unit(placed(classifier.weight, run.core))
         stage.end_epoch(
             {
-                "P@1": _precision(run, unit(encode(encoder, run.held_out.tokens)), weight),
+                "P@1": _precision(run, unit(_encoded(run, run.held_out.tokens)), weight),
                 "hard_negative_recall": _hard_negative_recall(stage, weight, "all"),
             }
         )
-    return unit(classifier.weight.detach().cpu().numpy())
+    return unit(placed(classifier.weight, run.core))
 
 
-def _finish(run: Run, classifier: npt.NDArray[np.float32] | None) -> Model:
+def _finish(run: Run, classifier: Vectors | None) -> Model:
     """Fit the fusion on the held-out points, then let them vote with the others; save, evaluate."""
     config, dataset = run.config, run.dataset
     model = Model(
         encoder=run.encoder.eval(),
         label_texts=dataset.label_texts,
-        label_vectors=unit(encode(run.encoder, run.labels)),
-        point_vectors=_unit_half(encode(run.encoder, run.points.tokens)),
+        label_vectors=unit(_encoded(run, run.labels)),
+        point_vectors=half(unit(_encoded(run, run.points.tokens))),
         point_labels=run.points.truth.targets,
         classifier=classifier,
         fusions={},
         config=config.prediction,
         threads=config.threads,
     )
-    vectors = unit(encode(run.encoder, run.held_out.tokens))
+    vectors = unit(_encoded(run, run.held_out.tokens))
     truth = run.held_out.truth
     left_out = truth.left_out
     k = min(config.prediction.k, len(dataset.label_texts))
@@ -174,7 +174,7 @@ def _finish(run: Run, classifier: npt.NDArray[np.float32] | None) -> Model:
         rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
         relevant = np.asarray(truth.targets[rows, pattern.indices]).ravel() > 0
         model.fusions[name] = Fusion.fit(features, rows, relevant)
-    model.point_vectors = _unit_half(encode(run.encoder, run.all_points.tokens))
+    model.point_vectors = half(unit(_encoded(run, run.all_points.tokens)))
     model.point_labels = run.all_points.truth.targets
     if dataset.test_texts is not None and dataset.test_labels is not None:
         found = model.scores(model.encode(dataset.test_texts), drop=dataset.drop_test)
@@ -221,21 +221,23 @@ def _vectors(encoder: torch.nn.Module, tokens: Tokens) -> torch.Tensor:
     return F.normalize(x.float(), dim=1)
 
 
-def _point_vectors(run: Run, bank: EmbeddingBank | None) -> npt.NDArray[Any]:
+def _encoded(run: Run, tokens: Tokens) -> Vectors:
+    """Vectors of texts as the encoder is now, where the core works on them."""
+    return encode(run.encoder, tokens, device=run.core)
+
+
+def _point_vectors(run: Run, bank: EmbeddingBank | None) -> Vectors:
     """Vectors of the training points: those in the bank, encoded where it has none."""
     tokens = run.points.tokens
     if bank is None:
-        return encode(run.encoder, tokens)
+        return _encoded(run, tokens)
     rows = bank.unseen
-    bank.update(rows, encode(run.encoder, tokens.take(rows)))
-    return bank.vectors
+    bank.update(rows, _encoded(run, tokens.take(rows)))
+    vectors: Vectors = bank.vectors
+    return vectors
 
 
-def _unit_half(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    return unit(vectors).astype(np.float16)
-
-
-def _precision(run: Run, vectors: npt.NDArray[np.float32], items: npt.NDArray[np.float32]) -> float:
+def _precision(run: Run, vectors: Vectors, items: Vectors) -> float:
     """Precision at 1 on the held-out points, by one scorer."""
     truth = run.held_out.truth
     left_out = truth.left_out
@@ -243,7 +245,7 @@ def _precision(run: Run, vectors: npt.NDArray[np.float32], items: npt.NDArray[np
     return metrics.evaluate(best, truth.targets, ks=[1])["P@1"]
 
 
-def _hard_negative_recall(stage: Stage, items: npt.NDArray[np.float32], positives: str) -> float:
+def _hard_negative_recall(stage: Stage, items: Vectors, positives: str) -> float:
     """Of each point's nearest labels that are not its positives, the share in its batch's pool.
 
     Measured on the first batches of the epoch just ended, at its end.
@@ -256,13 +258,14 @@ def _hard_negative_recall(stage: Stage, items: npt.NDArray[np.float32], positive
         rng = np.random.default_rng(stage.seeds(batch)) if positives == "one" else None
         pool, _, _ = _batch_labels(run.points.truth, plan[batch], rng, torch.device("cpu"))
         _, nearest = topk_arrays(
-            encode(run.encoder, run.points.tokens.take(rows)),
+            _encoded(run, run.points.tokens.take(rows)),
             items,
             min(_NEAREST, len(items)),
             drop=run.points.truth.known[rows],
             threads=run.config.threads,
         )
-        there = nearest[nearest >= 0]
+        there = on_host(nearest)
+        there = there[there >= 0]
         found += int(np.isin(there, pool).sum())
         asked += len(there)
     return found / max(1, asked)

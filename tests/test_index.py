@@ -9,7 +9,8 @@ import tiny
 
 import ngame
 from ngame.index import HnswIndex
-from ngame.model import Model, unit
+from ngame.model import Model
+from ngame.vectors import unit
 
 
 @pytest.fixture

@@ -45,8 +45,9 @@ MAY_IMPORT = {
     "config": {"files"},
     "data": {"files", "sparse_text"},
     "docstrings": {"data"},
-    "embeddings": {"arrays"},
-    "encoder": {"embeddings", "tokens"},
+    "vectors": {"cuda"},
+    "embeddings": {"arrays", "vectors"},
+    "encoder": {"embeddings", "tokens", "vectors"},
     "bag": {"encoder", "files", "tokens"},
     "transformer": {"encoder", "files", "tokens"},
     "checkpoint": {"files"},
@@ -64,6 +65,7 @@ MAY_IMPORT = {
         "shortlist",
         "tokens",
         "transformer",
+        "vectors",
     },
     "run": {
         "bag",
@@ -75,6 +77,7 @@ MAY_IMPORT = {
         "model",
         "tokens",
         "transformer",
+        "vectors",
     },
     "optimizer": {"checkpoint", "config"},
     "stage": {
@@ -86,6 +89,7 @@ MAY_IMPORT = {
         "loss",
         "optimizer",
         "run",
+        "vectors",
     },
     "training": {
         "checkpoint",
@@ -103,6 +107,7 @@ MAY_IMPORT = {
         "shortlist",
         "stage",
         "tokens",
+        "vectors",
     },
 }
 XCLIB = "compat.xclib"
@@ -158,6 +163,7 @@ TORCH = {
     "stage",
     "training",
     "transformer",
+    "vectors",
 }
 FOREIGN = {"accelerate", "datasets", "lightning", "sentence_transformers", "transformers"}
 ROOMS = sorted(

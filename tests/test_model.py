@@ -12,7 +12,7 @@ import ngame
 from ngame import model as room
 from ngame.config import PredictionConfig
 from ngame.fusion import Fusion
-from ngame.model import Model, load_encoder, unit
+from ngame.model import Model, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_chunks_change_nothing(model, dataset, monkeypatch):
     drop = np.array([[0, 1], [6, 2], [7, 3], [59, 4]])
     whole = model.scores(vectors, drop=drop)
     monkeypatch.setattr(room, "_QUERIES_AT_ONCE", 7)
-    monkeypatch.setattr(room, "_PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr(ngame.vectors, "_PAIRS_AT_ONCE", 5)
     parts = model.scores(vectors, drop=drop)
     assert all(equal(whole[scorer], parts[scorer]) for scorer in whole)
 
@@ -249,12 +249,6 @@ def test_encoder_of_the_users_own(folder, dataset, model):
     loaded = Model.load(folder, encoder=own)
     assert loaded.encoder is own
     assert equal(loaded.predict(dataset.test_texts), model.predict(dataset.test_texts))
-
-
-def test_unit():
-    x = np.array([[3, 4], [0, 0], [1e-10, 0]], np.float32)
-    np.testing.assert_allclose(unit(x), [[0.6, 0.8], [0, 0], [1, 0]], rtol=1e-6)
-    assert unit(x).dtype == np.float32
 
 
 def test_prediction_leaves_the_encoder_as_it_was(model, dataset):
