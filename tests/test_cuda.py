@@ -342,6 +342,19 @@ def test_clusters_are_as_tight_as_on_the_cpu(device, mixture):
     assert ours >= 0.998 * theirs
 
 
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_clusters_of_rows_that_lie_apart(device, mixture, scalar):
+    """Rows that begin at no multiple of 16 bytes are read element by element."""
+    whole = torch.tensor(mixture(200, 24), device=device).to(scalar)
+    wider = torch.zeros(200, 27, dtype=scalar, device=device)
+    wider[:, 1:25] = whole
+    offsets = np.arange(0, 201, 8)
+    host = whole.double().cpu().numpy()
+    tight = [reference.coherence(host, clusters_of(x, offsets)) for x in (whole, wider[:, 1:25])]
+    # Their sums are taken in another order.
+    assert tight[0] == pytest.approx(tight[1], rel=0.01)
+
+
 def test_clusters_from_samples(device, mixture):
     # On the emulation, nodes of more than 512 rows are split along what a sample of them shows.
     x = mixture(1700, 8)

@@ -19,6 +19,8 @@ constexpr int kThreads = 512;
 constexpr int64_t kSampleRows = 8192;
 #endif
 constexpr int kWarps = kThreads / kWarp;
+// Rows that a warp reads at once: enough for it not to wait for each.
+constexpr int kRowsAtOnce = 4;
 
 // Rounds of the power method before 2-means, as on the CPU.
 constexpr int kPowerRounds = 2;
@@ -51,7 +53,7 @@ struct Level {
 
 struct Shared {
   Digits digits;
-  float partial[kWarps][kWarp];
+  float partial[kWarps][kWarp * kPackBytes / 2];
   float totals[kWarps];
   int64_t before[kWarps];
 };
@@ -86,22 +88,43 @@ __global__ void invert_norms(Matrix x, float* inverse, int32_t* order, Fault bad
   order[row] = static_cast<int32_t>(row);
 }
 
-// The product of a unit row with a direction; all lanes get it.
-template <class T>
-__device__ __forceinline__ float project(const Matrix& x, const float* inverse, int32_t id,
-                                         const float* direction) {
-  const T* const from = static_cast<const T*>(x.data) + id * x.stride;
-  // Scaled one by one: a product of a long row might overflow.
-  const float scale = inverse[id];
-  float sum = 0;
-  for (int64_t at = lane(); at < x.cols; at += kWarp) {
-    sum += to_float(from[at]) * scale * direction[at];
+// The products of a direction with the unit rows ids[0], ids[step], ... , kRows of them, of which
+// only the first `count`, at least one, are there; all lanes get them. kPack elements at once.
+template <class T, int kPack, int kRows>
+__device__ __forceinline__ void project(const Matrix& x, const float* inverse, const int32_t* ids,
+                                        int64_t step, int64_t count, const float* direction,
+                                        float (&products)[kRows]) {
+  const T* from[kRows];
+  // Elements are scaled one by one: a product of a long row might overflow.
+  float scales[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const int32_t id = ids[row < count ? row * step : 0];
+    from[row] = static_cast<const T*>(x.data) + id * x.stride;
+    scales[row] = inverse[id];
+    products[row] = 0;
   }
-  return warp_sum(sum);
+  for (int64_t at = lane() * kPack; at < x.cols; at += kWarp * kPack) {
+    const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction + at);
+    Pack<T, kPack> packs[kRows];
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(from[row] + at);
+    }
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+      for (int element = 0; element < kPack; ++element) {
+        products[row] += to_float(packs[row].values[element]) * scales[row] * along.values[element];
+      }
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) products[row] = warp_sum(products[row]);
 }
 
 // What one block knows of its node while it learns the direction.
-template <class T>
+template <class T, int kPack>
 struct Learner {
   Matrix x;
   const float* inverse;
@@ -114,9 +137,15 @@ struct Learner {
   Shared* shared;
 
   __device__ void project_all() const {
-    for (int64_t at = threadIdx.x / kWarp; at < count; at += kWarps) {
-      const float score = project<T>(x, inverse, ids[at], direction);
-      if (lane() == 0) scores[at] = score;
+    for (int64_t at = threadIdx.x / kWarp; at < count; at += kRowsAtOnce * kWarps) {
+      const int64_t rows = (count - at + kWarps - 1) / kWarps;
+      float products[kRowsAtOnce];
+      project<T, kPack>(x, inverse, ids + at, kWarps, rows, direction, products);
+      if (lane() != 0) continue;
+#pragma unroll
+      for (int row = 0; row < kRowsAtOnce; ++row) {
+        if (row < rows) scores[at + row * kWarps] = products[row];
+      }
     }
     __syncthreads();
   }
@@ -124,22 +153,44 @@ struct Learner {
   // to += the sum of the unit rows times their weights; rows of no weight are not read. Each warp
   // sums every kWarps-th row, and the warps are added in order.
   __device__ void add(float* to) const {
+    constexpr int kColumns = kWarp * kPack;
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    for (int64_t first = 0; first < x.cols; first += kWarp) {
-      const int64_t column = first + lane();
-      float sum = 0;
-      for (int64_t at = warp; at < count; at += kWarps) {
-        const float weight = weights[at];
-        if (weight == 0 || column >= x.cols) continue;
-        const T* const from = static_cast<const T*>(x.data) + ids[at] * x.stride;
-        sum += weight * (to_float(from[column]) * inverse[ids[at]]);
+    for (int64_t first = 0; first < x.cols; first += kColumns) {
+      const int64_t column = first + lane() * kPack;
+      const bool inside = column < x.cols;
+      float sums[kPack] = {};
+      for (int64_t at = warp; at < count; at += kRowsAtOnce * kWarps) {
+        float factors[kRowsAtOnce];
+        float scales[kRowsAtOnce] = {};
+        Pack<T, kPack> packs[kRowsAtOnce] = {};
+#pragma unroll
+        for (int row = 0; row < kRowsAtOnce; ++row) {
+          const int64_t place = at + row * kWarps;
+          factors[row] = inside && place < count ? weights[place] : 0;
+          if (factors[row] == 0) continue;
+          const int32_t id = ids[place];
+          scales[row] = inverse[id];
+          packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(static_cast<const T*>(x.data) +
+                                                                id * x.stride + column);
+        }
+#pragma unroll
+        for (int row = 0; row < kRowsAtOnce; ++row) {
+#pragma unroll
+          for (int element = 0; element < kPack; ++element) {
+            sums[element] += factors[row] * (to_float(packs[row].values[element]) * scales[row]);
+          }
+        }
       }
-      shared->partial[warp][lane()] = sum;
+#pragma unroll
+      for (int element = 0; element < kPack; ++element) {
+        shared->partial[warp][lane() * kPack + element] = sums[element];
+      }
       __syncthreads();
-      if (warp == 0 && column < x.cols) {
-        float total = to[column];
-        for (int other = 0; other < kWarps; ++other) total += shared->partial[other][lane()];
-        to[column] = total;
+      for (int at = static_cast<int>(threadIdx.x); at < kColumns && first + at < x.cols;
+           at += kThreads) {
+        float total = to[first + at];
+        for (int other = 0; other < kWarps; ++other) total += shared->partial[other][at];
+        to[first + at] = total;
       }
       __syncthreads();
     }
@@ -202,9 +253,9 @@ __device__ __forceinline__ uint64_t side_key(const float* scores, int64_t at) {
 
 // Learns the direction along which to split a node, by 2-means on its rows or a sample of them. A
 // block for each node.
-template <class T>
-__global__ void learn(Matrix x, const float* inverse, const int32_t* order, Level level,
-                      int max_iterations) {
+template <class T, int kPack>
+__global__ void __launch_bounds__(kThreads, 2)
+    learn(Matrix x, const float* inverse, const int32_t* order, Level level, int max_iterations) {
   auto& shared = *shared_memory<Shared>();
   const Node node = level.nodes[blockIdx.x];
   const int64_t count = node.rows < kSampleRows ? node.rows : kSampleRows;
@@ -218,15 +269,15 @@ __global__ void learn(Matrix x, const float* inverse, const int32_t* order, Leve
   }
   float* const left_sum = level.sums + blockIdx.x * 2 * x.cols;
   float* const total = left_sum + x.cols;
-  const Learner<T> learner{x,
-                           inverse,
-                           ids,
-                           count,
-                           level.scores + node.begin,
-                           level.weights + node.begin,
-                           level.sides + node.begin,
-                           level.directions + blockIdx.x * x.cols,
-                           &shared};
+  const Learner<T, kPack> learner{x,
+                                  inverse,
+                                  ids,
+                                  count,
+                                  level.scores + node.begin,
+                                  level.weights + node.begin,
+                                  level.sides + node.begin,
+                                  level.directions + blockIdx.x * x.cols,
+                                  &shared};
   for (int64_t at = threadIdx.x; at < count; at += kThreads) {
     learner.weights[at] = 1;
     learner.sides[at] = 0;
@@ -260,7 +311,7 @@ __global__ void learn(Matrix x, const float* inverse, const int32_t* order, Leve
 
 // Scores every row along the direction of its node. A warp for each row; the nodes' rows follow
 // each other in the order.
-template <class T>
+template <class T, int kPack>
 __global__ void score_rows(Matrix x, const float* inverse, const int32_t* order, Level level,
                            int64_t node_count) {
   const int64_t at = global_warp();
@@ -273,8 +324,9 @@ __global__ void score_rows(Matrix x, const float* inverse, const int32_t* order,
   }
   const Node& node = level.nodes[first];
   if (at < node.begin || at >= node.begin + node.rows) return;
-  const float score = project<T>(x, inverse, order[at], level.directions + first * x.cols);
-  if (lane() == 0) level.scores[at] = score;
+  float products[1];
+  project<T, kPack>(x, inverse, order + at, 0, 1, level.directions + first * x.cols, products);
+  if (lane() == 0) level.scores[at] = products[0];
 }
 
 // Moves the rows of a node that go left to its front, the order kept on both sides. A block for
@@ -308,56 +360,73 @@ __global__ void split(Level level, int32_t* order) {
   for (int64_t at = threadIdx.x; at < node.rows; at += kThreads) from[at] = to[at];
 }
 
+// The nodes of all levels, one level after the other: they depend on the sizes alone.
+struct Tree {
+  std::vector<Node> nodes;
+  std::vector<int64_t> levels;  // where each begins, and where the last one ends
+};
+
+Tree make_tree(const std::vector<int64_t>& offsets, uint64_t seed) {
+  Tree tree;
+  const auto add = [&](int64_t first, int64_t last, uint64_t node_seed) {
+    if (last - first < 2) return;
+    const int64_t begin = offsets[first];
+    const int64_t middle = offsets[first + (last - first) / 2];
+    tree.nodes.push_back({first, last, begin, offsets[last] - begin, middle - begin, node_seed});
+  };
+  add(0, static_cast<int64_t>(offsets.size()) - 1, seed);
+  tree.levels.push_back(0);
+  while (tree.levels.back() < static_cast<int64_t>(tree.nodes.size())) {
+    const int64_t first = tree.levels.back();
+    tree.levels.push_back(static_cast<int64_t>(tree.nodes.size()));
+    for (int64_t at = first; at < tree.levels.back(); ++at) {
+      const Node parent = tree.nodes[at];
+      const int64_t middle = parent.first + (parent.last - parent.first) / 2;
+      add(parent.first, middle, splitmix(parent.seed));
+      add(middle, parent.last, splitmix(~parent.seed));
+    }
+  }
+  return tree;
+}
+
 }  // namespace
 
 void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int64_t>& offsets,
                        const ClusterParams& params, int32_t* order) {
-  const auto clusters = static_cast<int64_t>(offsets.size()) - 1;
-  // A level has at most as many nodes as leave each of them two clusters.
-  const int64_t most_nodes = std::max<int64_t>(clusters / 2, 1);
+  const Tree tree = make_tree(offsets, params.seed);
+  const auto node_count = static_cast<int64_t>(tree.nodes.size());
+  Node* const nodes = call.buffer<Node>(node_count);
+  call.to_device(nodes, tree.nodes.data(), node_count);
+  int64_t most = 0;  // nodes of a level
+  for (size_t at = 1; at < tree.levels.size(); ++at) {
+    most = std::max(most, tree.levels[at] - tree.levels[at - 1]);
+  }
   float* const inverse = call.buffer<float>(x.rows);
-  Node* const nodes = call.buffer<Node>(most_nodes);
-  const Level level{nodes,
-                    call.buffer<float>(most_nodes * x.cols),
-                    call.buffer<float>(most_nodes * 2 * x.cols),
-                    call.buffer<int32_t>(x.rows),
-                    call.buffer<float>(x.rows),
-                    call.buffer<float>(x.rows),
-                    call.buffer<unsigned char>(x.rows)};
+  Level level{nodes,
+              call.buffer<float>(most * x.cols),
+              call.buffer<float>(most * 2 * x.cols),
+              call.buffer<int32_t>(x.rows),
+              call.buffer<float>(x.rows),
+              call.buffer<float>(x.rows),
+              call.buffer<unsigned char>(x.rows)};
   with_scalar(x.scalar, [&](auto scalar) {
     using T = decltype(scalar);
+    constexpr int kPack = kPackBytes / sizeof(T);
+    const bool by_packs = packed<T>(x);
     const Fault bad = Fault::make(call);
     call.for_each_warp(invert_norms<T>, x.rows, x, inverse, order, bad);
     if (const int64_t row = bad.read(call); row >= 0) {
       throw std::invalid_argument(std::string(x.name) + " has NaN or infinity in row " +
                                   std::to_string(row));
     }
-    const auto node = [&](int64_t first, int64_t last, uint64_t seed) {
-      const int64_t begin = offsets[first];
-      return Node{
-          first, last, begin, offsets[last] - begin, offsets[first + (last - first) / 2] - begin,
-          seed};
-    };
-    std::vector<Node> now;
-    if (clusters > 1) now.push_back(node(0, clusters, params.seed));
-    while (!now.empty()) {
-      const auto count = static_cast<int64_t>(now.size());
-      call.to_device(nodes, now.data(), count);
-      call.launch(learn<T>, count, kThreads, sizeof(Shared), x, inverse, order, level,
-                  params.max_iterations);
-      call.for_each_warp(score_rows<T>, x.rows, x, inverse, order, level, count);
+    for (size_t at = 1; at < tree.levels.size(); ++at) {
+      const int64_t count = tree.levels[at] - tree.levels[at - 1];
+      level.nodes = nodes + tree.levels[at - 1];
+      call.launch(by_packs ? learn<T, kPack> : learn<T, 1>, count, kThreads, sizeof(Shared), x,
+                  inverse, order, level, params.max_iterations);
+      call.for_each_warp(by_packs ? score_rows<T, kPack> : score_rows<T, 1>, x.rows, x, inverse,
+                         order, level, count);
       call.launch(split, count, kThreads, sizeof(Shared), level, order);
-      std::vector<Node> next;
-      for (const Node& parent : now) {
-        const int64_t middle = parent.first + (parent.last - parent.first) / 2;
-        if (middle - parent.first > 1) {
-          next.push_back(node(parent.first, middle, splitmix(parent.seed)));
-        }
-        if (parent.last - middle > 1) {
-          next.push_back(node(middle, parent.last, splitmix(~parent.seed)));
-        }
-      }
-      now = std::move(next);
     }
   });
 }

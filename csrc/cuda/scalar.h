@@ -17,6 +17,22 @@ struct BFloat {
   uint16_t bits;
 };
 
+// Elements that are read at once.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T values[kCount];
+};
+// So many of them can be, where rows begin at multiples of as many bytes.
+constexpr int kPackBytes = 16;
+
+// Whether every row, and every row of a matrix of as many floats, consists of whole packs.
+template <class T>
+bool packed(const Matrix& x) {
+  constexpr int64_t kCount = kPackBytes / sizeof(T);
+  return reinterpret_cast<uintptr_t>(x.data) % kPackBytes == 0 && x.stride % kCount == 0 &&
+         x.cols % kCount == 0;
+}
+
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(BFloat value) {
   return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);

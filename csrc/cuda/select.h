@@ -11,6 +11,26 @@ struct Digits {
   unsigned long long rank;
 };
 
+// The digit that holds the key of a rank, and its rank among the keys of that digit. By one warp.
+__device__ __forceinline__ void find_digit(int64_t rank, Digits& digits) {
+  constexpr int kEach = 256 / kWarp;
+  const unsigned* const counts = digits.counts + lane() * kEach;
+  int64_t through = 0;
+  for (int at = 0; at < kEach; ++at) through += counts[at];
+  const int64_t own = through;
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const int from = lane() >= distance ? lane() - distance : lane();
+    const int64_t other = __shfl_sync(kAllLanes, through, from);
+    if (lane() >= distance) through += other;
+  }
+  int64_t below = through - own;
+  if (rank < below || rank >= through) return;
+  int digit = 0;
+  for (; below + counts[digit] <= rank; ++digit) below += counts[digit];
+  digits.digit = lane() * kEach + digit;
+  digits.rank = static_cast<unsigned long long>(rank - below);
+}
+
 // The key of which `rank` others, of the `count` that key(at) gives, are smaller; ties are equal
 // keys. Digit by digit from the highest, counting those that share the digits found so far. For all
 // threads of the block, each of which gets it.
@@ -27,13 +47,7 @@ __device__ uint64_t block_select(const Key& key, int64_t count, int64_t rank, Di
       if ((value & above) == found) atomicAdd(&digits.counts[value >> shift & 255], 1u);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      auto left = static_cast<unsigned long long>(rank);
-      int digit = 0;
-      while (digit < 255 && left >= digits.counts[digit]) left -= digits.counts[digit++];
-      digits.digit = digit;
-      digits.rank = left;
-    }
+    if (threadIdx.x < kWarp) find_digit(rank, digits);
     __syncthreads();
     rank = static_cast<int64_t>(digits.rank);
     found |= static_cast<uint64_t>(digits.digit) << shift;

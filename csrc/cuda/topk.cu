@@ -14,11 +14,14 @@ namespace {
 // Small, so that tests see several blocks.
 constexpr int64_t kQueryBlock = 32;
 constexpr int64_t kItemBlock = 160;
+constexpr int64_t kFirstItems = 32;
 #else
 // Queries that are searched for together, and items that they meet in one launch: the candidates of
 // all of them are kept until the next, 8 bytes each.
 constexpr int64_t kQueryBlock = 4096;
 constexpr int64_t kItemBlock = 8192;
+// Items of the first launch, all of which become candidates: the best of them leave few of others.
+constexpr int64_t kFirstItems = 1024;
 #endif
 
 // A block scores so many queries against as many items, and takes the dimensions in steps.
@@ -46,17 +49,20 @@ struct Candidate {
   int32_t id;
 };
 
+// Of a rounded row.
+struct Margin {
+  __device__ Margin(const Rounded& rows, int64_t row)
+      : length(rows.length[row]), residual(rows.residual[row]) {}
+  float length, residual;
+};
 // How far a product of rounded rows may be from the score. The last term stands for the sums on the
 // tensor cores and the rounding of the score: each of the `cols` additions errs by less than 2^-22
 // of the product of the lengths.
-__device__ __forceinline__ float slack(const Rounded& queries, int64_t query, const Rounded& items,
-                                       int64_t item) {
-  const float whole_query = queries.length[query] + queries.residual[query];
-  const float whole_item = items.length[item] + items.residual[item];
-  const float sums = static_cast<float>(queries.cols + 8) * 0x1p-22f * whole_query * whole_item;
-  return 1.0001f * (queries.residual[query] * items.length[item] +
-                    whole_query * items.residual[item] + sums) +
-         0x1p-100f;
+__device__ __forceinline__ float slack(Margin query, Margin item, int64_t cols) {
+  const float whole_query = query.length + query.residual;
+  const float whole_item = item.length + item.residual;
+  const float sums = static_cast<float>(cols + 8) * 0x1p-22f * whole_query * whole_item;
+  return 1.0001f * (query.residual * item.length + whole_query * item.residual + sums) + 0x1p-100f;
 }
 
 // A warp for each row.
@@ -116,22 +122,34 @@ struct FilterMemory {
   float tiles[kFilterThreads / kWarp][kTile * kTile];
 };
 
-// Eight elements, read at once.
-struct alignas(16) Eight {
-  uint32_t words[4];
+// What one thread reads of a step: a few packs of a block's rows.
+using Eight = Pack<BFloat, 8>;
+constexpr int kEightsPerRow = kDepth / 8;
+struct Fetched {
+  Eight eights[kBlockRows * kEightsPerRow / kFilterThreads];
 };
 
-__device__ __forceinline__ void load_rows(const Rounded& from, int64_t first, int64_t last,
-                                          int64_t depth, BFloat* to) {
-  constexpr int kPerRow = kDepth / 8;
-  for (int at = static_cast<int>(threadIdx.x); at < kBlockRows * kPerRow; at += kFilterThreads) {
-    const int64_t row = first + at / kPerRow;
-    const int column = at % kPerRow * 8;
-    Eight eight{};
-    if (row < last) {
-      eight = *reinterpret_cast<const Eight*>(from.data + row * from.cols + depth + column);
-    }
-    *reinterpret_cast<Eight*>(to + at / kPerRow * kStride + column) = eight;
+__device__ __forceinline__ Fetched fetch_rows(const Rounded& from, int64_t first, int64_t last,
+                                              int64_t depth) {
+  Fetched fetched;
+  int at = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (Eight& eight : fetched.eights) {
+    const int64_t row = first + at / kEightsPerRow;
+    const int64_t column = depth + at % kEightsPerRow * 8;
+    eight = row < last ? *reinterpret_cast<const Eight*>(from.data + row * from.cols + column)
+                       : Eight{};
+    at += kFilterThreads;
+  }
+  return fetched;
+}
+
+__device__ __forceinline__ void store_rows(const Fetched& fetched, BFloat* to) {
+  int at = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (const Eight& eight : fetched.eights) {
+    *reinterpret_cast<Eight*>(to + at / kEightsPerRow * kStride + at % kEightsPerRow * 8) = eight;
+    at += kFilterThreads;
   }
 }
 
@@ -146,10 +164,17 @@ __global__ void filter(Rounded queries, Rounded items, Round round, Candidates c
   const int query_offset = warp / 2 * 32;
   const int item_offset = warp % 2 * 64;
   Tile tiles[2][4];
+  Fetched query_rows = fetch_rows(queries, first_query, round.last_query, 0);
+  Fetched item_rows = fetch_rows(items, first_item, round.last_item, 0);
   for (int64_t depth = 0; depth < queries.cols; depth += kDepth) {
-    load_rows(queries, first_query, round.last_query, depth, memory.queries);
-    load_rows(items, first_item, round.last_item, depth, memory.items);
+    store_rows(query_rows, memory.queries);
+    store_rows(item_rows, memory.items);
     __syncthreads();
+    // The next step is on its way while the products of this one are made.
+    if (depth + kDepth < queries.cols) {
+      query_rows = fetch_rows(queries, first_query, round.last_query, depth + kDepth);
+      item_rows = fetch_rows(items, first_item, round.last_item, depth + kDepth);
+    }
 #pragma unroll
     for (int step = 0; step < kDepth; step += kTile) {
 #pragma unroll
@@ -165,20 +190,39 @@ __global__ void filter(Rounded queries, Rounded items, Round round, Candidates c
     __syncthreads();
   }
   float* const tile = memory.tiles[warp];
+  // Each half of a warp has a row of the tile: sixteen items of one query.
+  constexpr uint32_t kRowLanes = (1u << kTile) - 1;
+  const int row_start = lane() / kTile * kTile;
 #pragma unroll
-  for (int row = 0; row < 2; ++row) {
+  for (int column = 0; column < 4; ++column) {
+    const int64_t item = first_item + item_offset + column * kTile + lane() % kTile;
+    const bool item_there = item < round.last_item;
+    const Margin item_margin(items, item_there ? item : round.first_item);
 #pragma unroll
-    for (int column = 0; column < 4; ++column) {
+    for (int row = 0; row < 2; ++row) {
       tiles[row][column].store(tile);
       __syncwarp();
       for (int at = lane(); at < kTile * kTile; at += kWarp) {
         const int64_t query = first_query + query_offset + row * kTile + at / kTile;
-        const int64_t item = first_item + item_offset + column * kTile + at % kTile;
-        if (query >= round.last_query || item >= round.last_item) continue;
-        const int64_t place = query - round.first_query;
-        if (tile[at] + slack(queries, query, items, item) < candidates.cutoffs[place]) continue;
-        const unsigned next = atomicAdd(candidates.counts + place, 1u);
-        candidates.list[place * kItemBlock + next] = {tile[at], static_cast<int32_t>(item)};
+        const bool there = item_there && query < round.last_query;
+        const int64_t place = there ? query - round.first_query : 0;
+        const Margin query_margin(queries, round.first_query + place);
+        const float most = tile[at] + slack(query_margin, item_margin, queries.cols);
+        const bool passes = there && !(most < candidates.cutoffs[place]);
+        const uint32_t all = __ballot_sync(kAllLanes, passes);
+        if (all == 0) continue;
+        // One place is asked for by all of a row that pass.
+        const uint32_t passing = all >> row_start & kRowLanes;
+        unsigned next = 0;
+        if (lane() == row_start && passing != 0) {
+          const int64_t own = query - round.first_query;
+          next = atomicAdd(candidates.counts + own, static_cast<unsigned>(__popc(passing)));
+        }
+        next = __shfl_sync(kAllLanes, next, row_start);
+        next += __popc(passing & ((1u << lane() % kTile) - 1));
+        if (passes) {
+          candidates.list[place * kItemBlock + next] = {tile[at], static_cast<int32_t>(item)};
+        }
       }
       __syncwarp();
     }
@@ -230,10 +274,14 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
   const auto dropped = [&](int64_t at) {
     return drop.offsets != nullptr && contains(drop, query, list[at].id);
   };
+  const Margin margin(rounded_queries, query);
+  const auto error = [&](int64_t at) {
+    return slack(margin, Margin(rounded_items, list[at].id), rounded_queries.cols);
+  };
   // What a candidate scores at least; the k-th best of that is a cutoff too.
   const auto least = [&](int64_t at) {
     if (dropped(at)) return kNoKey;
-    const float score = list[at].score - slack(rounded_queries, query, rounded_items, list[at].id);
+    const float score = list[at].score - error(at);
     return static_cast<uint64_t>(descending(score)) << 32 | static_cast<uint32_t>(list[at].id);
   };
   float cutoff = candidates.cutoffs[place];
@@ -248,7 +296,7 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
   __syncthreads();
   for (int64_t at = threadIdx.x / kWarp; at < count; at += kMergeThreads / kWarp) {
     const int64_t item = list[at].id;
-    if (list[at].score + slack(rounded_queries, query, rounded_items, item) < cutoff) continue;
+    if (list[at].score + error(at) < cutoff) continue;
     if (dropped(at)) continue;
     const float score =
         exact_score<Query, Item>(queries, items, query, item, rounded_queries, rounded_items);
@@ -357,8 +405,9 @@ void topk(const Call& call, const Matrix& queries, const Matrix& items, const Cs
     Round round{first, std::min(first + kQueryBlock, queries.rows), 0, 0};
     const int64_t count = round.last_query - round.first_query;
     call.for_each(start, count, candidates, best);
-    for (; round.first_item < items.rows; round.first_item += kItemBlock) {
-      round.last_item = std::min(round.first_item + kItemBlock, items.rows);
+    for (; round.first_item < items.rows; round.first_item = round.last_item) {
+      const int64_t most = round.first_item == 0 ? std::max(kFirstItems, k) : kItemBlock;
+      round.last_item = std::min(round.first_item + std::min(most, kItemBlock), items.rows);
       const int64_t across = (round.last_item - round.first_item + kBlockRows - 1) / kBlockRows;
       call.launch(filter, (count + kBlockRows - 1) / kBlockRows * across, kFilterThreads,
                   sizeof(FilterMemory), rounded_queries, rounded_items, round, candidates);
