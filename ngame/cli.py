@@ -180,8 +180,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
+    from ngame.vectors import on_host
+
     model = ngame.Model.load(options.run_folder, device="auto")
-    vectors = model.encode(_read_lines(options.texts))
+    vectors = on_host(model.encode(_read_lines(options.texts)))
     with replacing(options.output) as aside, open(aside, "wb") as file:
         np.save(file, vectors)
     print(f"{vectors.shape[0]} vectors of width {vectors.shape[1]}: {options.output}")

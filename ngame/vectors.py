@@ -60,7 +60,7 @@ def placed(x: torch.Tensor, device: torch.device | None) -> Vectors:
 
 
 def on_host(values: Any) -> npt.NDArray[Any]:
-    """What a search gave, ids or scores, as an array."""
+    """Ids or scores that a search gave, or what is to be written to a file, as an array."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 

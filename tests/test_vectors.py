@@ -129,6 +129,16 @@ def test_rows_encoded_onto_a_device():
         encode_rows(lambda rows: rows[:, None], 10, model=table, device="cpu")
 
 
+def test_a_sampler_is_refreshed_from_a_device():
+    table, taken = torch.nn.Embedding(12, 4), []
+    sampler = ngame.ClusterBatchSampler(12, 4, cluster_size=2)
+    sampler.refresh = taken.append
+    for device in (None, "cpu"):
+        ngame.refresh_sampler(sampler, lambda x: table.weight[x], model=table, device=device)
+    assert isinstance(taken[0], np.ndarray)
+    assert torch.equal(taken[1], table.weight)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
 def test_bank_on_a_device(rng, scale):
     """As the bank on the host, but for NaN, which it keeps to name it later."""
@@ -154,6 +164,28 @@ def test_bank_on_a_device(rng, scale):
         there.update([0], x[:1, :4])
     there.update([4], torch.full((1, 5), torch.nan))
     assert first_not_finite(there.vectors) == 4
+
+
+def test_no_operation_mixes_devices(monkeypatch):
+    """On the meta device, which like CUDA refuses operands from the CPU but for indices."""
+    meta = torch.device("meta")
+    x, items = torch.empty(3, 4, device=meta), torch.empty(6, 4, device=meta)
+    with pytest.raises(RuntimeError):
+        x + torch.ones(3, 4)
+    monkeypatch.setattr(vectors, "on_host", lambda x: np.ones(len(x)) * (x.device == meta))
+    monkeypatch.setattr("ngame.embeddings.first_not_finite", lambda x: None)
+    assert first_not_finite(x) is None
+    assert pair_scores(x, items, np.array([0, 2]), np.array([5, 0], np.int32)).tolist() == [1, 1]
+    assert pair_scores(np.ones((3, 4), np.float32), items, np.arange(2), np.arange(2)).all()
+    assert half(unit(x))[np.array([1, 2])].device == meta
+    bank = EmbeddingBank(10, 4, device=meta)
+    bank.update([1, 2, 1], x)
+    bank.update(torch.tensor([4, 2, 0]), torch.ones(3, 4))
+    bank.load_state_dict({"vectors": torch.ones(10, 4).half(), "seen": np.ones(10, bool)})
+    assert bank.vectors.device == meta
+    model = torch.nn.Identity()
+    found = encode_rows(lambda rows: items[rows], 6, model=model, chunk_size=4, device=meta)
+    assert found.device == meta
 
 
 class Stay(TorchFunctionMode):
