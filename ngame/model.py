@@ -28,7 +28,7 @@ from ngame.vectors import (
     Vectors,
     core_device,
     on_host,
-    pair_scores,
+    pair_products,
     placed,
     torch_device,
     unit,
@@ -171,9 +171,9 @@ class Model:
         pattern = merge([_ones(matrix) for matrix in single.values()], "max", threads=self.threads)
         rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
         pairs = rows, pattern.indices
-        features = {"encoder": pair_scores(vectors, self.label_vectors, *pairs)}
+        features = {"encoder": pair_products(vectors, self.label_vectors, *pairs)}
         if self.classifier is not None:
-            features["classifier"] = pair_scores(vectors, self.classifier, *pairs)
+            features["classifier"] = pair_products(vectors, self.classifier, *pairs)
         if "neighbours" in single:
             # The pattern holds every entry of the votes: what is added to it comes out in order.
             votes = (pattern + single["neighbours"]).tocsr()

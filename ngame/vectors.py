@@ -88,7 +88,7 @@ def first_not_finite(x: Vectors) -> int | None:
     return None if finite.all() else int(np.argmin(finite))
 
 
-def pair_scores(
+def pair_products(
     x: Vectors, items: Vectors, rows: npt.NDArray[Any], columns: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
     """Dot products of rows of `x` and rows of `items`, pair by pair: float32, on the host."""

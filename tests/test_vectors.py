@@ -19,7 +19,7 @@ from ngame import run as run_room
 from ngame.embeddings import EmbeddingBank, encode_rows
 from ngame.model import Model
 from ngame.run import Run
-from ngame.vectors import core_device, first_not_finite, half, pair_scores, torch_device, unit
+from ngame.vectors import core_device, first_not_finite, half, pair_products, torch_device, unit
 
 try:
     from ngame import _cuda_emulated as emulated
@@ -57,11 +57,11 @@ def test_pair_scores(kind, rng, monkeypatch):
     monkeypatch.setattr(vectors, "_PAIRS_AT_ONCE", 7)
     x, items = (rng.standard_normal((n, 5)).astype(np.float32) for n in (4, 6))
     rows, columns = rng.integers(4, size=30), rng.integers(6, size=30).astype(np.int32)
-    scores = pair_scores(x, kind(items), rows, columns)
+    scores = pair_products(x, kind(items), rows, columns)
     assert isinstance(scores, np.ndarray)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, (x @ items.T)[rows, columns], rtol=1e-5, atol=1e-6)
-    assert pair_scores(kind(x), kind(items), rows[:0], columns[:0]).shape == (0,)
+    assert pair_products(kind(x), kind(items), rows[:0], columns[:0]).shape == (0,)
 
 
 def test_where_the_core_works(monkeypatch):
@@ -175,8 +175,8 @@ def test_no_operation_mixes_devices(monkeypatch):
     monkeypatch.setattr(vectors, "on_host", lambda x: np.ones(len(x)) * (x.device == meta))
     monkeypatch.setattr("ngame.embeddings.first_not_finite", lambda x: None)
     assert first_not_finite(x) is None
-    assert pair_scores(x, items, np.array([0, 2]), np.array([5, 0], np.int32)).tolist() == [1, 1]
-    assert pair_scores(np.ones((3, 4), np.float32), items, np.arange(2), np.arange(2)).all()
+    assert pair_products(x, items, np.array([0, 2]), np.array([5, 0], np.int32)).tolist() == [1, 1]
+    assert pair_products(np.ones((3, 4), np.float32), items, np.arange(2), np.arange(2)).all()
     assert half(unit(x))[np.array([1, 2])].device == meta
     bank = EmbeddingBank(10, 4, device=meta)
     bank.update([1, 2, 1], x)
