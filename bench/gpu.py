@@ -117,6 +117,8 @@ def missing(installed: bool) -> list[str]:
     lacking = [name for name in modules if importlib.util.find_spec(name) is None]
     if not installed and shutil.which("nvcc") is None:
         lacking.append("nvcc")
+    if not installed and "_editable_skbc_ngame" in sys.modules:
+        lacking.append("a place for a build, which the editable ngame hides (see --installed)")
     if "torch" not in lacking:
         import torch
 
