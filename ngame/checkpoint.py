@@ -78,8 +78,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
 
 
 def arrays(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """A state of ints and NumPy arrays as tensors."""
-    return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    """A state of ints, arrays and tensors as tensors; a tensor stays where it is."""
+    return {
+        name: value.clone()
+        if isinstance(value, torch.Tensor)
+        else torch.from_numpy(np.array(value))
+        for name, value in state.items()
+    }
 
 
 def sampler_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import ngame
 from ngame import cluster, cuda, metrics, shortlist, training, vectors
 from ngame import model as model_room
 from ngame import run as run_room
+from ngame.checkpoint import arrays, sampler_state
 from ngame.embeddings import EmbeddingBank, encode_rows
 from ngame.model import Model
 from ngame.run import Run
@@ -155,7 +156,7 @@ def test_bank_on_a_device(rng, scale):
     assert torch.equal(there.vectors[8], there.vectors[2])
     assert there.unseen.tolist() == [9]
     again = EmbeddingBank(10, 5, device="cpu")
-    again.load_state_dict({name: torch.as_tensor(v) for name, v in there.state_dict().items()})
+    again.load_state_dict(sampler_state(arrays(there.state_dict())))
     assert torch.equal(again.vectors, there.vectors)
     assert again.unseen.tolist() == [9]
     with pytest.raises(IndexError, match="rows has 10, out of range for 10"):
@@ -182,7 +183,7 @@ def test_no_operation_mixes_devices(monkeypatch):
     bank.update([1, 2, 1], x)
     bank.update(torch.tensor([4, 2, 0]), torch.ones(3, 4))
     bank.load_state_dict({"vectors": torch.ones(10, 4).half(), "seen": np.ones(10, bool)})
-    assert bank.vectors.device == meta
+    assert bank.vectors.device == arrays(bank.state_dict())["vectors"].device == meta
     model = torch.nn.Identity()
     found = encode_rows(lambda rows: items[rows], 6, model=model, chunk_size=4, device=meta)
     assert found.device == meta
