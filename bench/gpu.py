@@ -105,10 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.installed:
         return report(measured(options), options.output)
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder))
+        site = build(Path(folder))
         own = list(sys.argv[1:] if arguments is None else arguments)
         again = [sys.executable, str(Path(__file__).resolve()), *own, "--installed"]
-        return subprocess.run(again, env={**os.environ, "PYTHONPATH": folder}).returncode
+        return subprocess.run(again, env={**os.environ, "PYTHONPATH": str(site)}).returncode
 
 
 def missing(installed: bool) -> list[str]:
@@ -133,17 +133,21 @@ def missing(installed: bool) -> list[str]:
     return lacking
 
 
-def build(folder: Path) -> None:
-    """Put the package with both cores into a folder; what a build says comes out where it fails."""
+def build(folder: Path) -> Path:
+    """Install the package with both cores within a folder, and say where."""
     import torch
 
+    site = folder / "site"
     major, minor = torch.cuda.get_device_capability()
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
-    command += ["--no-build-isolation", "-Ccmake.define.NGAME_CUDA=ON"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
+    # A build folder of its own: what the usual one has cached stays as it is.
+    command += ["--no-build-isolation", f"-Cbuild-dir={folder / 'build'}"]
+    command += ["-Ccmake.define.NGAME_CUDA=ON"]
     command += [f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={major}{minor}", ROOT]
     say("building")
     if subprocess.run(command, stdout=sys.stderr).returncode:
         sys.exit("gpu.py: the build failed")
+    return site
 
 
 def measured(options: argparse.Namespace) -> Iterator[Row]:
