@@ -45,6 +45,22 @@ def mixture():
     return make
 
 
+@pytest.fixture
+def logs(monkeypatch):
+    """Give the logs of the trainings so far, otherwise seen only in the folders of runs."""
+    from ngame.run import Run  # with torch, which not all tests need
+
+    runs = []
+    start = Run.__init__
+
+    def keep(self, *arguments):
+        runs.append(self)
+        start(self, *arguments)
+
+    monkeypatch.setattr(Run, "__init__", keep)
+    return lambda: [run.log for run in runs]
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Folder of a very small BERT with random weights and the tokenizer of MiniLM."""

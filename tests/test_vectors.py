@@ -19,7 +19,6 @@ from ngame import run as run_room
 from ngame.checkpoint import arrays, sampler_state
 from ngame.embeddings import EmbeddingBank, encode_rows
 from ngame.model import Model
-from ngame.run import Run
 from ngame.vectors import core_device, first_not_finite, half, pair_products, torch_device, unit
 
 try:
@@ -218,20 +217,6 @@ def device(monkeypatch):
         yield HOST
 
 
-@pytest.fixture
-def log(monkeypatch):
-    """The logs of the trainings so far."""
-    runs = []
-    start = Run.__init__
-
-    def keep(self, *arguments):
-        runs.append(self)
-        start(self, *arguments)
-
-    monkeypatch.setattr(Run, "__init__", keep)
-    return lambda: [run.log for run in runs]
-
-
 @pytest.fixture(scope="module")
 def dataset():
     return tiny.dataset(120, 24, drop_train=[(0, 0), (5, 3)], drop_test=[(1, 2)])
@@ -248,7 +233,7 @@ def config(*sets):
 
 
 @pytest.mark.parametrize("embeddings", ["bank", "fresh"])
-def test_vectors_stay_on_their_device(dataset, device, log, embeddings, monkeypatch):
+def test_vectors_stay_on_their_device(dataset, device, logs, embeddings, monkeypatch):
     sets = [f"encoder_stage.embeddings={embeddings}"]
     if embeddings == "fresh":
         sets.append("classifier_stage.finetune=true")
@@ -263,7 +248,7 @@ def test_vectors_stay_on_their_device(dataset, device, log, embeddings, monkeypa
         assert isinstance(model.point_vectors, kind)
         assert isinstance(model.label_vectors, kind)
         assert isinstance(model.classifier, kind)
-    ours, theirs, _ = log()
+    ours, theirs, _ = logs()
     # Nothing is clustered before the second epoch: but for rounding the first one is the same.
     for name, value in theirs[0].items():
         assert name in ("seconds", "refresh_share") or ours[0][name] == pytest.approx(value), name
