@@ -21,9 +21,10 @@ constexpr int kWarp = 32;
 #ifndef NGAME_CUDA_EMULATE
 inline void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
-  // No argument is at fault: the device is lost, is full, or had failed before.
   throw std::runtime_error(std::string(call) + ": the GPU failed with " + cudaGetErrorName(error) +
-                           ", " + cudaGetErrorString(error));
+                           " (" + cudaGetErrorString(error) +
+                           "), here or in work queued before. No argument is at fault; if the "
+                           "next call fails too, start the process anew");
 }
 #endif
 
@@ -44,7 +45,9 @@ struct Call {
               Arguments... arguments) const {
     if (blocks == 0) return;
     if (blocks > std::numeric_limits<int32_t>::max()) {
-      throw std::invalid_argument(std::string(name) + ": too many rows for one launch");
+      throw std::invalid_argument(std::string(name) + " needs " + std::to_string(blocks) +
+                                  " blocks of threads, a launch has at most 2**31 - 1: pass fewer "
+                                  "rows at a time");
     }
 #ifdef NGAME_CUDA_EMULATE
     emulation::run(blocks, threads, shared, [&] { kernel(arguments...); });
