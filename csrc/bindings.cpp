@@ -14,6 +14,7 @@
 #include "metrics.h"
 #include "parallel.h"
 #include "positives.h"
+#include "scorer.h"
 #include "shortlist.h"
 #include "sparse_text.h"
 #include "topk.h"

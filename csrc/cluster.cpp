@@ -1,15 +1,15 @@
 #include "cluster.h"
 
-#include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <new>
 #include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "aligned.h"
+#include "bisector.h"
+#include "cut.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "random.h"
@@ -37,38 +37,8 @@ constexpr int64_t kSampledRowsPerDimension = 12;
 constexpr int64_t kSampledBytes = 32 * 1024 * 1024;
 constexpr int64_t kLeastSampled = 64;
 
-// 2-means of at least so many rows starts from the result on every fourth of them.
-constexpr int64_t kCoarse = 256;
-
-// Rounds of the power method before 2-means, each on so many rows at most. Starting near the
-// leading component, and not just at two random rows, gives tighter clusters (by nearly 1 %).
-constexpr int kPowerRounds = 2;
-constexpr int64_t kPowerRows = 128;
-
-// Rows whose products and sum are taken together, so that the second finds them in the nearest
-// cache.
-constexpr int64_t kFewRows = 16;
-
 // What is read from the disk in one piece where memory does not hold the input.
 constexpr int64_t kWindowBytes = 32 * 1024 * 1024;
-
-// On cache line borders: a load of a whole vector then never straddles two lines.
-template <class Element>
-struct Aligned {
-  using value_type = Element;
-  static constexpr std::align_val_t kLine{64};
-
-  Aligned() = default;
-  template <class Other>
-  explicit Aligned(const Aligned<Other>&) {}
-  Element* allocate(size_t count) {
-    return static_cast<Element*>(::operator new(count * sizeof(Element), kLine));
-  }
-  void deallocate(Element* memory, size_t) { ::operator delete(memory, kLine); }
-  bool operator==(const Aligned&) const = default;
-};
-template <class Element>
-using AlignedVector = std::vector<Element, Aligned<Element>>;
 
 // Clusters [first, last) of the result, and with them rows offsets[first] .. offsets[last].
 struct Node {
@@ -80,217 +50,6 @@ struct Node {
   int64_t middle() const { return first + (last - first) / 2; }
   Node left() const { return {first, middle(), splitmix(seed)}; }
   Node right() const { return {middle(), last, splitmix(~seed)}; }
-};
-
-// Floats as integers in the same order.
-int32_t rank_of(float value) {
-  const auto bits = std::bit_cast<int32_t>(value);
-  return bits < 0 ? std::numeric_limits<int32_t>::min() - bits : bits;
-}
-float at_rank(int32_t rank) {
-  return std::bit_cast<float>(rank < 0 ? std::numeric_limits<int32_t>::min() - rank : rank);
-}
-
-// The `count` smallest of some scores, ties by lower position: those below `value` and the first
-// `ties` that equal it.
-struct Cut {
-  float value;
-  int64_t ties;
-
-  // Narrows an interval of values. Counting what is below a value is a fast pass without branches,
-  // about ten of which are needed: cheaper than moving the scores about.
-  static Cut find(std::span<const float> scores, int64_t count) {
-    float least = 0;
-    float most = 0;
-    kernels().extremes(scores.data(), scores.size(), &least, &most);
-    // Fewer than `count` are below `low`, more are below `high`.
-    int32_t low = rank_of(least);
-    int32_t high = rank_of(most) + 1;
-    int64_t below_low = 0;
-    auto below_high = static_cast<int64_t>(scores.size());
-    for (int step = 1; static_cast<int64_t>(high) - low > 1; ++step) {
-      int64_t middle = (static_cast<int64_t>(low) + high) / 2;
-      if (step % 3 != 0) {
-        // Where the count would be reached if the values between lay evenly.
-        const double share =
-            static_cast<double>(count - below_low) / static_cast<double>(below_high - below_low);
-        const double from = at_rank(low);
-        const double guess = from + share * (static_cast<double>(at_rank(high)) - from);
-        middle = std::clamp<int64_t>(rank_of(static_cast<float>(guess)),
-                                     static_cast<int64_t>(low) + 1, static_cast<int64_t>(high) - 1);
-      }
-      const float value = at_rank(static_cast<int32_t>(middle));
-      const auto below =
-          static_cast<int64_t>(kernels().count_below(scores.data(), scores.size(), value));
-      if (below == count) return {value, 0};
-      if (below < count) {
-        low = static_cast<int32_t>(middle);
-        below_low = below;
-      } else {
-        high = static_cast<int32_t>(middle);
-        below_high = below;
-      }
-    }
-    return {at_rank(low), count - below_low};
-  }
-  // To be asked for every position in ascending order.
-  bool takes(float score) {
-    const bool tie = (score == value) & (ties > 0);
-    ties -= tie;
-    return (score < value) | tie;
-  }
-};
-
-// Moves the positions that `taken` holds for to the front, order kept on both sides.
-template <class Taken>
-void partition(std::span<int32_t> values, std::vector<int32_t>& spare, const Taken& taken) {
-  spare.resize(values.size());
-  size_t front = 0;
-  size_t rest = 0;
-  for (size_t at = 0; at < values.size(); ++at) {
-    const int32_t value = values[at];
-    const bool front_side = taken(at);
-    values[front] = value;
-    spare[rest] = value;
-    front += front_side;
-    rest += !front_side;
-  }
-  std::copy_n(spare.begin(), rest, values.begin() + front);
-}
-
-void normalise(std::span<float> vector) {
-  const float squares = kernels().squared_norm_f32(vector.data(), vector.size());
-  const float scale = squares > 0 ? 1.0f / std::sqrt(squares) : 0.0f;
-  for (float& value : vector) value *= scale;
-}
-
-// 2-means with halves of given size, on packed unit vectors.
-class Bisector {
- public:
-  explicit Bisector(int64_t dim) : direction_(dim), left_sum_(dim), other_(dim), part_sum_(dim) {}
-
-  // Splits the rows `ids`, whose sum is `sum`: `left` of them are moved to the front, order kept on
-  // both sides.
-  void split(const uint32_t* rows, std::span<int32_t> ids, int64_t left, std::span<const float> sum,
-             uint64_t seed, int max_iterations, Cancel& cancel) {
-    const auto count = static_cast<int64_t>(ids.size());
-    scores_.resize(ids.size());
-    weights_.resize(ids.size());
-    // Whole words may be compared, whatever the number of rows.
-    side_.resize(ids.size() + 8);
-    next_side_.resize(side_.size());
-    moved_.resize(ids.size());
-    start(rows, ids, sum, seed);
-    int64_t step = 1;
-    while (count / step >= kCoarse) step *= 4;
-    for (; step > 1; step /= 4) {
-      part_.clear();
-      for (int64_t at = 0; at < count; at += step) part_.push_back(ids[at]);
-      const auto size = static_cast<int64_t>(part_.size());
-      add(rows, part_, part_sum_);
-      iterate(rows, part_, std::clamp<int64_t>(left * size / count, 1, size - 1), part_sum_,
-              max_iterations, cancel);
-    }
-    iterate(rows, ids, left, sum, max_iterations, cancel);
-    partition(ids, moved_, [&](size_t at) { return side_[at] != 0; });
-  }
-
-  // Of the last split: left rows have the smaller products with the direction.
-  std::span<const float> direction() const { return direction_; }
-  std::span<const float> left_sum() const { return left_sum_; }
-
-  // Sum of some rows.
-  void add(const uint32_t* rows, std::span<const int32_t> ids, std::span<float> sum) {
-    weights_.assign(std::max(ids.size(), weights_.size()), 1.0f);
-    std::fill(sum.begin(), sum.end(), 0.0f);
-    kernels().accumulate_packed(gather(rows, ids), weights_.data(), sum.data());
-  }
-
- private:
-  GatheredRows<uint32_t> gather(const uint32_t* rows, std::span<const int32_t> ids) const {
-    return {rows, direction_.size() / 2, ids.data(), ids.size()};
-  }
-  // Turns from the line between two random rows towards the direction of the largest variance.
-  void start(const uint32_t* rows, std::span<const int32_t> ids, std::span<const float> sum,
-             uint64_t seed) {
-    const uint64_t count = ids.size();
-    const uint64_t first = splitmix(seed) % count;
-    const uint64_t second = (first + 1 + splitmix(seed + 1) % (count - 1)) % count;
-    const int32_t ends[] = {ids[second], ids[first]};
-    const float signs[] = {1.0f, -1.0f};
-    std::fill(direction_.begin(), direction_.end(), 0.0f);
-    kernels().accumulate_packed(gather(rows, ends), signs, direction_.data());
-    const int64_t used = std::min<int64_t>(static_cast<int64_t>(count), kPowerRows);
-    part_.resize(used);
-    for (int64_t at = 0; at < used; ++at) part_[at] = ids[at * count / used];
-    for (int round = 0; round < kPowerRounds; ++round) {
-      const int32_t only = 0;
-      float mean = 0;
-      kernels().project_f32({sum.data(), 0, &only, 1}, sum.size(), direction_.data(), 1, &mean, 1);
-      mean /= static_cast<float>(count);
-      double weight = 0;
-      std::fill(other_.begin(), other_.end(), 0.0f);
-      for (int64_t begin = 0; begin < used; begin += kFewRows) {
-        const auto few =
-            gather(rows, std::span(part_).subspan(begin, std::min(kFewRows, used - begin)));
-        kernels().project_packed(few, direction_.data(), scores_.data());
-        for (size_t at = 0; at < few.count; ++at) weight += scores_[at] -= mean;
-        kernels().accumulate_packed(few, scores_.data(), other_.data());
-      }
-      const auto share = static_cast<float>(weight / static_cast<double>(count));
-      for (size_t at = 0; at < sum.size(); ++at) direction_[at] = other_[at] - share * sum[at];
-      normalise(direction_);
-    }
-  }
-  void iterate(const uint32_t* rows, std::span<const int32_t> ids, int64_t left,
-               std::span<const float> sum, int max_iterations, Cancel& cancel) {
-    const std::span<float> scores = std::span(scores_).first(ids.size());
-    std::fill_n(side_.begin(), ids.size(), 0);
-    std::fill(left_sum_.begin(), left_sum_.end(), 0.0f);
-    for (int iteration = 0; iteration < max_iterations; ++iteration) {
-      cancel.check();
-      kernels().project_packed(gather(rows, ids), direction_.data(), scores.data());
-      choose(Cut::find(scores, left), scores);
-      // The left sum follows the rows that change sides: few, after the first rounds, so that most
-      // groups of eight are passed over by one comparison.
-      constexpr size_t kGroup = 8;
-      size_t moved = 0;
-      for (size_t first = 0; first < ids.size(); first += kGroup) {
-        const size_t last = std::min(first + kGroup, ids.size());
-        if (std::memcmp(&side_[first], &next_side_[first], kGroup) == 0) continue;
-        for (size_t at = first; at < last; ++at) {
-          moved_[moved] = ids[at];
-          weights_[moved] = next_side_[at] ? 1.0f : -1.0f;
-          moved += next_side_[at] != side_[at];
-        }
-      }
-      side_.swap(next_side_);
-      if (moved == 0) break;
-      kernels().accumulate_packed(gather(rows, std::span(moved_).first(moved)), weights_.data(),
-                                  left_sum_.data());
-      aim(sum);
-    }
-  }
-  // What `cut` takes is on the left. A pass without state, which the compiler turns into vectors,
-  // and one for ties, of which there seldom are any.
-  void choose(Cut cut, std::span<const float> scores) {
-    char* const sides = next_side_.data();
-    for (size_t at = 0; at < scores.size(); ++at) sides[at] = scores[at] < cut.value;
-    for (size_t at = 0; at < scores.size() && cut.ties > 0; ++at) sides[at] = cut.takes(scores[at]);
-  }
-  // From the left centre to the right one, both on the sphere.
-  void aim(std::span<const float> sum) {
-    std::copy(left_sum_.begin(), left_sum_.end(), other_.begin());
-    for (size_t at = 0; at < sum.size(); ++at) direction_[at] = sum[at] - left_sum_[at];
-    normalise(other_);
-    normalise(direction_);
-    for (size_t at = 0; at < sum.size(); ++at) direction_[at] -= other_[at];
-  }
-
-  AlignedVector<float> direction_, left_sum_, other_, part_sum_, scores_;
-  std::vector<float> weights_;
-  std::vector<char> side_, next_side_;
-  std::vector<int32_t> moved_, part_;
 };
 
 // What one thread needs for itself.

@@ -1,7 +1,6 @@
 #include "topk.h"
 
 #include <algorithm>
-#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -11,8 +10,10 @@
 #include <new>
 #include <vector>
 
+#include "cut.h"
 #include "kernels.h"
 #include "matrix.h"
+#include "scorer.h"
 
 // How a fast search is exact. Rows are scaled to norm 1 and coded, as floats or as 8-bit integers,
 // whose products are four times as fast. The product of two codes misses that of the rows by
@@ -32,10 +33,6 @@ constexpr int64_t kQueryBytes = 192 * 1024;
 // block of queries may take.
 constexpr int64_t kGathered = 512;
 constexpr int64_t kGatheredBytes = 16 * 1024 * 1024;
-// Of a threshold that k numbers are to reach, one in so many may do so as well.
-constexpr size_t kMoreThanWanted = 16;
-// Queries whose pairs a thread scores at a time.
-constexpr int64_t kScoredRows = 64;
 // If more than one pair in so many passes the filter of 8-bit codes, that of floats is faster.
 constexpr int64_t kPairsPerScore = 16;
 // Sums of up to 127 * 127 a column in 32 bits.
@@ -53,15 +50,6 @@ struct Scored {
 
 bool better(const Scored& a, const Scored& b) {
   return a.score != b.score ? a.score > b.score : a.id < b.id;
-}
-
-// Floats as integers in the same order, and back; -0 comes before 0.
-int32_t ordered(float value) {
-  const auto bits = std::bit_cast<int32_t>(value);
-  return bits >= 0 ? bits : bits ^ std::numeric_limits<int32_t>::max();
-}
-float unordered(int32_t bits) {
-  return std::bit_cast<float>(bits >= 0 ? bits : bits ^ std::numeric_limits<int32_t>::max());
 }
 
 int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -125,77 +113,6 @@ struct Query {
   double error;   //   + error * item's norm
   double bound;   // scores not above it are of no use, in the units of the filter
   std::vector<Scored> best;  // the best k so far, in no order
-};
-
-// Scores pairs from the rows themselves, in double. One score is the same whoever asks for it.
-class Scorer {
- public:
-  // NaN and infinity come to light here.
-  Scorer(const MatrixView& queries, const MatrixView& items, bool cosine, int threads,
-         Cancel& cancel)
-      : items_(items),
-        cosine_(cosine),
-        query_norms_(norms(queries, threads, cancel)),
-        item_norms_(norms(items, threads, cancel)) {
-    if (cosine || queries.rows == 0 || items.rows == 0) return;
-    longest_ = *std::max_element(item_norms_.begin(), item_norms_.end());
-    if (longest_ * *std::max_element(query_norms_.begin(), query_norms_.end()) > FLT_MAX) {
-      throw std::invalid_argument("products of queries and items may overflow float32");
-    }
-  }
-
-  // 0 for those whose cosines are to be 0.
-  double query_norm(int64_t row) const { return query_norms_[static_cast<size_t>(row)]; }
-  double item_norm(int64_t row) const { return item_norms_[static_cast<size_t>(row)]; }
-  // The longest item's norm; 1 where rows are divided by theirs.
-  double longest() const { return longest_; }
-
-  // A query's row in double, by way of float.
-  static void widen(const MatrixView& queries, int64_t row, std::vector<float>& narrow,
-                    std::vector<double>& wide) {
-    narrow.resize(static_cast<size_t>(padded(queries.cols)));
-    copy_row(queries, row, 1.0f, narrow.data());
-    wide.assign(narrow.begin(), narrow.end());
-  }
-
-  float operator()(int64_t row, const std::vector<double>& wide, int64_t item) const {
-    const double scale = cosine_ ? query_norm(row) * item_norm(item) : 1;
-    return scale == 0 ? 0 : static_cast<float>(product(items_, item, wide.data()) / scale);
-  }
-
- private:
-  double product(const MatrixView& matrix, int64_t row, const double* with) const {
-    const auto cols = static_cast<size_t>(matrix.cols);
-    return matrix.scalar == Scalar::f16 ? use_.dot_f16(matrix.f16(row), with, cols)
-                                        : use_.dot_f32(matrix.f32(row), with, cols);
-  }
-
-  std::vector<double> norms(const MatrixView& matrix, int threads, Cancel& cancel) const {
-    constexpr int64_t kRows = 256;
-    std::vector<double> found(static_cast<size_t>(matrix.rows));
-    const int64_t blocks = (matrix.rows + kRows - 1) / kRows;
-    parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
-      std::vector<float> narrow;
-      std::vector<double> wide;
-      const int64_t end = std::min(matrix.rows, (block + 1) * kRows);
-      for (int64_t row = block * kRows; row < end; ++row) {
-        widen(matrix, row, narrow, wide);
-        const double norm = std::sqrt(product(matrix, row, wide.data()));
-        if (!std::isfinite(norm)) {
-          throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
-                                      std::to_string(row));
-        }
-        found[static_cast<size_t>(row)] = cosine_ && norm < FLT_MIN ? 0 : norm;
-      }
-    });
-    return found;
-  }
-
-  const Kernels& use_ = kernels();
-  const MatrixView& items_;
-  const bool cosine_;
-  const std::vector<double> query_norms_, item_norms_;
-  double longest_ = 1;
 };
 
 template <class Index>
@@ -439,37 +356,18 @@ class Search {
     scratch.bar[static_cast<size_t>(lane)] = static_cast<float>(query.bound / query.weight);
   }
 
-  // What k of the best scores so far and of value(at) of the candidates reach, and not many more:
-  // counting finds that in a fraction of the time that the k-th itself takes.
+  // What k of the best scores so far and of value(at) of the candidates reach.
   template <class Value>
   double kth(const Query& query, const List& list, Scratch& scratch, const Value& value) const {
-    const auto k = static_cast<size_t>(params_.k);
-    const size_t count = query.best.size() + static_cast<size_t>(list.count);
-    if (count < k) return -std::numeric_limits<double>::infinity();
-    scratch.ranking.resize(count);
-    float* const ranking = scratch.ranking.data();
-    for (int32_t at = 0; at < list.count; ++at) ranking[at] = value(at);
-    for (size_t at = 0; at < query.best.size(); ++at) {
-      ranking[static_cast<size_t>(list.count) + at] =
-          static_cast<float>(static_cast<double>(query.best[at].score) / query.unit);
+    const auto scored = static_cast<int64_t>(query.best.size());
+    if (list.count + scored < params_.k) return -std::numeric_limits<double>::infinity();
+    scratch.ranking.resize(static_cast<size_t>(list.count + scored));
+    float* ranking = scratch.ranking.data();
+    for (int32_t at = 0; at < list.count; ++at) *ranking++ = value(at);
+    for (const Scored& one : query.best) {
+      *ranking++ = static_cast<float>(static_cast<double>(one.score) / query.unit);
     }
-    // Halves the range of floats, as ordered integers: k reach `least`, fewer `most`.
-    float lowest, highest;
-    use_.extremes(ranking, count, &lowest, &highest);
-    int64_t least = ordered(lowest), most = int64_t{ordered(highest)} + 1;
-    size_t reached = count;
-    while (most - least > 1 && reached > k + k / kMoreThanWanted) {
-      const int64_t middle = least + (most - least) / 2;
-      const float bar = unordered(static_cast<int32_t>(middle));
-      const size_t there = count - use_.count_below(ranking, count, bar);
-      if (there < k) {
-        most = middle;
-      } else {
-        least = middle;
-        reached = there;
-      }
-    }
-    return static_cast<double>(unordered(static_cast<int32_t>(least)));
+    return static_cast<double>(Cut::find(scratch.ranking, list.count + scored - params_.k).value);
   }
 
   // Filters one block of queries through the coded items from number `from` on. Returns how many
@@ -581,35 +479,9 @@ void topk(const MatrixView& queries, const MatrixView& items, const CsrView<Inde
   Search<Index>(queries, items, drop, params, cancel, scores, ids).run();
 }
 
-template <class Index>
-void pair_scores(const MatrixView& queries, const MatrixView& items, const CsrView<Index>& pairs,
-                 bool cosine, int threads, Cancel& cancel, float* scores) {
-  const Scorer scorer(queries, items, cosine, threads, cancel);
-  const int64_t blocks = (pairs.rows + kScoredRows - 1) / kScoredRows;
-  parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
-    std::vector<float> narrow;
-    std::vector<double> wide;
-    const int64_t end = std::min(pairs.rows, (block + 1) * kScoredRows);
-    for (int64_t row = block * kScoredRows; row < end; ++row) {
-      cancel.check();
-      const auto entries = pairs.sorted_row(row);
-      if (entries.size() == 0) continue;
-      Scorer::widen(queries, row, narrow, wide);
-      float* to = scores + (entries.begin - pairs.columns);
-      for (const Index* item = entries.begin; item != entries.end; ++item) {
-        *to++ = scorer(row, wide, *item);
-      }
-    }
-  });
-}
-
 template void topk(const MatrixView&, const MatrixView&, const CsrView<int32_t>*, const TopkParams&,
                    Cancel&, float*, int32_t*);
 template void topk(const MatrixView&, const MatrixView&, const CsrView<int64_t>*, const TopkParams&,
                    Cancel&, float*, int32_t*);
-template void pair_scores(const MatrixView&, const MatrixView&, const CsrView<int32_t>&, bool, int,
-                          Cancel&, float*);
-template void pair_scores(const MatrixView&, const MatrixView&, const CsrView<int64_t>&, bool, int,
-                          Cancel&, float*);
 
 }  // namespace ngame

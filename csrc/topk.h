@@ -22,10 +22,4 @@ template <class Index>
 void topk(const MatrixView& queries, const MatrixView& items, const CsrView<Index>* drop,
           const TopkParams& params, Cancel& cancel, float* scores, int32_t* ids);
 
-// scores[e] is the score of the query and the item of stored entry e of `pairs`, [queries, items],
-// to the bit that of `topk`.
-template <class Index>
-void pair_scores(const MatrixView& queries, const MatrixView& items, const CsrView<Index>& pairs,
-                 bool cosine, int threads, Cancel& cancel, float* scores);
-
 }  // namespace ngame
