@@ -35,8 +35,8 @@ import torch
 from sentence_transformers.util import cos_sim, mine_hard_negatives, pairwise_cos_sim
 
 import ngame
-from ngame.encoder import encode
-from ngame.transformer import TransformerEncoder
+from ngame.encoders.encode import encode
+from ngame.encoders.transformer import TransformerEncoder
 
 # Ours, theirs, and the formats of theirs: the default, a row for each pair; and the leanest.
 SETTINGS: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [

@@ -56,7 +56,7 @@ def main() -> None:
     print("| data | by | vectors | epoch, s | refresh, s | share |\n|---|---|---|---:|---:|---:|")
     # The clock of `RefreshTimer` counts what other work on the machine takes, this one does not.
     clock = SimpleNamespace(monotonic=time.process_time)
-    with mock.patch("ngame.embeddings.time", clock):
+    with mock.patch("ngame.batches.timer.time", clock):
         for vectors in ("bank", "fresh"):
             if options.kind == "train":
                 epochs = by_train(dataset, vectors, options)

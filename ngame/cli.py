@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 import ngame
 from ngame import metrics
-from ngame.files import replacing
+from ngame.files import atomic_write
 
 # What the user can set right: in the arguments, the files, or the machine.
 _MISTAKES = (
@@ -154,7 +154,7 @@ def _predict(options: argparse.Namespace) -> None:
             raise ValueError("--text is empty")
     if options.output:
         found = model.predict(texts, options.k, scorer=options.scorer, drop=drop)
-        with replacing(options.output) as aside, open(aside, "wb") as file:
+        with atomic_write(options.output) as aside, open(aside, "wb") as file:
             sp.save_npz(file, found)
         print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
         return
@@ -180,11 +180,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    from ngame.vectors import on_host
+    from ngame.encoders.vectors import to_numpy
 
     model = ngame.Model.load(options.run_folder, device="auto")
-    vectors = on_host(model.encode(_read_lines(options.texts)))
-    with replacing(options.output) as aside, open(aside, "wb") as file:
+    vectors = to_numpy(model.encode(_read_lines(options.texts)))
+    with atomic_write(options.output) as aside, open(aside, "wb") as file:
         np.save(file, vectors)
     print(f"{vectors.shape[0]} vectors of width {vectors.shape[1]}: {options.output}")
 
@@ -208,9 +208,9 @@ def _cluster(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ngame import tfidf
     from ngame.config import Config
-    from ngame.docstrings import see_also_dataset
+    from ngame.demo import tfidf
+    from ngame.demo.see_also import see_also_dataset
 
     print("The task: from the docstring of a numpy or scipy function to its See Also section.")
     dataset = see_also_dataset()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ngame import _core
 from ngame.arrays import as_count, as_matrix, as_threads, on_gpu
-from ngame.files import replacing
+from ngame.files import atomic_write
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ class Clusters:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file, aside and then in place of `path`."""
-        with replacing(path) as aside, open(aside, "wb") as file:
+        with atomic_write(path) as aside, open(aside, "wb") as file:
             np.savez(file, order=self.order, offsets=self.offsets)
 
     @classmethod

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ngame.files import replacing
+from ngame.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +196,7 @@ class Config:
         path : the file; none if not given
         sets : the settings, which go before the file's
         points, labels : how many the data have. They and the kind of encoder then decide the
-            settings that neither names (see `suited`); else these have their plain defaults.
+            settings that neither names (see `defaults_for`); else these have their plain defaults.
 
         Raises
         ------
@@ -230,17 +230,17 @@ class Config:
         if points is not None and labels is not None:
             encoder = table.get("encoder", {})
             kind = encoder.get("kind", "bag") if isinstance(encoder, Mapping) else "bag"
-            table = _over(suited(points, labels, kind), table)
+            table = _over(defaults_for(points, labels, kind), table)
         config: Self = _build(cls, table, "")
         return config
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write every setting as TOML, in one step."""
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(_toml(dataclasses.asdict(self)), encoding="utf8")
 
 
-def suited(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
+def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
     """The settings that go best with data of that size, as nested tables; see bench/RESULTS.md.
 
     - Few points are visited more often, and their texts thinned for it.
@@ -380,5 +380,5 @@ __all__ = [
     "EncoderStageConfig",
     "PredictionConfig",
     "StageConfig",
-    "suited",
+    "defaults_for",
 ]

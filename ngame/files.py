@@ -18,7 +18,7 @@ _LEFTOVERS = (f"{_ASIDE}*", ".tmp??????")
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path to write aside; on success it takes the place of `path`, on error it goes.
 
     The name that is given keeps the suffix of `path` and lies in the same folder, so that the final
@@ -46,7 +46,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The same for a folder: it is filled aside and then takes the place of `path`.
 
     A folder cannot replace a full one in a single step, so an old one is moved away first: a
@@ -84,7 +84,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON in one step."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
@@ -108,7 +108,7 @@ def write_tensors(
         alone[name] = tensor.clone() if place in memory else tensor
         memory.add(place)
     path = Path(path)
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         try:
             save_file(alone, aside, None if metadata is None else dict(metadata))
         except SafetensorError as error:  # which a full disk raises too

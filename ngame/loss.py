@@ -17,14 +17,14 @@ import torch.nn.functional as F
 _MASKED = -1e30
 
 
-class Entries(NamedTuple):
+class CooIndex(NamedTuple):
     """Entries of a matrix: `rows` and `columns` are int64 tensors of one length."""
 
     rows: torch.Tensor
     columns: torch.Tensor
 
     @classmethod
-    def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "Entries":
+    def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "CooIndex":
         """The stored entries of a CSR matrix, row by row."""
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         return cls(
@@ -35,8 +35,8 @@ class Entries(NamedTuple):
 
 def triplet(
     scores: torch.Tensor,
-    known: Entries,
-    targets: Entries,
+    known: CooIndex,
+    targets: CooIndex,
     *,
     margin: float = 0.3,
     negatives: int = 10,
@@ -53,7 +53,7 @@ def triplet(
     Parameters
     ----------
     scores : float tensor of shape [S, U], cosines
-    known, targets : Entries of `scores`
+    known, targets : CooIndex of `scores`
     margin : by how much a positive must beat a negative to pay nothing
     negatives : how many of the hardest a row meets
     temperature : of the softmax that weighs them
@@ -73,7 +73,7 @@ def triplet(
 
 
 def decoupled_softmax(
-    scores: torch.Tensor, known: Entries, targets: Entries, *, temperature: float = 0.05
+    scores: torch.Tensor, known: CooIndex, targets: CooIndex, *, temperature: float = 0.05
 ) -> torch.Tensor:
     """Softmax loss of each positive against the negatives only (DEXML, ICLR 2024).
 
@@ -84,7 +84,7 @@ def decoupled_softmax(
     Parameters
     ----------
     scores : float tensor of shape [S, U], cosines
-    known, targets : Entries of `scores`
+    known, targets : CooIndex of `scores`
     temperature : divides the scores
 
     Returns
@@ -97,11 +97,11 @@ def decoupled_softmax(
     return _mean_over_rows(F.softplus(negative[targets.rows] - positive), targets)
 
 
-def _negatives(scores: torch.Tensor, known: Entries) -> torch.Tensor:
+def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:
     return scores.index_put(tuple(known), scores.new_tensor(_MASKED))
 
 
-def _mean_over_rows(losses: torch.Tensor, targets: Entries) -> torch.Tensor:
+def _mean_over_rows(losses: torch.Tensor, targets: CooIndex) -> torch.Tensor:
     """Mean over the rows of `targets` of the mean over a row's `losses`; 0 without a target."""
     if len(losses) == 0:
         return losses.sum()

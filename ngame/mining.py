@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ngame.arrays import as_count, as_matrix, as_pairs
 from ngame.cluster import as_seed
-from ngame.shortlist import Metric, pair_scores, topk_arrays
+from ngame.topk import Metric, pair_scores, topk_arrays
 
 # Pairs that are ranked at once: the memory beside the result is bounded by it, and nothing else
 # depends on it.

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from ngame.arrays import as_count, as_csr, as_threads, canonical
-from ngame.shortlist import drop_pairs, keep_topk, topk_arrays
+from ngame.shortlist import drop_pairs, keep_topk
+from ngame.topk import topk_arrays
 
 
 def haversine_neighbours(

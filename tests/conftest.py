@@ -48,7 +48,7 @@ def mixture():
 @pytest.fixture
 def logs(monkeypatch):
     """Give the logs of the trainings so far, otherwise seen only in the folders of runs."""
-    from ngame.run import Run  # with torch, which not all tests need
+    from ngame.training.run import Run
 
     runs = []
     start = Run.__init__

@@ -302,3 +302,11 @@ def haversine(latitude, longitude):
     half = np.sin((north[:, None] - north) / 2) ** 2
     half += np.cos(north[:, None]) * np.cos(north) * np.sin((east[:, None] - east) / 2) ** 2
     return 2 * np.arcsin(np.sqrt(np.minimum(half, 1)))
+
+
+def check_csr(matrix, dtype, shape):
+    assert isinstance(matrix, sp.csr_matrix)
+    assert matrix.dtype == dtype
+    assert matrix.shape == shape
+    fresh = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=shape)
+    assert fresh.has_canonical_format

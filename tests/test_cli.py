@@ -19,7 +19,7 @@ import tiny
 
 import ngame
 from ngame.cli import main
-from ngame.data import save_dataset
+from ngame.data.dataset import save_dataset
 
 # The command shows warnings itself.
 pytestmark = pytest.mark.filterwarnings("default")

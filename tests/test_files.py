@@ -9,13 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ngame.files import (
-    remove_leftovers,
-    replacing,
-    replacing_folder,
-    write_json,
-    write_tensors,
-)
+from ngame.files import atomic_folder, atomic_write, remove_leftovers, write_json, write_tensors
 
 
 def names(folder):
@@ -28,7 +22,7 @@ def disk_full(*_):
 
 def test_file_appears_whole(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("whole")
         assert not path.exists()
         assert aside.suffix == ".txt"
@@ -41,7 +35,7 @@ def test_error_keeps_the_old_file(tmp_path):
     path.write_text("old")
 
     def stopped():
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text("half")
             raise KeyboardInterrupt
 
@@ -57,7 +51,7 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", disk_full)
     with (
         pytest.raises(OSError, match=r"file\.txt cannot be written: No space left"),
-        replacing(path) as aside,
+        atomic_write(path) as aside,
     ):
         aside.write_text("new")
     assert path.read_text() == "old"
@@ -67,7 +61,7 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
 def test_folder_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "folder"
     for content in ("one", "two"):
-        with replacing_folder(path) as aside:
+        with atomic_folder(path) as aside:
             (aside / content).write_text(content)
         assert names(path) == [content]
     assert names(tmp_path) == ["folder"]
@@ -79,7 +73,7 @@ def test_error_keeps_the_old_folder(tmp_path):
     (path / "old").touch()
 
     def fails():
-        with replacing_folder(path) as aside:
+        with atomic_folder(path) as aside:
             (aside / "new").touch()
             raise ZeroDivisionError
 
@@ -103,7 +97,7 @@ def test_folder_that_cannot_be_put_in_place(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(OSError, match="No space"), replacing_folder(path) as aside:
+    with pytest.raises(OSError, match="No space"), atomic_folder(path) as aside:
         (aside / "new").touch()
     assert names(path) == ["old"]
     assert names(tmp_path) == ["folder"]
@@ -115,7 +109,7 @@ def test_leftovers_of_a_killed_process_go(tmp_path):
     kept = [tmp_path / "file.txt", tmp_path / ".gitignore", inner / "tmp"]
     for path in kept:
         path.touch()
-    writing, filling = replacing(inner / "a.npy"), replacing_folder(tmp_path / "b")
+    writing, filling = atomic_write(inner / "a.npy"), atomic_folder(tmp_path / "b")
     writing.__enter__().touch()
     (filling.__enter__() / "half").touch()
     (inner / ".tmpA1b2C3").touch()

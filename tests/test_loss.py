@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngame.loss import Entries, decoupled_softmax, triplet
+from ngame.loss import CooIndex, decoupled_softmax, triplet
 
 LOSSES = [triplet, decoupled_softmax]
 
@@ -41,7 +41,7 @@ def slow_decoupled_softmax(scores, known, targets, temperature=0.05):
 
 
 def entries(mask):
-    return Entries.of(sp.csr_matrix(np.atleast_2d(mask).astype(np.float32)))
+    return CooIndex.of(sp.csr_matrix(np.atleast_2d(mask).astype(np.float32)))
 
 
 def run(loss, scores, known, targets=None, **options):

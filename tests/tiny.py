@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ngame.config import Config
-from ngame.data import Dataset
+from ngame.data.dataset import Dataset
 
 LABELS = 24
 _SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]

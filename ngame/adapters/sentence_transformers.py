@@ -13,11 +13,11 @@ from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.utils.data import RandomSampler
 
+from ngame.adapters.torch import RefreshableSampler, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
 from ngame.batches import ClusterBatchSampler
-from ngame.embeddings import EmbeddingBank
-from ngame.loader import RefreshableSampler, refresh_sampler
-from ngame.loss import Entries, decoupled_softmax
+from ngame.encoders.bank import EmbeddingBank
+from ngame.loss import CooIndex, decoupled_softmax
 from ngame.positives import in_batch_positives
 
 # Rows whose texts are in memory at once: enough for encoding to sort them by length.
@@ -222,17 +222,17 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
             came = "missing" if labels is None else f"of shape {tuple(labels.shape)}"
             raise ValueError(f"the label column is {came}, expected {shape} in this batch")
         if self.positives is None:
-            known = Entries(*torch.nonzero(labels[:, None] == labels, as_tuple=True))
+            known = CooIndex(*torch.nonzero(labels[:, None] == labels, as_tuple=True))
         else:
             ids = labels.cpu().numpy()
-            known = Entries.of(in_batch_positives(self.positives, *ids.T), anchors.device)
+            known = CooIndex.of(in_batch_positives(self.positives, *ids.T), anchors.device)
             if self.bank is not None and self.model.training:
                 self.bank.update(ids[:, 0], anchors)
         own = torch.arange(rows, device=anchors.device)
         # A row's own pair is no negative of it, even where `positives` lacks that pair.
-        known = Entries(torch.cat([known.rows, own]), torch.cat([known.columns, own]))
+        known = CooIndex(torch.cat([known.rows, own]), torch.cat([known.columns, own]))
         scores = anchors @ torch.cat(others).T
-        return decoupled_softmax(scores, known, Entries(own, own), temperature=1 / self.scale)
+        return decoupled_softmax(scores, known, CooIndex(own, own), temperature=1 / self.scale)
 
     def get_config_dict(self) -> dict[str, float]:
         """What the trainer writes into the model card."""

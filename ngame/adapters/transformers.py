@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainerCallback
 
-from ngame.checkpoint import arrays, joined, sampler_state, split
-from ngame.embeddings import EmbeddingBank
+from ngame.adapters.torch import RefreshableSampler, refresh_sampler
+from ngame.encoders.bank import EmbeddingBank
 from ngame.files import write_tensors
-from ngame.loader import RefreshableSampler, refresh_sampler
+from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 
 
 class BatchSamplerMixin:
@@ -28,7 +28,7 @@ class BatchSamplerMixin:
 
     Parameters
     ----------
-    batch_sampler : ClusterBatchSampler, or another `ngame.loader.RefreshableSampler`
+    batch_sampler : ClusterBatchSampler, or another `ngame.adapters.torch.RefreshableSampler`
         Or a `GroupBatchSampler`, which needs no callback, as nothing refreshes it. Made without
         `world_size` and `rank`: the trainer deals the batches to its processes
         itself. Several processes need its `drop_last`; the rows of a round that is not complete
@@ -129,9 +129,9 @@ class SamplerCallback(TrainerCallback, ABC):
                 )
             tensors = load_file(path)
             for number, sampler in enumerate(samplers):
-                sampler.load_state_dict(sampler_state(split(tensors, f"{number}.")))
+                sampler.load_state_dict(from_tensors(take_prefix(tensors, f"{number}.")))
             if self.bank is not None:
-                self.bank.load_state_dict(sampler_state(split(tensors, "bank.")))
+                self.bank.load_state_dict(from_tensors(take_prefix(tensors, "bank.")))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refresh what is due; the trainer asks for the epoch's first batch after this."""
@@ -145,12 +145,12 @@ class SamplerCallback(TrainerCallback, ABC):
         """Save the state of the batches beside the trainer's own."""
         if args.should_save:
             parts = {
-                str(number): arrays(sampler.state_dict())
+                str(number): to_tensors(sampler.state_dict())
                 for number, (sampler, _) in enumerate(clustered(kwargs["train_dataloader"]))
             }
             if self.bank is not None:
-                parts["bank"] = arrays(self.bank.state_dict())
-            write_tensors(_state_file(args, state), joined(**parts))
+                parts["bank"] = to_tensors(self.bank.state_dict())
+            write_tensors(_state_file(args, state), with_prefixes(**parts))
 
 
 class RefreshCallback(SamplerCallback):

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame.compat.xclib.utils.sparse import ZeroBased, from_zero
-from ngame.data import json_objects
-from ngame.sparse_text import SparseText, read_sparse_text, write_sparse_text
+from ngame.data.dataset import json_objects
+from ngame.data.sparse_text import SparseText, read_sparse_text, write_sparse_text
 
 File = str | os.PathLike[str]
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ngame.arrays import as_count, as_matrix, as_threads
 from ngame.compat.xclib.utils.sparse import normalize
-from ngame.files import replacing
-from ngame.shortlist import topk_arrays
+from ngame.files import atomic_write
+from ngame.topk import topk_arrays
 
 _EXACT, _APPROXIMATE = ("brute", "brute_gpu"), ("hnswlib", "hnsw")
 
@@ -39,7 +39,7 @@ class Index:
         if not np.isfinite(items).all():
             raise ValueError("data has NaN or infinity")
         if self.approximate:
-            from ngame.index import HnswIndex
+            from ngame.prediction.hnsw import HnswIndex
 
             if self.space == "cosine":
                 items = normalize(items, copy=True)
@@ -84,7 +84,7 @@ class Index:
             raise ValueError("nothing is fitted yet")
         if self._graph is not None:
             self._graph.save(f"{os.fspath(fname)}.graph")
-        with replacing(fname) as aside, open(aside, "wb") as file:
+        with atomic_write(fname) as aside, open(aside, "wb") as file:
             np.savez(file, items=self.items, space=self.space, neighbours=self.num_neighbours)
 
     def load(self, fname: str | os.PathLike[str]) -> None:
@@ -102,7 +102,7 @@ class Index:
         except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{os.fspath(fname)} does not hold an index: {error}") from error
         if self.approximate:
-            from ngame.index import HnswIndex
+            from ngame.prediction.hnsw import HnswIndex
 
             graph = f"{os.fspath(fname)}.graph"
             self._graph = HnswIndex.load(graph, items, threads=self.threads)
@@ -119,7 +119,7 @@ class Shortlist:
         which must be installed.
     num_neighbours : int
     M, efC, efS
-        No effect: the graph is that of `ngame.index.HnswIndex`.
+        No effect: the graph is that of `ngame.prediction.hnsw.HnswIndex`.
     num_threads : int
         At most so many; 0 or less means the CPUs this process may use, which are never exceeded.
     space : "cosine" or "ip"

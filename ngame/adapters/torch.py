@@ -1,0 +1,240 @@
+"""The batches inside a training loop: fresh clusters on time, several processes, resumption."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from ngame.encoders.encode import encode_rows
+from ngame.state import from_tensors, to_tensors
+
+
+class RefreshableSampler(Protocol):
+    """What the functions here need of a batch sampler; `ngame.ClusterBatchSampler` is one."""
+
+    n_rows: int
+    batch_size: int
+    drop_last: bool
+    epoch: int
+
+    @property
+    def sampler(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[list[int]]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def due(self, epoch: int) -> bool: ...
+    def refresh(self, source: Any) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def refresh_sampler(
+    sampler: RefreshableSampler,
+    encode: Callable[[npt.NDArray[np.int64]], Any],
+    *,
+    model: torch.nn.Module,
+    chunk_size: int = 256,
+    lengths: npt.ArrayLike | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Encode all rows with the model as it is now, and refresh the sampler with the vectors.
+
+    Where torch.distributed is initialized, every rank must call this, and encodes its share of the
+    rows; rank 0 gathers the vectors, refreshes its sampler, and sends that sampler's state to the
+    others, so that all ranks plan from the same clusters to the last bit. What is exchanged goes
+    through host memory.
+
+    Parameters
+    ----------
+    sampler : ClusterBatchSampler, or another `RefreshableSampler`
+    encode : callable
+        ``encode(rows)`` gives the vectors of the rows, a tensor or array of shape [m, d], for an
+        int64 array of m row ids. Among several processes it must call the bare module and not
+        the ``DistributedDataParallel`` around it, whose forward pass waits for all ranks.
+    model : torch.nn.Module
+        What `encode` runs; its mode and the random states are afterwards what they were.
+    chunk_size, lengths : as `ngame.encode_rows` takes them, `lengths` for all rows
+    device : torch.device or str, optional
+        Where one process gathers the vectors, for a sampler that takes them from there: on a GPU,
+        a `ClusterBatchSampler` where the GPU core is built. The host if not given.
+
+    Raises
+    ------
+    ValueError
+        As `ngame.encode_rows` and the sampler's `refresh` raise it. One rank that fails leaves the
+        others waiting until its process ends, as torchrun sees to.
+    """
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    rows = np.arange(rank, sampler.n_rows, ranks)
+    vectors = encode_rows(
+        lambda chunk: encode(rows[chunk]),
+        len(rows),
+        model=model,
+        chunk_size=chunk_size,
+        lengths=None if lengths is None else np.asarray(lengths)[rows],
+        device=None if together else device,
+    )
+    if not together:
+        sampler.refresh(vectors)
+        return
+    # Host memory has room for all vectors, and whatever moves gradients may know no CPU tensors.
+    on_host = "cpu:gloo" in dist.get_backend_config()
+    group = None if on_host else dist.new_group(backend="gloo")
+    try:
+        gathered = _gather(np.asarray(vectors), sampler.n_rows, group)
+        if gathered is not None:
+            sampler.refresh(gathered)
+        state = [None if gathered is None else sampler.state_dict()]
+        dist.broadcast_object_list(state, src=0, group=group, device=torch.device("cpu"))
+    finally:
+        if group is not None:
+            dist.destroy_process_group(group)
+    if gathered is None and state[0] is not None:
+        sampler.load_state_dict(state[0])
+
+
+def _gather(
+    vectors: npt.NDArray[np.float32], n_rows: int, group: Any
+) -> npt.NDArray[np.float32] | None:
+    """Vectors of all rows on rank 0, None elsewhere; rank r of R has rows r, r + R, r + 2R, ..."""
+    ranks = dist.get_world_size()
+    # Collectives want one shape on all ranks: the shorter shares are filled up.
+    share = torch.zeros(-(-n_rows // ranks), vectors.shape[1])
+    share[: len(vectors)] = torch.from_numpy(vectors)
+    if dist.get_rank() > 0:
+        dist.gather(share, dst=0, group=group)
+        return None
+    shares = [torch.empty_like(share) for _ in range(ranks)]
+    dist.gather(share, shares, dst=0, group=group)
+    gathered = np.empty((n_rows, vectors.shape[1]), np.float32)
+    for rank, theirs in enumerate(shares):
+        rows = gathered[rank::ranks]
+        rows[:] = theirs[: len(rows)].numpy()
+    return gathered
+
+
+class ClusterDataLoader(DataLoader[Any]):
+    """A `torch.utils.data.DataLoader` that refreshes its batches when due, and can be resumed.
+
+    For a loop of one's own and for Lightning. Call `set_epoch` before each epoch (Lightning does);
+    the refresh, if one is due, comes with the first batch. A checkpoint holds `state_dict`, taken
+    at any moment; a loader that loaded it goes on with the very batches that were to come. Of an
+    epoch that was over these are none, so a loop goes on from ``range(loader.epoch, epochs)``. Of
+    several processes, which are at the same batch, one saves and all load.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+        Of as many items as the sampler has rows.
+    sampler : ClusterBatchSampler, or another `RefreshableSampler`
+        With several processes, made with `world_size` and `rank`. In Lightning these need
+        ``Trainer(use_distributed_sampler=False)``.
+    refresh : callable, optional
+        ``refresh(sampler)`` refreshes it: see `refresh_sampler`; or, from an `EmbeddingBank` that
+        the loop fills and saves, ``lambda sampler: sampler.refresh(bank.vectors)``. If not given,
+        the caller does.
+    **options
+        Those of `torch.utils.data.DataLoader` that do not choose rows: `num_workers`,
+        `collate_fn`, ... The seeds of the workers follow from the epoch.
+
+    Attributes
+    ----------
+    epoch : int
+        The epoch that the next iteration is of.
+
+    Raises
+    ------
+    ValueError
+        `dataset` and `sampler` differ in length.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: RefreshableSampler,
+        *,
+        refresh: Callable[[Any], None] | None = None,
+        **options: Any,
+    ) -> None:
+        if len(dataset) != sampler.n_rows:
+            raise ValueError(f"dataset has {len(dataset)} items, the sampler {sampler.n_rows} rows")
+        self._batches = _Batches(sampler)
+        self._refresh = refresh
+        self._delivered = 0
+        self._resumed: tuple[int, int] | None = None
+        # A generator of its own, since the loader would else draw from the global one every time
+        # it is iterated, once more where a run was resumed.
+        super().__init__(
+            dataset, batch_sampler=self._batches, generator=torch.Generator(), **options
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is of."""
+        return self._batches.planner.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration plans."""
+        self._batches.planner.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches of the current epoch, planned when the first of them is asked for."""
+        planner = self._batches.planner
+        if self._refresh is not None and planner.due(planner.epoch):
+            self._refresh(planner)
+        epoch, delivered = self._resumed or (planner.epoch, 0)
+        self._resumed = None
+        self._delivered = delivered if epoch == planner.epoch else 0
+        self._batches.skipped = self._delivered
+        self.generator.manual_seed(planner.epoch)
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The sampler's state and the number of batches delivered.
+
+        All of it is tensors: whatever a checkpoint is written with, it needs no pickle for them.
+        """
+        state = {**self._batches.planner.state_dict(), "delivered": self._delivered}
+        return to_tensors(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            As the sampler's `load_state_dict`; or `state` lacks the number of batches.
+        """
+        if "delivered" not in state:
+            raise ValueError("state lacks delivered, the number of batches")
+        self._batches.planner.load_state_dict(from_tensors(state))
+        self._delivered = int(state["delivered"])
+        self._resumed = (self.epoch, self._delivered)
+
+
+class _Batches:
+    """A sampler's batches less those skipped, with what trainers look for in a batch sampler."""
+
+    def __init__(self, planner: RefreshableSampler) -> None:
+        self.planner = planner
+        self.skipped = 0
+        self.batch_size = planner.batch_size
+        self.drop_last = planner.drop_last
+
+    @property
+    def sampler(self) -> Any:
+        return self.planner.sampler
+
+    def __len__(self) -> int:
+        return len(self.planner)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self.planner), self.skipped, None)

@@ -1,0 +1,1 @@
+"""Data sets: files in, texts, labels and tokens out."""

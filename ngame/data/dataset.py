@@ -1,0 +1,527 @@
+"""Texts and their labels: held in memory, read from files, written to files."""
+
+import gzip
+import io
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from ngame.data.sparse_text import read_sparse_text
+from ngame.files import atomic_folder
+
+_SUFFIXES = (".json.gz", ".json", ".jsonl.gz", ".jsonl")
+_PAIRS = "filter_labels_{}.txt"
+
+
+class Dataset:
+    """Points with texts, labels with texts, and which labels each point has.
+
+    Points without a label and labels without a point are kept.
+
+    Parameters
+    ----------
+    train_texts : sequence of str, length N
+        Texts of the training points; none may be empty.
+    train_labels : sparse matrix or 2-d array of shape [N, L]
+        1 where a point has a label, 0 elsewhere. A canonical float32 CSR matrix of ones is shared,
+        anything else is copied.
+    label_texts : sequence of str, length L
+        Texts of the labels; none may be empty, several may be the same.
+    test_texts, test_labels : optional
+        The test points, in the same form. Both or neither.
+    drop_train, drop_test : integer array of shape [n, 2], optional
+        Pairs of (row, label) to leave out of predictions and of truth.
+    name : str, optional
+        What to call the data in tables.
+
+    Attributes
+    ----------
+    train_texts, label_texts : list of str
+    test_texts : list of str or None
+    train_labels : csr_matrix, float32 [N, L]
+        Sorted indices, each pair once, all stored values 1. So is `test_labels`, or it is None.
+    drop_train, drop_test : int64 array of shape [n, 2] or None
+    name : str
+
+    Raises
+    ------
+    TypeError
+        A text is not a string, or labels or pairs are not numbers of the right kind.
+    ValueError
+        An empty or unencodable text, shapes that do not agree, a label value other than 0 and 1, or
+        a pair given twice.
+    IndexError
+        A label id or a pair out of range.
+
+    Examples
+    --------
+    >>> Dataset(["red apple", "green pear"], [[1, 0], [1, 1]], ["fruit", "green"])
+    <Dataset: 2 training points, 0 test points, 2 labels>
+    """
+
+    def __init__(
+        self,
+        train_texts: Sequence[str],
+        train_labels: Any,
+        label_texts: Sequence[str],
+        *,
+        test_texts: Sequence[str] | None = None,
+        test_labels: Any = None,
+        drop_train: npt.ArrayLike | None = None,
+        drop_test: npt.ArrayLike | None = None,
+        name: str = "",
+    ) -> None:
+        if (test_texts is None) != (test_labels is None):
+            raise ValueError("test_texts and test_labels must be given together")
+        if test_texts is None and drop_test is not None:
+            raise ValueError("drop_test was given without test_texts")
+        self.name = name
+        self.label_texts = _checked_texts(label_texts, "label_texts")
+        self.train_texts = _checked_texts(train_texts, "train_texts")
+        self.train_labels = _checked_labels(
+            train_labels, "train", len(self.train_texts), len(self.label_texts)
+        )
+        self.drop_train = _checked_pairs(drop_train, "drop_train", self.train_labels.shape)
+        self.test_texts: list[str] | None = None
+        self.test_labels: sparse.csr_matrix | None = None
+        self.drop_test: npt.NDArray[np.int64] | None = None
+        if test_texts is not None:
+            self.test_texts = _checked_texts(test_texts, "test_texts")
+            self.test_labels = _checked_labels(
+                test_labels, "test", len(self.test_texts), len(self.label_texts)
+            )
+            self.drop_test = _checked_pairs(drop_test, "drop_test", self.test_labels.shape)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Dataset{self.name and ' ' + self.name}: {len(self.train_texts)} training points, "
+            f"{len(self.test_texts or [])} test points, {len(self.label_texts)} labels>"
+        )
+
+
+def load_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Read a data set from a folder, or from one file of texts with tags.
+
+    **A folder** holds ``trn``, ``lbl`` and, if there are test points, ``tst``, each as
+    ``.json.gz``, ``.json``, ``.jsonl.gz`` or ``.jsonl``: one JSON object a line, the line's number,
+    from 0, being the row or label id. A text is ``title`` and ``content`` joined by a space; either
+    may be missing. ``target_ind`` lists a point's label ids; ``target_rel``, if there, must be of
+    the same length and is not used. Where ``trn_X_Y.txt`` or ``tst_X_Y.txt`` stands beside them, in
+    the sparse text format of the extreme-classification repository (a header ``rows columns``, then
+    a row a line, ``label:value`` pairs counted from 0), the labels come from there; values must be
+    positive and are not used. ``filter_labels_train.txt`` and ``filter_labels_test.txt`` hold the
+    ``row label`` pairs of `Dataset.drop_train` and `Dataset.drop_test`. Other files are ignored.
+
+    **A file** (``.jsonl`` or ``.jsonl.gz``) has lines ``{"text": "...", "labels": ["...", ...]}``.
+    Labels are numbered in sorted order. A line is a test point where
+    ``hash_bucket(text, 10) == 0``, about one in ten; so the split does not depend on the order of
+    the lines, and the same text is never on both sides. A small file may have no test point at all.
+
+    White space around a text or a label is taken off. A bar shows the progress of a long read on a
+    terminal.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder or the file.
+
+    Returns
+    -------
+    Dataset
+        Named after the folder or the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such path, or the folder lacks a file.
+    ValueError
+        What a file holds is wrong; the message says ``file:line: what``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return _load_tagged(path)
+
+
+def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
+    """Write a data set as a folder that `load_dataset` reads.
+
+    The folder appears when it is complete. Everything but the name comes back, and white space
+    around a text.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What to write.
+    folder : str or path
+        A folder that is not there yet, or is empty.
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds something.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    with atomic_folder(folder) as aside:
+        _write_rows(aside / "lbl.json.gz", dataset.label_texts, None)
+        _write_rows(aside / "trn.json.gz", dataset.train_texts, dataset.train_labels)
+        if dataset.test_texts is not None:
+            _write_rows(aside / "tst.json.gz", dataset.test_texts, dataset.test_labels)
+        for split, pairs in (("train", dataset.drop_train), ("test", dataset.drop_test)):
+            if pairs is not None:
+                np.savetxt(aside / _PAIRS.format(split), pairs, fmt="%d")
+
+
+def hash_bucket(text: str, buckets: int) -> int:
+    """Put a text into one of `buckets` by its content alone: the same on every machine and run.
+
+    Returns
+    -------
+    int
+        The 64-bit BLAKE2b hash of the UTF-8 text, modulo `buckets`.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % buckets
+
+
+# What a Dataset is given
+
+
+def _checked_texts(texts: Sequence[str], name: str) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is one string; expected a sequence of strings")
+    texts = list(texts)
+    if not texts:
+        raise ValueError(f"{name} has no entries")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{row}] is of type {type(text).__name__}; expected str")
+        if wrong := _text_fault(text):
+            raise ValueError(f"{name}[{row}] {wrong}")
+    return texts
+
+
+def _text_fault(text: str) -> str | None:
+    if not text or text.isspace():
+        return "is empty"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds a lone surrogate, which is no character"
+    return None
+
+
+def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> sparse.csr_matrix:
+    name = f"{split}_labels"
+    if not sparse.issparse(labels):
+        labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {labels.dtype}; expected numbers")
+    if labels.ndim != 2:
+        raise ValueError(f"{name} has {labels.ndim} dimensions; expected 2")
+    # float32 first: a COO matrix of booleans would merge pairs given twice on its way to CSR.
+    matrix = sparse.csr_matrix(labels.astype(np.float32, copy=False))
+    if matrix.shape[0] != n_rows:
+        raise ValueError(f"{name} has {matrix.shape[0]} rows, {split}_texts has {n_rows} entries")
+    if matrix.shape[1] != n_labels:
+        raise ValueError(
+            f"{name} has {matrix.shape[1]} columns, label_texts has {n_labels} entries"
+        )
+    outside = np.flatnonzero((matrix.indices < 0) | (matrix.indices >= n_labels))
+    if len(outside):
+        row, label = _entry(matrix, outside[0])
+        raise IndexError(f"{name} has label id {label} in row {row}; there are {n_labels} labels")
+    if not matrix.has_canonical_format or (matrix.data != 1).any():
+        matrix = matrix.copy()  # it may share its arrays with the caller's
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        wrong = np.flatnonzero(matrix.data != 1)
+        if len(wrong):
+            row, label = _entry(matrix, wrong[0])
+            raise ValueError(
+                f"{name} adds up to {matrix.data[wrong[0]]:g} in row {row}, column {label}; "
+                "expected 0 or 1, each pair once"
+            )
+    return matrix
+
+
+def _entry(matrix: sparse.csr_matrix, position: int) -> tuple[int, int]:
+    """Row and column of a stored entry."""
+    row = np.searchsorted(matrix.indptr, position, side="right") - 1
+    return int(row), int(matrix.indices[position])
+
+
+def _checked_pairs(
+    pairs: npt.ArrayLike | None, name: str, shape: tuple[int, int]
+) -> npt.NDArray[np.int64] | None:
+    if pairs is None:
+        return None
+    array = np.asarray(pairs)
+    if array.size == 0:  # NumPy makes an empty list one-dimensional and float
+        return np.empty((0, 2), np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"{name} has shape {array.shape}; expected [n, 2]")
+    outside = np.flatnonzero(((array < 0) | (array >= shape)).any(axis=1))
+    if len(outside):
+        row, label = array[outside[0]]
+        raise IndexError(
+            f"{name}[{outside[0]}] is row {row}, label {label}; "
+            f"there are {shape[0]} rows and {shape[1]} labels"
+        )
+    return array.astype(np.int64)
+
+
+# Reading
+
+
+def _load_folder(folder: Path) -> Dataset:
+    label_file = _rows_file(folder, "lbl")
+    label_texts = [_text(row, where) for where, row in json_objects(label_file)]
+    arguments = _read_split(folder, "trn", "train", len(label_texts))
+    of_test = [*_candidates(folder, "tst"), folder / "tst_X_Y.txt", folder / _PAIRS.format("test")]
+    if any(path.exists() for path in of_test):
+        arguments |= _read_split(folder, "tst", "test", len(label_texts))
+    return Dataset(label_texts=label_texts, name=folder.resolve().name, **arguments)
+
+
+def _read_split(folder: Path, stem: str, split: str, n_labels: int) -> dict[str, Any]:
+    """The arguments of `Dataset` for the points of one split."""
+    path = _rows_file(folder, stem)
+    sparse_text = folder / f"{stem}_X_Y.txt"
+    has_targets = not sparse_text.exists()
+    texts: list[str] = []
+    targets = _LabelRows()
+    for where, row in json_objects(path):
+        texts.append(_text(row, where))
+        if has_targets:
+            targets.append(_targets(row, where), n_labels, where)
+    labels = (
+        targets.matrix(n_labels)
+        if has_targets
+        else _read_sparse_text(sparse_text, len(texts), n_labels)
+    )
+    arguments: dict[str, Any] = {f"{split}_texts": texts, f"{split}_labels": labels}
+    pairs = folder / _PAIRS.format(split)
+    if pairs.exists():
+        arguments[f"drop_{split}"] = _read_pairs(pairs, len(texts), n_labels)
+    return arguments
+
+
+def _load_tagged(path: Path) -> Dataset:
+    texts: list[str] = []
+    labels = _LabelRows()
+    first_ids: dict[str, int] = {}  # label -> number in order of first appearance
+    for where, row in json_objects(path):
+        texts.append(_string(_field(row, "text", where), "text", where))
+        tags = _field(row, "labels", where)
+        if not isinstance(tags, list):
+            raise ValueError(f"{where}: labels is not a list of strings")
+        tags = [_string(tag, "a label", where) for tag in tags]
+        ids = [first_ids.setdefault(tag, len(first_ids)) for tag in tags]
+        labels.append(ids, len(first_ids), where)
+    if not first_ids:
+        raise ValueError(f"{path}: no line has a label")
+    label_texts = sorted(first_ids)
+    order = np.array([first_ids[label] for label in label_texts])
+    matrix = labels.matrix(len(label_texts))[:, order]
+    is_test = np.array([hash_bucket(text, 10) == 0 for text in texts])
+    if is_test.all():
+        raise ValueError(f"{path}: by the split rule every line is a test point; add lines")
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    return Dataset(
+        [texts[row] for row in train],
+        matrix[train],
+        label_texts,
+        test_texts=[texts[row] for row in test] if len(test) else None,
+        test_labels=matrix[test] if len(test) else None,
+        name=path.name.split(".")[0],
+    )
+
+
+class _LabelRows:
+    """Label ids of many rows, four bytes each, and where each row ends."""
+
+    def __init__(self) -> None:
+        self.ids = array("i")
+        self.ends = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def append(self, ids: list[int], n_labels: int, where: str) -> None:
+        if ids and (min(ids) < 0 or max(ids) >= n_labels):
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise ValueError(
+                f"{where}: label id {wrong} is out of range; there are {n_labels} labels"
+            )
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"{where}: a label is given twice")
+        self.ids.extend(ids)
+        self.ends.append(len(self.ids))
+
+    def matrix(self, n_labels: int) -> sparse.csr_matrix:
+        ids, ends = np.asarray(self.ids), np.asarray(self.ends)
+        ones = np.ones(len(ids), np.float32)
+        matrix = sparse.csr_matrix((ones, ids, ends), shape=(len(self), n_labels))
+        matrix.sort_indices()
+        return matrix
+
+
+def _candidates(folder: Path, stem: str) -> list[Path]:
+    return [path for suffix in _SUFFIXES if (path := folder / (stem + suffix)).exists()]
+
+
+def _rows_file(folder: Path, stem: str) -> Path:
+    found = _candidates(folder, stem)
+    if not found:
+        names = ", ".join(stem + suffix for suffix in _SUFFIXES)
+        raise FileNotFoundError(f"{folder}: none of {names} is there")
+    if len(found) > 1:
+        raise ValueError(f"{folder}: both {found[0].name} and {found[1].name} are there; keep one")
+    return found[0]
+
+
+def _read_sparse_text(path: Path, n_rows: int, n_labels: int) -> sparse.csr_matrix:
+    text = read_sparse_text(path)
+    rows = len(text.offsets) - 1
+    if text.header is not None and text.header != (n_rows, n_labels):
+        raise ValueError(
+            f"{path}:1: header says {text.header[0]} rows and {text.header[1]} columns; "
+            f"there are {n_rows} points and {n_labels} labels with texts"
+        )
+    if rows != n_rows:
+        what = f"the file ends after {rows} rows; the header says {n_rows}"
+        raise ValueError(f"{path}:{rows + 1}: {what}")
+    positive = (text.values > 0) & np.isfinite(text.values)
+    text.refuse(~positive, "'{id}:{value:g}' is not label:value with a positive value")
+    matrix = text.matrix((n_rows, n_labels))
+    matrix.data.fill(1)
+    return matrix
+
+
+def _read_pairs(path: Path, n_rows: int, n_labels: int) -> npt.NDArray[np.int64]:
+    flat = array("q")
+    for where, line in _lines(path):
+        try:
+            row, label = (int(part) for part in line.split())
+        except ValueError:
+            raise ValueError(f"{where}: {line[:40]!r} is not a pair of integers") from None
+        if not (0 <= row < n_rows and 0 <= label < n_labels):
+            raise ValueError(
+                f"{where}: row {row}, label {label} is out of range; "
+                f"there are {n_rows} rows and {n_labels} labels"
+            )
+        flat.extend((row, label))
+    return np.asarray(flat).reshape(-1, 2)
+
+
+def _text(row: dict[str, Any], where: str) -> str:
+    parts = [row[field] for field in ("title", "content") if field in row]
+    if not parts:
+        raise ValueError(f'{where}: missing field "title" or "content"')
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{where}: title or content is not a string")
+    return _string(" ".join(parts), "the text", where)
+
+
+def _targets(row: dict[str, Any], where: str) -> list[int]:
+    ids = _field(row, "target_ind", where)
+    if not (isinstance(ids, list) and all(type(label) is int for label in ids)):
+        raise ValueError(f"{where}: target_ind is not a list of integers")
+    weights = row.get("target_rel", ids)
+    if not isinstance(weights, list) or len(weights) != len(ids):
+        raise ValueError(f"{where}: target_rel is not a list as long as target_ind")
+    return ids
+
+
+def _field(row: dict[str, Any], name: str, where: str) -> Any:
+    if name not in row:
+        raise ValueError(f'{where}: missing field "{name}"')
+    return row[name]
+
+
+def _string(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name} is not a string")
+    if fault := _text_fault(value):
+        raise ValueError(f"{where}: {name} {fault}")
+    return value.strip()
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line's place, ``file:line``, and the JSON object on it; at least one."""
+    empty = True
+    for where, line in _lines(path):
+        empty = False
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            what = f"malformed JSON: {error.msg} (column {error.colno})"
+            raise ValueError(f"{where}: {what}") from None
+        except (ValueError, RecursionError) as error:  # an endless number, or nesting
+            raise ValueError(f"{where}: malformed JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object")
+        yield where, row
+    if empty:
+        raise ValueError(f"{path}:1: the file is empty")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line's place, ``file:line``, and its text, with a bar over the bytes of the file."""
+    from tqdm import tqdm
+
+    bar = tqdm(
+        desc=path.name,
+        total=path.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        delay=1,
+        disable=None,  # quiet where stderr is not a terminal
+    )
+    with open(path, "rb") as file, bar:
+        stream: BinaryIO = file
+        if path.suffix == ".gz":  # buffered once more: line by line, GzipFile itself is slow
+            stream = cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file)))
+        number = 0
+        try:
+            # Lines are decoded one by one, so that a byte that is not UTF-8 has a line number.
+            for number, line in enumerate(stream, 1):
+                if number % 1024 == 0:
+                    bar.update(file.tell() - bar.n)
+                yield f"{path}:{number}", line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            what = f"truncated or damaged gzip file: {error}"
+            raise ValueError(f"{path}:{number + 1}: {what}") from None
+
+
+# Writing
+
+
+def _write_rows(path: Path, texts: list[str], labels: sparse.csr_matrix | None) -> None:
+    # No time stamp, so that the same data give the same bytes.
+    with gzip.GzipFile(path, "wb", mtime=0) as file:
+        for number, text in enumerate(texts):
+            row: dict[str, Any] = {"uid": str(number), "title": text, "content": ""}
+            if labels is not None:
+                first, last = labels.indptr[number : number + 2]
+                row["target_ind"] = labels.indices[first:last].tolist()
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

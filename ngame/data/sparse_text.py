@@ -1,0 +1,180 @@
+"""Sparse matrices as text: a header ``rows columns``, then a row a line of ``column:value`` pairs.
+
+The format of the extreme-classification repository, which is that of LIBSVM less the targets.
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ngame import _core
+from ngame.arrays import canonical
+from ngame.files import atomic_write
+
+# So much text is taken apart, and so many rows are put into text, at once.
+_BLOCK_BYTES = 1 << 24
+_BLOCK_ROWS = 1 << 16
+
+
+class SparseText(NamedTuple):
+    """What such a file holds, row after row.
+
+    Attributes
+    ----------
+    name : str
+        What to call the file.
+    header : (rows, columns), or None where the file has none
+    offsets : int64 array of shape [rows + 1]
+        Row r is ``ids[offsets[r]:offsets[r + 1]]``.
+    ids : int64 array, as written: neither sorted nor checked against the header
+    values : array of the ids' length
+    """
+
+    name: str
+    header: tuple[int, int] | None
+    offsets: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+
+    def refuse(self, wrong: npt.NDArray[np.bool_], what: str) -> None:
+        """Raise ValueError for the first pair that is `wrong`, if any is.
+
+        Parameters
+        ----------
+        wrong : bool array of the ids' length
+        what : str
+            The message after ``file:line: ``; ``{id}`` and ``{value}`` stand for the pair's.
+        """
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            row = int(np.searchsorted(self.offsets, at, side="right")) - 1
+            line = row + (1 if self.header is None else 2)
+            what = what.format(id=self.ids[at], value=self.values[at])
+            raise ValueError(f"{self.name}:{line}: {what}")
+
+    def matrix(self, shape: tuple[int, int], *, sum_duplicates: bool = False) -> sp.csr_matrix:
+        """The CSR matrix of these pairs, indices sorted; rows that the file has not are empty.
+
+        Raises
+        ------
+        ValueError
+            There are more rows, an id is out of range, or it stands twice in a row, unless
+            `sum_duplicates`; the message names the line.
+        """
+        rows, columns = len(self.offsets) - 1, shape[1]
+        if rows > shape[0]:
+            raise ValueError(f"{self.name}: has {rows} rows, expected {shape[0]}")
+        wrong = (self.ids < 0) | (self.ids >= columns)
+        self.refuse(wrong, f"id {{id}} is out of range; there are {columns} columns")
+        ends = np.append(self.offsets, np.full(shape[0] - rows, self.offsets[-1]))
+        # A copy: the matrix may share arrays, which are not to be sorted.
+        matrix = sp.csr_matrix((self.values, self.ids, ends), shape=shape).sorted_indices()
+        if not matrix.has_canonical_format:
+            if not sum_duplicates:
+                twice = np.append(False, np.diff(matrix.indices) == 0)
+                twice[matrix.indptr[:-1][np.diff(matrix.indptr) > 0]] = False
+                self.refuse(twice, f"id {matrix.indices[np.argmax(twice)]} is given twice")
+            matrix.sum_duplicates()
+        return matrix
+
+
+def read_sparse_text(
+    file: str | os.PathLike[str] | BinaryIO,
+    *,
+    header: bool = True,
+    dtype: npt.DTypeLike = np.float32,
+) -> SparseText:
+    """Read a sparse matrix. An empty line is an empty row; what follows a ``#`` is a comment.
+
+    Parameters
+    ----------
+    file : path, or a file open for reading bytes
+    header : bool
+        Whether the first line is ``rows columns``.
+    dtype : of the values
+
+    Raises
+    ------
+    ValueError
+        The header or a pair is malformed; the message says ``file:line: what``.
+    """
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as stream:
+            return read_sparse_text(stream, header=header, dtype=dtype)
+    name = str(getattr(file, "name", "file"))
+    shape = _header(file.readline(), f"{name}:1") if header else None
+    lines = 1 if header else 0
+    counts, ids, values = [np.zeros(1, np.int64)], [np.empty(0, np.int64)], [np.empty(0, dtype)]
+    for block in _blocks(file):
+        found = _core.parse_sparse_text(block)
+        lines += len(found[0])
+        if found[3] >= 0:
+            shown = block[found[3] :].split(maxsplit=1)[0][:40].decode("utf8", "replace")
+            raise ValueError(f"{name}:{lines + 1}: {shown!r} is not label:value")
+        counts.append(found[0])
+        ids.append(found[1])
+        values.append(found[2].astype(dtype))
+    offsets = np.cumsum(np.concatenate(counts))
+    return SparseText(name, shape, offsets, np.concatenate(ids), np.concatenate(values))
+
+
+def write_sparse_text(path: str | os.PathLike[str], matrix: Any, *, header: bool = True) -> None:
+    """Write a CSR matrix in one step; columns ascend, values are written so that they come back.
+
+    Parameters
+    ----------
+    path : str or path
+    matrix : CSR matrix of numbers; booleans are written as 1
+        Stored zeros are written too. Duplicates are summed in a copy.
+    header : bool
+        Whether to begin with the line ``rows columns``.
+    """
+    if not matrix.has_sorted_indices:
+        matrix = matrix.sorted_indices()
+    matrix = canonical(matrix)
+    with atomic_write(path) as aside, open(aside, "w", encoding="ascii", newline="\n") as file:
+        if header:
+            file.write(f"{matrix.shape[0]} {matrix.shape[1]}\n")
+        for start in range(0, matrix.shape[0], _BLOCK_ROWS):
+            offsets = matrix.indptr[start : start + _BLOCK_ROWS + 1]
+            part = slice(offsets[0], offsets[-1])
+            data = matrix.data[part]
+            # As text by NumPy, which knows how many digits the type needs.
+            values = (data.astype(np.int8) if data.dtype == np.bool_ else data).astype(str)
+            pairs = [
+                f"{column}:{value}"
+                for column, value in zip(
+                    matrix.indices[part].tolist(), values.tolist(), strict=True
+                )
+            ]
+            ends = (offsets - offsets[0]).tolist()
+            file.writelines(" ".join(pairs[first:last]) + "\n" for first, last in pairwise(ends))
+
+
+def _header(line: bytes, where: str) -> tuple[int, int]:
+    try:
+        rows, columns = (int(part) for part in line.split())
+    except ValueError:
+        rows = columns = -1
+    if min(rows, columns) < 0:
+        shown = line[:40].decode("utf8", "replace").rstrip("\r\n")
+        raise ValueError(f"{where}: header {shown!r}; expected rows and columns")
+    return rows, columns
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Blocks of whole lines, each with its newline."""
+    rest = b""
+    while block := stream.read(_BLOCK_BYTES):
+        block = rest + block
+        cut = block.rfind(b"\n") + 1
+        rest = block[cut:]
+        if cut:
+            yield block[:cut]
+    if rest:
+        yield rest + b"\n"

@@ -1,0 +1,79 @@
+"""Tokenized texts: one flat array of ids, and where each text begins."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ngame.files import atomic_write
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Token ids of n texts, without padding.
+
+    Attributes
+    ----------
+    ids : int32 array of shape [total]
+        The ids of all texts, one text after the other.
+    offsets : int64 array of shape [n + 1]
+        Text i has the ids ``ids[offsets[i]:offsets[i + 1]]``.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Iterable[int]]) -> "Tokens":
+        """Build from one sequence of ids a text."""
+        arrays = [np.fromiter(row, np.int32) for row in rows]
+        offsets = np.zeros(len(arrays) + 1, np.int64)
+        np.cumsum([len(row) for row in arrays], out=offsets[1:])
+        return cls(np.concatenate(arrays) if arrays else np.empty(0, np.int32), offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["Tokens"]) -> "Tokens":
+        """Put several sets of texts one after the other."""
+        parts = list(parts)
+        if not parts:
+            return cls.from_lists([])
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(np.concatenate([part.ids for part in parts]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each text, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> "Tokens":
+        """The texts `rows`, in that order; rows may repeat."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[np.asarray(rows) + 1] - starts
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        # Position of every gathered id: its text's start plus its place within the text.
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Tokens(self.ids[places], offsets)
+
+    def save(self, stem: str | os.PathLike[str]) -> None:
+        """Write ``STEM.ids.npy`` and ``STEM.offsets.npy``."""
+        for name in ("ids", "offsets"):
+            with atomic_write(f"{stem}.{name}.npy") as aside:
+                np.save(aside, getattr(self, name))
+
+    @classmethod
+    def load(cls, stem: str | os.PathLike[str]) -> "Tokens":
+        """Open what `save` wrote; the ids stay on disk and are memory-mapped."""
+        stem = Path(stem)
+        return cls(
+            np.load(f"{stem}.ids.npy", mmap_mode="r"),
+            np.load(f"{stem}.offsets.npy"),
+        )

@@ -1,0 +1,204 @@
+"""A Hugging Face transformer as an encoder, saved so that sentence-transformers loads it."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ngame.data.tokens import Tokens
+from ngame.files import write_json
+
+# Texts tokenized at once: many enough to keep the tokenizer's threads busy, few enough that their
+# Python lists of ids take little memory.
+_TEXTS_AT_ONCE = 4096
+
+_LENGTH_FILE = "sentence_bert_config.json"
+
+
+class TransformerEncoder(torch.nn.Module):
+    """Mean of the last hidden states of a pretrained transformer; an `Encoder`.
+
+    Whatever pooling, prompts and further layers a sentence-transformers model comes with, here the
+    vector of a text is the mean over its tokens, special ones included. Like the models of
+    transformers it begins in evaluation mode; call ``train()`` before training.
+
+    Parameters
+    ----------
+    model : str or path
+        Name on the Hugging Face hub, or a local folder, of a transformers or sentence-transformers
+        model with a fast tokenizer. Encoder-decoder models are not supported.
+    max_length : int
+        Tokens of a text that are read, special ones included; the rest is cut off.
+    bf16 : bool, optional
+        Run the transformer in bfloat16 autocast; weights, pooling and result stay float32. If not
+        given, it is done on CUDA devices that have bfloat16, and nowhere else.
+
+    Attributes
+    ----------
+    dim : int
+        Width of the vectors.
+    max_length : int
+        As given.
+
+    Raises
+    ------
+    ImportError
+        The package transformers is missing.
+    OSError
+        There is no such model, or its configuration cannot be read.
+    ValueError
+        The model is an encoder-decoder or has no fast tokenizer, or `max_length` leaves no room
+        for a token or is more than the model takes.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        max_length: int = 128,
+        bf16: bool | None = None,
+    ) -> None:
+        super().__init__()
+        transformers = _transformers()
+        name = os.fspath(model)
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:  # whose messages do not always name the model
+            raise OSError(f"model {name} cannot be read: {error}") from error
+        if config.is_encoder_decoder:
+            raise ValueError(f"model {name} is an encoder-decoder, expected an encoder alone")
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"model {name} has no fast tokenizer")
+        least = self.tokenizer.num_special_tokens_to_add() + 1
+        most = self.tokenizer.model_max_length
+        most = min(most, getattr(config, "max_position_embeddings", None) or most)
+        if not least <= max_length <= most:
+            raise ValueError(
+                f"max_length is {max_length}, model {name} takes from {least} to {most} tokens"
+            )
+        with _progress_bars(sys.stderr.isatty()):
+            # Checkpoints in half precision are trained in float32 all the same: small updates
+            # would vanish in the rounding of the weights.
+            self.model: Any = transformers.AutoModel.from_pretrained(name).float()
+        self.dim: int = config.hidden_size
+        self.max_length = max_length
+        self._bf16 = bf16
+        self.eval()
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts to token ids, special tokens included, cut off at `max_length`.
+
+        Raises
+        ------
+        TypeError
+            `texts` is a single string, or one of them is no string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is a str, expected a sequence of them")
+        return Tokens.concatenate(
+            self._tokenize(list(texts[start : start + _TEXTS_AT_ONCE]), start)
+            for start in range(0, len(texts), _TEXTS_AT_ONCE)
+        )
+
+    def _tokenize(self, texts: list[str], start: int) -> Tokens:
+        for row, text in enumerate(texts, start):
+            if not isinstance(text, str):
+                raise TypeError(f"text {row} is a {type(text).__name__}, expected a str")
+        encoded = self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return Tokens.from_lists(encoded["input_ids"])
+
+    def forward(self, tokens: Tokens) -> torch.Tensor:
+        """Tokens of n texts to vectors, float32 [n, dim], on the device of the parameters."""
+        device = self.model.device
+        if not len(tokens):
+            return torch.zeros(0, self.dim, device=device)
+        lengths = tokens.lengths
+        places = np.arange(max(1, lengths.max()))
+        ids = np.full((len(tokens), len(places)), self.tokenizer.pad_token_id or 0)
+        ids[places < lengths[:, np.newaxis]] = tokens.ids
+        # A text without any token is read as one padding token: a mean over nothing is NaN.
+        mask = torch.from_numpy(places < np.maximum(lengths, 1)[:, np.newaxis]).to(device)
+        with self._precision(device):
+            hidden = self.model(
+                input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long()
+            ).last_hidden_state
+        sums: torch.Tensor = (hidden.float() * mask.unsqueeze(-1)).sum(1)
+        return sums / mask.sum(1, keepdim=True)
+
+    def _precision(self, device: torch.device) -> Any:
+        bf16 = self._bf16
+        if bf16 is None:
+            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        # No context at all, instead of a disabled one, leaves the caller's own autocast alone.
+        return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Write the model in sentence-transformers layout into a folder.
+
+        ``SentenceTransformer(folder)`` then gives the vectors that this encoder gives.
+        """
+        with _progress_bars(False):
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        # The long-standing names and fields, which every sentence-transformers version reads.
+        write_json(folder / _LENGTH_FILE, {"max_seq_length": self.max_length})
+        write_json(
+            folder / "1_Pooling" / "config.json",
+            {"word_embedding_dimension": self.dim, "pooling_mode_mean_tokens": True},
+        )
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+        write_json(
+            folder / "modules.json",
+            [
+                {
+                    "idx": index,
+                    "name": str(index),
+                    "path": path,
+                    "type": f"sentence_transformers.models.{kind}",
+                }
+                for index, (path, kind) in enumerate(modules)
+            ],
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, bf16: bool | None = None) -> Self:
+        """Open what `save` wrote, with the `max_length` it was saved with."""
+        length = json.loads((folder / _LENGTH_FILE).read_text(encoding="utf8"))["max_seq_length"]
+        return cls(folder, max_length=length, bf16=bf16)
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError(
+            'TransformerEncoder needs the package transformers: pip install "ngame[hf]"'
+        ) from error
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Hide the progress bars of transformers, which know no terminal from a log file."""
+    logging = _transformers().utils.logging
+    hide = not shown and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()

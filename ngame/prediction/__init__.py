@@ -1,0 +1,1 @@
+"""A trained model: scorers, their fusion, approximate search."""

@@ -1,0 +1,66 @@
+"""The state of a run on disk: one file, written aside and renamed, read back bit for bit."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from ngame.files import write_tensors
+
+
+class Checkpoint:
+    """Where a run keeps its state, and when it is next due.
+
+    Parameters
+    ----------
+    folder : the folder to write to; None keeps nothing
+    minutes : time between two checkpoints
+    """
+
+    def __init__(self, folder: Path | None, minutes: float) -> None:
+        self._path = folder / "state.safetensors" if folder is not None else None
+        self._seconds = minutes * 60
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether enough time has gone by since the last one."""
+        return self._path is not None and time.monotonic() - self._last >= self._seconds
+
+    def save(self, meta: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Replace the file by one that holds `meta` (JSON values) and `tensors`."""
+        if self._path is None:
+            return
+        write_tensors(self._path, tensors, {"meta": json.dumps(meta)})
+        self._last = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """What was last saved, or None if nothing was."""
+        if self._path is None or not self._path.exists():
+            return None
+        with safetensors.safe_open(self._path, "pt") as file:
+            meta = json.loads(file.metadata()["meta"])
+            return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimizer as tensors, by parameter number and name."""
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give an optimizer the state that `optimizer_tensors` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        # SparseAdam counts its steps in an int, AdamW in a tensor.
+        plain = name == "step" and isinstance(optimizer, torch.optim.SparseAdam)
+        state.setdefault(int(number), {})[name] = int(value) if plain else value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

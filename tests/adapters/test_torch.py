@@ -1,0 +1,357 @@
+"""ClusterDataLoader and refresh_sampler: refreshes on time, resumption, several processes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ngame.adapters.torch import ClusterDataLoader, refresh_sampler
+from ngame.batches import ClusterBatchSampler
+from ngame.encoders.bank import EmbeddingBank
+
+ROWS, BATCH = 50, 8
+
+
+class Table(torch.nn.Module):
+    """A vector a row, and dropout, which draws from the random state wherever it trains."""
+
+    def __init__(self, rows: int = ROWS) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(rows, 6)
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, rows: Any) -> torch.Tensor:
+        return self.dropout(self.table(torch.as_tensor(rows)))
+
+
+def a_loader(model: Table, **options: Any) -> ClusterDataLoader:
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    refresh = partial(refresh_sampler, encode=model, model=model, chunk_size=16)
+    return ClusterDataLoader(range(ROWS), sampler, refresh=refresh, collate_fn=np.array, **options)
+
+
+class Run:
+    """A training run that can be saved, and stopped, after any of its steps."""
+
+    def __init__(self, **options: Any) -> None:
+        self.model = Table()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.1)
+        self.loader = a_loader(self.model, **options)
+        self.seen: list[tuple[int, list[int]]] = []
+
+    def train(self, epochs: int, stop_after: int | None = None) -> dict[str, Any] | None:
+        for epoch in range(self.loader.epoch, epochs):
+            self.loader.set_epoch(epoch)
+            for rows in self.loader:
+                self.seen.append((epoch, rows.tolist()))
+                (self.model(rows) ** 3).sum().backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                if len(self.seen) == stop_after:
+                    return self.state()
+        return None
+
+    def state(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "loader": self.loader}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        return {**state, "random": torch.get_rng_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.load_state_dict(state["loader"])
+        torch.set_rng_state(state["random"])
+
+
+# ---- One process -----------------------------------------------------------------------------
+
+
+def test_epochs_are_those_of_a_sampler_refreshed_by_hand() -> None:
+    run = Run()
+    run.train(3)
+    assert [epoch for epoch, _ in run.seen] == [0] * 7 + [1] * 7 + [2] * 7
+    for epoch in range(3):
+        rows = [row for at, batch in run.seen for row in batch if at == epoch]
+        assert sorted(rows) == list(range(ROWS))
+    # Clusters of the vectors as they were between the two epochs, the dropout being off.
+    again = Run()
+    again.train(1)
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    sampler.set_epoch(1)
+    sampler.refresh(again.model.table.weight.detach().numpy())
+    assert [batch for epoch, batch in run.seen if epoch == 1] == list(sampler)
+
+
+def test_refresh_leaves_no_trace_in_the_training_around_it() -> None:
+    model = Table()
+    loader = a_loader(model)
+    loader.set_epoch(1)
+    model.eval()
+    model.dropout.train()
+    before = torch.get_rng_state(), random.getstate()
+    next(iter(loader))
+    assert not model.training
+    assert model.dropout.training
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7, 8, 13, 14, 20])
+def test_a_run_that_is_resumed_ends_in_the_same_numbers(stop_after: int, tmp_path: Any) -> None:
+    whole = Run()
+    whole.train(3)
+
+    first = Run()
+    torch.save(first.train(3, stop_after), tmp_path / "state.pt")
+    second = Run()
+    torch.rand(5)
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    second.train(3)
+    assert first.seen + second.seen == whole.seen
+    assert torch.equal(second.model.table.weight, whole.model.table.weight)
+
+
+def test_vectors_may_come_from_a_bank(tmp_path: Any) -> None:
+    class Banked(Run):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bank = EmbeddingBank(ROWS, 6)
+            self.loader = ClusterDataLoader(
+                range(ROWS),
+                ClusterBatchSampler(ROWS, BATCH, cluster_size=4),
+                refresh=lambda sampler: sampler.refresh(self.bank.vectors),
+                collate_fn=np.array,
+            )
+            self.model.table.register_forward_hook(
+                lambda _, rows, vectors: self.bank.update(rows[0], vectors)
+            )
+
+    whole = Banked()
+    whole.train(3)
+    first = Banked()
+    state = first.train(3, 10)
+    assert state is not None
+    second = Banked()
+    second.load(state)
+    second.bank.load_state_dict(first.bank.state_dict())
+    second.train(3)
+    assert first.seen + second.seen == whole.seen
+    again = Banked()
+    again.train(1)
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    sampler.set_epoch(1)
+    sampler.refresh(again.bank.vectors)
+    assert [batch for epoch, batch in whole.seen if epoch == 1] == list(sampler)
+
+
+@pytest.mark.parametrize("delivered", [0, 1, 2, 3])
+def test_all_processes_go_on_from_what_one_saved(delivered: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((ROWS, 4)).astype(np.float32)
+
+    def ranks() -> list[ClusterDataLoader]:
+        return [
+            ClusterDataLoader(
+                range(ROWS),
+                ClusterBatchSampler(ROWS, BATCH, cluster_size=4, world_size=2, rank=rank),
+                collate_fn=list,
+            )
+            for rank in (0, 1)
+        ]
+
+    states, rests = [], []
+    for loader in ranks():
+        loader.set_epoch(1)
+        loader.batch_sampler.planner.refresh(vectors)
+        batches = iter(loader)
+        for _ in range(delivered):
+            next(batches)
+        states.append(loader.state_dict())
+        rests.append(list(batches))
+    assert len(rests[0]) == len(rests[1]) == 3 - delivered
+    for loader, rest in zip(ranks(), rests, strict=True):
+        loader.load_state_dict(states[0])
+        assert loader.epoch == 1
+        assert list(loader) == rest
+
+
+def test_workers_that_fetch_ahead_do_not_count() -> None:
+    whole = Run()
+    whole.train(2)
+    first = Run(num_workers=1, prefetch_factor=4)
+    state = first.train(2, stop_after=9)
+    assert state is not None
+    second = Run()
+    second.load(state)
+    second.train(2)
+    assert first.seen + second.seen == whole.seen
+
+
+def test_an_epoch_can_be_abandoned_and_begun_again() -> None:
+    loader = a_loader(Table())
+    iterator = iter(loader)
+    first = [next(iterator).tolist() for _ in range(3)]
+    whole = [rows.tolist() for rows in loader]
+    assert whole[:3] == first
+    assert len(whole) == len(loader) == 7
+
+
+def test_a_loaded_state_says_nothing_about_other_epochs() -> None:
+    first = a_loader(Table())
+    iterator = iter(first)
+    next(iterator)
+    second = a_loader(Table())
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(1)
+    assert len(list(second)) == 7
+    second.set_epoch(0)
+    assert len(list(second)) == 7
+
+
+def test_without_refresh_the_caller_refreshes() -> None:
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, start_epoch=0)
+    loader = ClusterDataLoader(range(ROWS), sampler, collate_fn=list)
+    list(loader)
+    assert sampler.refreshes == 0
+
+
+def test_what_trainers_look_for() -> None:
+    loader = a_loader(Table())
+    assert loader.batch_sampler.batch_size == BATCH
+    assert loader.batch_sampler.drop_last is False
+    loader.batch_sampler.sampler.set_epoch(5)  # as Lightning does
+    assert loader.epoch == 5
+
+
+def test_lengths_choose_the_chunks() -> None:
+    chunks: list[list[int]] = []
+    table = Table(10)
+
+    def encode(rows: Any) -> torch.Tensor:
+        chunks.append(rows.tolist())
+        return table(rows)
+
+    sampler = ClusterBatchSampler(10, 4, cluster_size=2)
+    refresh_sampler(sampler, encode, model=table, chunk_size=12, lengths=[3] * 5 + [6] * 5)
+    assert chunks == [[5, 6], [7, 8], [9, 0], [1, 2, 3, 4]]
+
+
+def test_bad_arguments() -> None:
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    with pytest.raises(ValueError, match="dataset has 49 items, the sampler 50 rows"):
+        ClusterDataLoader(range(49), sampler)
+    loader = a_loader(Table())
+    with pytest.raises(ValueError, match="state lacks delivered"):
+        loader.load_state_dict(sampler.state_dict())
+    with pytest.raises(ValueError, match="state has n_rows 50, this sampler has 40"):
+        ClusterDataLoader(
+            range(40), ClusterBatchSampler(40, BATCH, cluster_size=4)
+        ).load_state_dict(loader.state_dict())
+    bad = np.ones((ROWS, 4), np.float32)
+    bad[7] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity for row 7"):
+        refresh_sampler(sampler, lambda rows: bad[rows], model=Table())
+    assert sampler.refreshes == 0
+
+
+# ---- Several processes -----------------------------------------------------------------------
+
+# Two processes train 20 epochs and write their batches; what they encode differs slightly, as
+# it does between devices, and differs with the rank's share.
+TWO = textwrap.dedent("""
+    import json, os, sys
+    from functools import partial
+    import numpy as np, torch, torch.distributed as dist
+    from ngame.batches import ClusterBatchSampler
+    from ngame.loader import ClusterDataLoader, refresh_sampler
+
+    fails = sys.argv[2:] == ["fails"]
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+    rows, model = 203, torch.nn.Dropout()
+    vectors = np.random.default_rng(rank).standard_normal((rows, 4)).astype(np.float32)
+
+    def encode(chunk):
+        if fails and rank:
+            raise ValueError("out of order")
+        return vectors[chunk]
+
+    sampler = ClusterBatchSampler(rows, 8, cluster_size=4, world_size=2, rank=rank)
+    loader = ClusterDataLoader(
+        range(rows), sampler, collate_fn=list,
+        refresh=partial(refresh_sampler, encode=encode, model=model),
+    )
+    for epoch in range(20):
+        loader.set_epoch(epoch)
+        seen = list(loader)
+        print(json.dumps([epoch, seen]))
+        dist.all_reduce(torch.ones(1))
+    clusters = sampler.clusters
+    print(json.dumps([clusters.order.tolist(), clusters.offsets.tolist()]))
+    dist.destroy_process_group()
+""")
+
+
+def two_processes(folder: Any, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    command = [sys.executable, "-c", TWO, str(folder / "meeting"), *arguments]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        return [
+            subprocess.CompletedProcess(command, process.returncode, *output)
+            for process in started
+            for output in [process.communicate(timeout=120)]
+        ]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_two_processes_share_each_epoch_without_waiting_for_ever(tmp_path: Any) -> None:
+    done = two_processes(tmp_path)
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    first, second = ([json.loads(line) for line in process.stdout.splitlines()] for process in done)
+    left_out = []
+    for epoch in range(20):
+        ours, theirs = first[epoch][1], second[epoch][1]
+        assert len(ours) == len(theirs) == 203 // 16
+        assert {len(batch) for batch in ours + theirs} == {8}
+        seen = sorted(row for batch in ours + theirs for row in batch)
+        assert len(set(seen)) == len(seen) == 203 // 16 * 16
+        left_out.append(set(range(203)) - set(seen))
+    assert not set.intersection(*left_out)  # no row is lost for good
+    # Both hold the clusters of the vectors that they had half of each.
+    assert first[20] == second[20]
+    vectors = [
+        np.random.default_rng(rank).standard_normal((203, 4)).astype(np.float32) for rank in (0, 1)
+    ]
+    gathered = np.where(np.arange(203)[:, None] % 2 == 0, *vectors)
+    sampler = ClusterBatchSampler(203, 8, cluster_size=4, world_size=2)
+    for epoch in range(1, 20):
+        sampler.set_epoch(epoch)
+        sampler.refresh(gathered)
+    assert sampler.clusters is not None
+    assert first[20][0] == sampler.clusters.order.tolist()
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path: Any) -> None:
+    done = two_processes(tmp_path, "fails")
+    assert all(process.returncode for process in done)
+    assert "ValueError: out of order" in done[1].stderr

@@ -1,0 +1,459 @@
+"""Data sets in memory and in files: what comes back, and what every fault is answered with."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from ngame.data.dataset import Dataset, hash_bucket, load_dataset, save_dataset
+
+POINTS = [
+    {"uid": "a", "title": "red", "content": "apple", "target_ind": [2, 0], "target_rel": [1, 1]},
+    {"uid": "b", "title": "green pear", "content": "", "target_ind": []},
+    {"content": " Öl ", "target_ind": [1]},
+]
+LABELS = [{"title": "fruit"}, {"title": "oil", "content": "fat"}, {"title": "red"}]
+Y = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32)
+
+
+def write(path, rows):
+    """Write objects, or bytes as they are, as lines; packed where the name says so."""
+    if not isinstance(rows, bytes):
+        rows = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    path.write_bytes(gzip.compress(rows) if path.suffix == ".gz" else rows)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "trn.json", POINTS)
+    write(tmp_path / "lbl.json", LABELS)
+    return tmp_path
+
+
+def same(left, right):
+    """Whether two data sets hold the same, but for their names."""
+    for field in ("train_labels", "test_labels"):
+        a, b = getattr(left, field), getattr(right, field)
+        if (a is None) != (b is None) or (a is not None and (a.toarray() != b.toarray()).any()):
+            return False
+    for field in ("drop_train", "drop_test"):
+        if not np.array_equal(getattr(left, field), getattr(right, field)):
+            return False
+    texts = ("train_texts", "test_texts", "label_texts")
+    return all(getattr(left, field) == getattr(right, field) for field in texts)
+
+
+# In memory
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Y,
+        Y.astype(bool),
+        Y.tolist(),
+        sparse.coo_array(Y),
+        sparse.csc_matrix(Y.astype(np.int64)),
+        sparse.lil_matrix(Y.astype(bool)),
+        sparse.csr_array((np.ones(3), [2, 0, 1], [0, 2, 2, 3]), shape=(3, 3)),
+        sparse.csr_matrix((np.array([1, 0, 1, 1]), [0, 1, 2, 1], [0, 3, 3, 4]), shape=(3, 3)),
+    ],
+    ids=["dense", "bool", "lists", "coo", "csc", "lil", "unsorted", "explicit zero"],
+)
+def test_labels_of_any_kind_become_the_same_matrix(labels):
+    matrix = Dataset(["a", "b", "c"], labels, ["x", "y", "z"]).train_labels
+    assert matrix.format == "csr"
+    assert matrix.dtype == np.float32
+    assert matrix.has_canonical_format
+    assert (matrix.data == 1).all()
+    np.testing.assert_array_equal(matrix.toarray(), Y)
+
+
+def test_labels_given_are_not_modified():
+    unsorted = sparse.csr_matrix(
+        (np.ones(3, np.float32), np.array([2, 0, 1]), np.array([0, 2, 2, 3])), shape=(3, 3)
+    )
+    Dataset(["a", "b", "c"], unsorted, ["x", "y", "z"])
+    assert unsorted.indices.tolist() == [2, 0, 1]
+
+
+def test_canonical_labels_are_shared():
+    labels = sparse.csr_matrix(Y)
+    matrix = Dataset(["a", "b", "c"], labels, ["x", "y", "z"]).train_labels
+    assert np.shares_memory(matrix.indices, labels.indices)
+    assert np.shares_memory(matrix.data, labels.data)
+
+
+def test_points_and_labels_that_stand_alone_are_kept():
+    data = Dataset(["a", "b"], [[0, 0], [0, 1]], ["x", "y"], test_texts=["c"], test_labels=[[0, 0]])
+    assert data.train_labels.shape == (2, 2)
+    assert data.test_labels.shape == (1, 2)
+    assert data.drop_train is None
+
+
+def test_pairs_become_int64():
+    data = Dataset(["a"], [[1]], ["x"], drop_train=[(0, 0)])
+    assert data.drop_train.dtype == np.int64
+    assert data.drop_train.tolist() == [[0, 0]]
+    assert Dataset(["a"], [[1]], ["x"], drop_train=[]).drop_train.shape == (0, 2)
+
+
+def test_repr_is_short():
+    data = Dataset(["a"] * 1000, np.ones((1000, 1)), ["x"], name="many")
+    assert repr(data) == "<Dataset many: 1000 training points, 0 test points, 1 labels>"
+
+
+OUT_OF_RANGE = sparse.csr_matrix((1, 2), dtype=np.float32)
+OUT_OF_RANGE.indices, OUT_OF_RANGE.data = np.array([2], np.int32), np.ones(1, np.float32)
+OUT_OF_RANGE.indptr = np.array([0, 1], np.int32)
+TWICE = ([True, True], ([0, 0], [1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train_texts": "a"}, TypeError, "train_texts is one string; expected a sequence"),
+        ({"train_texts": [b"a"]}, TypeError, r"train_texts\[0\] is of type bytes; expected str"),
+        ({"train_texts": []}, ValueError, "train_texts has no entries"),
+        ({"train_texts": [" \n"]}, ValueError, r"train_texts\[0\] is empty"),
+        ({"label_texts": ["x", "\ud800"]}, ValueError, r"label_texts\[1\] holds a lone surrogate"),
+        ({"label_texts": ["x"]}, ValueError, "has 2 columns, label_texts has 1 entries"),
+        ({"train_labels": [[1, 0]] * 2}, ValueError, "has 2 rows, train_texts has 1 entries"),
+        ({"train_labels": [1, 0]}, ValueError, "train_labels has 1 dimensions; expected 2"),
+        ({"train_labels": [["1", "0"]]}, TypeError, "train_labels has dtype <U1; expected numbers"),
+        ({"train_labels": [[0.5, 1]]}, ValueError, "adds up to 0.5 in row 0, column 0"),
+        ({"train_labels": [[np.nan, 1]]}, ValueError, "adds up to nan in row 0, column 0"),
+        (
+            {"train_labels": sparse.coo_matrix(TWICE, shape=(1, 2))},
+            ValueError,
+            "adds up to 2 in row 0, column 1; expected 0 or 1, each pair once",
+        ),
+        ({"train_labels": OUT_OF_RANGE}, IndexError, "label id 2 in row 0; there are 2 labels"),
+        ({"test_texts": ["t"]}, ValueError, "test_texts and test_labels must be given together"),
+        ({"drop_test": [(0, 0)]}, ValueError, "drop_test was given without test_texts"),
+        (
+            {"drop_train": [(0.0, 1.0)]},
+            TypeError,
+            "drop_train has dtype float64; expected integers",
+        ),
+        ({"drop_train": [0, 1]}, ValueError, r"drop_train has shape \(2,\); expected \[n, 2\]"),
+        ({"drop_train": [(0, 1), (1, 0)]}, IndexError, r"drop_train\[1\] is row 1, label 0"),
+        ({"drop_train": [(0, -1)]}, IndexError, "label -1; there are 1 rows and 2 labels"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    arguments = {"train_texts": ["a"], "train_labels": [[1, 0]], "label_texts": ["x", "y"]}
+    with pytest.raises(error, match=message):
+        Dataset(**(arguments | change))
+
+
+# Folders
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz", ".jsonl", ".jsonl.gz"])
+def test_folder(tmp_path, suffix):
+    write(tmp_path / f"trn{suffix}", POINTS)
+    write(tmp_path / f"tst{suffix}", POINTS[:1])
+    write(tmp_path / f"lbl{suffix}", LABELS)
+    write(tmp_path / "filter_labels_test.txt", b"0 1\n0 2\n")
+    write(tmp_path / "filter_labels_train.txt", b"")
+    write(tmp_path / "val.json.gz", b"ignored")
+    data = load_dataset(tmp_path)
+    assert data.train_texts == ["red apple", "green pear", "Öl"]
+    assert data.test_texts == ["red apple"]
+    assert data.label_texts == ["fruit", "oil fat", "red"]
+    np.testing.assert_array_equal(data.train_labels.toarray(), Y)
+    np.testing.assert_array_equal(data.test_labels.toarray(), Y[:1])
+    assert data.train_labels.has_canonical_format
+    assert data.drop_test.tolist() == [[0, 1], [0, 2]]
+    assert data.drop_train.shape == (0, 2)
+    assert data.name == tmp_path.name
+
+
+def test_sparse_text_stands_in_for_target_ind(folder):
+    write(folder / "trn.json", [{"title": point.get("title", "o")} for point in POINTS])
+    write(folder / "trn_X_Y.txt", b"3 3\n2:1.0 0:0.5\n\n1:1\n")
+    np.testing.assert_array_equal(load_dataset(folder).train_labels.toarray(), Y)
+
+
+def test_line_ends_of_other_systems(folder):
+    lines = (folder / "trn.json").read_bytes().replace(b"\n", b"\r\n")
+    write(folder / "trn.json", lines.rstrip())
+    write(folder / "trn_X_Y.txt", b"3 3\r\n2:1 0:1\r\n\r\n1:1")
+    np.testing.assert_array_equal(load_dataset(folder).train_labels.toarray(), Y)
+
+
+def test_reading_is_quiet_without_a_terminal(folder, capsys):
+    load_dataset(folder)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_test_points(folder):
+    data = load_dataset(str(folder))
+    assert data.test_texts is None
+    assert data.test_labels is None
+
+
+def point(**change):
+    return [POINTS[0], POINTS[1] | change]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("trn.json", b'{"title": "a", "target_ind": []}\n{"tit', r":2: malformed JSON: .*column 2"),
+        ("trn.json", b'{"title": ' + b"1" * 5000 + b"}", ":1: malformed JSON: "),
+        ("trn.json", b"[" * 100_000, ":1: malformed JSON: "),
+        ("trn.json", b"\n", ":1: malformed JSON"),
+        ("trn.json", b"[1, 2]\n", ":1: expected a JSON object"),
+        ("trn.json", b"", ":1: the file is empty"),
+        (
+            "trn.json",
+            json.dumps(POINTS[0]).encode() + b'\n{"title": "\xff"}',
+            ":2: not UTF-8 at byte",
+        ),
+        ("trn.json", [{"uid": "a", "target_ind": []}], ':1: missing field "title" or "content"'),
+        ("trn.json", [{"title": "a"}], ':1: missing field "target_ind"'),
+        ("trn.json", point(title=None), ":2: title or content is not a string"),
+        ("trn.json", point(title="", content="\t "), ":2: the text is empty"),
+        ("trn.json", point(title="\ud800"), ":2: the text holds a lone surrogate"),
+        ("trn.json", point(target_ind=3), ":2: target_ind is not a list of integers"),
+        ("trn.json", point(target_ind=["3"]), ":2: target_ind is not a list of integers"),
+        ("trn.json", point(target_ind=[True]), ":2: target_ind is not a list of integers"),
+        ("trn.json", point(target_ind=[0, 3]), ":2: label id 3 is out of range; there are 3"),
+        ("trn.json", point(target_ind=[-1]), ":2: label id -1 is out of range"),
+        ("trn.json", point(target_ind=[2**70]), f":2: label id {2**70} is out of range"),
+        ("trn.json", point(target_ind=[1, 0, 1]), ":2: a label is given twice"),
+        ("trn.json", point(target_rel=[1.0]), ":2: target_rel is not a list as long as target_ind"),
+        ("trn.json", point(target_rel=1.0), ":2: target_rel is not a list as long as target_ind"),
+        ("lbl.json", b"", ":1: the file is empty"),
+        ("lbl.json", [{"title": ""}], ":1: the text is empty"),
+        ("tst.json", [{"title": "a"}], ':1: missing field "target_ind"'),
+        ("trn_X_Y.txt", b"", ":1: header ''; expected rows and columns"),
+        ("trn_X_Y.txt", b"3 3 3\n", ":1: header '3 3 3'; expected rows and columns"),
+        ("trn_X_Y.txt", b"3 4\n\n\n\n", ":1: .* 4 columns; there are 3 points and 3 labels"),
+        ("trn_X_Y.txt", b"2 3\n\n\n", ":1: header says 2 rows"),
+        ("trn_X_Y.txt", b"3 3\n0:1\n\n", ":3: the file ends after 2 rows; the header says 3"),
+        ("trn_X_Y.txt", b"3 3\n0:1\n\n\n\n", ":5: the file ends after 4 rows"),
+        ("trn_X_Y.txt", b"3 3\n0:1\n3:1\n\n", ":3: id 3 is out of range"),
+        ("trn_X_Y.txt", b"3 3\n0:1\n1:1 1:1\n\n", ":3: id 1 is given twice"),
+        ("trn_X_Y.txt", b"3 3\n0\n\n\n", ":2: '0' is not label:value"),
+        ("trn_X_Y.txt", b"3 3\nx:1\n\n\n", ":2: 'x:1' is not label:value"),
+        ("trn_X_Y.txt", b"3 3\n0:0\n\n\n", ":2: '0:0' is not label:value with a positive value"),
+        ("trn_X_Y.txt", b"3 3\n0:nan\n\n\n", ":2: '0:nan' is not label:value"),
+        ("filter_labels_train.txt", b"0 0\n0\n", ":2: '0' is not a pair of integers"),
+        (
+            "filter_labels_train.txt",
+            b"0 0\n3 0\n",
+            ":2: row 3, label 0 is out of range; there are 3",
+        ),
+        ("filter_labels_train.txt", b"0 -1\n", ":1: row 0, label -1 is out of range"),
+    ],
+)
+def test_bad_folder(folder, name, content, message):
+    write(folder / name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_dataset(folder)
+    assert str(caught.value).startswith(str(folder / name))
+
+
+@pytest.mark.parametrize("cut", [5, 60, -4])
+def test_truncated_gzip_file(folder, cut):
+    (folder / "trn.json").unlink()
+    path = write(folder / "trn.json.gz", POINTS)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"trn\.json\.gz:\d+: truncated or damaged gzip file"):
+        load_dataset(folder)
+
+
+def test_not_a_gzip_file(folder):
+    (folder / "lbl.json").rename(folder / "lbl.json.gz")
+    with pytest.raises(ValueError, match=r"lbl\.json\.gz:1: truncated or damaged gzip file"):
+        load_dataset(folder)
+
+
+def test_missing_files(folder):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        load_dataset(folder / "nowhere")
+    write(folder / "tst_X_Y.txt", b"1 3\n0:1\n")
+    with pytest.raises(FileNotFoundError, match=r"none of tst\.json\.gz, .* is there"):
+        load_dataset(folder)
+    (folder / "trn.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"none of trn\.json\.gz, .* is there"):
+        load_dataset(folder)
+
+
+def test_two_files_for_one_thing(folder):
+    write(folder / "trn.jsonl", POINTS)
+    with pytest.raises(ValueError, match=r"both trn\.json and trn\.jsonl are there; keep one"):
+        load_dataset(folder)
+
+
+# One file of texts and tags
+
+
+def tagged(n):
+    return [{"text": f"text {i}", "labels": [f"tag {i % 7}", f"tag {i % 3}x"]} for i in range(n)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_tagged_file(tmp_path, suffix):
+    rows = tagged(200)
+    data = load_dataset(write(tmp_path / f"notes{suffix}", rows))
+    tags = sorted({tag for row in rows for tag in row["labels"]})
+    assert data.name == "notes"
+    assert data.label_texts == tags
+    wanted = {row["text"]: sorted(row["labels"]) for row in rows}
+    test_texts = [row["text"] for row in rows if hash_bucket(row["text"], 10) == 0]
+    assert data.test_texts == test_texts
+    assert data.train_texts == [row["text"] for row in rows if row["text"] not in test_texts]
+    for texts, labels in (
+        (data.train_texts, data.train_labels),
+        (data.test_texts, data.test_labels),
+    ):
+        assert labels.has_canonical_format
+        for row, text in enumerate(texts):
+            assert [tags[label] for label in labels[row].indices] == wanted[text]
+
+
+def test_tagged_split_does_not_depend_on_the_order_of_lines(tmp_path):
+    rows = tagged(200)
+    one = load_dataset(write(tmp_path / "one.jsonl", rows))
+    two = load_dataset(write(tmp_path / "two.jsonl", rows[::-1]))
+    assert one.test_texts == two.test_texts[::-1]
+    assert one.label_texts == two.label_texts
+    np.testing.assert_array_equal(one.test_labels.toarray(), two.test_labels.toarray()[::-1])
+
+
+def test_hash_bucket_is_the_same_everywhere():
+    assert [hash_bucket(text, 10) for text in ("", "a", "Öl", "numpy")] == [6, 3, 4, 1]
+    counts = np.bincount([hash_bucket(str(i), 10) for i in range(10_000)])
+    assert (abs(counts - 1000) < 150).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"", ":1: the file is empty"),
+        ([{"text": "a"}], ':1: missing field "labels"'),
+        ([{"labels": ["x"]}], ':1: missing field "text"'),
+        ([{"text": 1, "labels": ["x"]}], ":1: text is not a string"),
+        ([{"text": " ", "labels": ["x"]}], ":1: text is empty"),
+        ([{"text": "a", "labels": "x"}], ":1: labels is not a list of strings"),
+        ([{"text": "a", "labels": [1]}], ":1: a label is not a string"),
+        ([{"text": "a", "labels": [""]}], ":1: a label is empty"),
+        ([{"text": "a", "labels": ["x", " x"]}], ":1: a label is given twice"),
+        ([{"text": "a", "labels": []}], ": no line has a label"),
+    ],
+)
+def test_bad_tagged_file(tmp_path, rows, message):
+    path = write(tmp_path / "notes.jsonl", rows)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_dataset(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_tagged_file_of_test_points_alone(tmp_path):
+    text = next(str(i) for i in range(1000) if hash_bucket(str(i), 10) == 0)
+    path = write(tmp_path / "notes.jsonl", [{"text": text, "labels": ["x"]}])
+    with pytest.raises(ValueError, match="by the split rule every line is a test point"):
+        load_dataset(path)
+
+
+def test_tagged_file_without_test_points(tmp_path):
+    text = next(str(i) for i in range(1000) if hash_bucket(str(i), 10) != 0)
+    data = load_dataset(write(tmp_path / "notes.jsonl", [{"text": text, "labels": ["x"]}]))
+    assert data.train_texts == [text]
+    assert data.test_texts is None
+
+
+# Writing
+
+
+@st.composite
+def datasets(draw):
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).map(str.strip)
+    texts = st.lists(text.filter(bool), min_size=1, max_size=5)
+    label_texts = draw(texts)
+
+    def split():
+        points = draw(texts)
+        shape = (len(points), len(label_texts))
+        bits = st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
+        pair = st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1))
+        drop = draw(st.none() | st.lists(pair, max_size=4))
+        return points, np.reshape(draw(bits), shape), drop
+
+    train_texts, train_labels, drop_train = split()
+    test_texts, test_labels, drop_test = split() if draw(st.booleans()) else (None, None, None)
+    return Dataset(
+        train_texts,
+        train_labels,
+        label_texts,
+        test_texts=test_texts,
+        test_labels=test_labels,
+        drop_train=drop_train,
+        drop_test=drop_test,
+    )
+
+
+@given(datasets())
+@settings(max_examples=50, deadline=None)
+def test_what_is_saved_comes_back(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("saved")
+    save_dataset(data, folder)
+    assert same(load_dataset(folder), data)
+
+
+def test_same_data_same_bytes(tmp_path, monkeypatch):
+    data = Dataset(["a", "b", "c"], Y, ["x", "y", "z"], drop_train=[(0, 1)])
+    save_dataset(data, tmp_path / "one")
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    save_dataset(data, tmp_path / "two")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["filter_labels_train.txt", "lbl.json.gz", "trn.json.gz"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_full_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        save_dataset(Dataset(["a"], [[1]], ["x"]), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savetxt", full)
+    data = Dataset(["a"], [[1]], ["x"], drop_train=[(0, 0)])
+    with pytest.raises(OSError, match="No space left"):
+        save_dataset(data, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Anything at all
+
+
+@given(
+    st.lists(st.binary(max_size=12) | st.sampled_from([b"{", b'"title"', b":", b"[1e9]", b"\n"]))
+)
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_rubbish_is_a_value_error_that_names_file_and_line(folder, parts):
+    write(folder / "trn.json", b"".join(parts))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is looked at below
+        load_dataset(folder)
+    where, number, _ = str(caught.value)[len(str(folder)) :].split(":", 2)
+    assert where == "/trn.json"
+    assert int(number) >= 1

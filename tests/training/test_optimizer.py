@@ -1,0 +1,39 @@
+"""Updates: rates on a schedule, gradients clipped together, whether sparse or dense."""
+
+import math
+
+import pytest
+import torch
+
+from ngame.config import StageConfig
+from ngame.training.optimizer import Optimizer, ParameterGroup, clip
+
+
+def test_learning_rates_rise_and_fall():
+    """Parameters with sparse gradients have a rate of their own, on the same schedule."""
+    module = torch.nn.Sequential(torch.nn.Embedding(3, 2, sparse=True), torch.nn.Linear(2, 2))
+    config = StageConfig(warmup=0.25, clip=0)
+    optimizer = Optimizer([ParameterGroup(module, 0.4, 0.8)], config, 8)
+    rates = {"dense": [], "sparse": []}
+    for _ in range(8):
+        module(torch.tensor([0, 2])).sum().backward()
+        optimizer.step()
+        for kind, found in rates.items():
+            found.append(optimizer._optimizers[kind].param_groups[0]["lr"])
+    shares = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert rates["dense"] == pytest.approx([0.4 * share for share in shares])
+    assert rates["sparse"] == pytest.approx([0.8 * share for share in shares])
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_clipping_counts_sparse_and_dense_gradients_together(limit):
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    dense = torch.nn.Linear(2, 1)
+    table(torch.tensor([1, 1, 3])).matmul(dense.weight.T).sum().backward()
+    parameters = [table.weight, dense.weight]
+    before = [p.grad.to_dense().clone() for p in parameters]
+    norm = math.sqrt(sum(float(g.square().sum()) for g in before))
+    clip([*parameters, dense.bias], limit)
+    scale = min(1, limit / norm)
+    for old, parameter in zip(before, parameters, strict=True):
+        torch.testing.assert_close(parameter.grad.to_dense(), old * scale, rtol=1e-4, atol=1e-6)

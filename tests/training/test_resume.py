@@ -1,0 +1,227 @@
+"""A run that is killed, or runs out of disk, goes on and ends in the same numbers."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import ngame
+from ngame.data.dataset import save_dataset
+from ngame.training.checkpoint import Checkpoint
+
+# Every way in which a batch, epoch or stage leans on an earlier one: a bank, clusters that outlive
+# their epoch, moments of both optimizers, several batches an update, the best epoch's weights.
+BANK = (
+    "keep='best'",
+    "encoder.dropout=0.1",
+    "encoder_stage.epochs=3",
+    "encoder_stage.refresh_every=2",
+    "encoder_stage.accumulate=2",
+    "encoder_stage.positives='one'",
+    "classifier_stage.accumulate=2",
+    "classifier_stage.cluster_size=4",
+)
+FINETUNED = (
+    "encoder_stage.epochs=1",
+    "encoder_stage.start_epoch=0",
+    "encoder_stage.embeddings='fresh'",
+    "encoder_stage.loss='triplet'",
+    "classifier_stage.finetune=true",
+    "classifier_stage.loss='triplet'",
+)
+RESULTS = (
+    "metrics.json",
+    "fusion.json",
+    "classifier.safetensors",
+    "vectors.safetensors",
+    "encoder/model.safetensors",
+    "encoder/tokenizer.json",
+    "labels.jsonl",
+)
+
+# Imports once, and then forks: a run that ends by itself, and runs that are killed with SIGKILL as
+# they are about to rename their first, second, third ... file into place, and so at every turn of
+# the beginning; then at the fourth to the eighth again and again, which is a few batches further
+# each time, until one gets to its end.
+DRIVER = """
+import os, signal, sys
+import ngame.cli, ngame.prediction.model, ngame.training.loops
+import torch._dynamo  # which every optimizer asks for, and which takes long
+
+def run(folder, renames):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    replace, count = os.replace, 0
+    def counted(source, target):
+        nonlocal count
+        count += 1
+        if count == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+    os.replace = counted
+    sys.stdout = open(os.devnull, "w")
+    arguments = ["train", data, "-o", folder, "--config", config, "--resume"]
+    os._exit(ngame.cli.main(arguments))
+
+data, config, whole, killed = sys.argv[1:]
+print(run(whole, 0), flush=True)
+for renames in [*range(1, 12), *([4, 5, 6, 7, 8] * 2), 1000]:
+    status = run(killed, renames)
+    print(status, flush=True)
+    if status != -signal.SIGKILL:
+        break
+"""
+
+
+def log(folder):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for entry in entries:
+        assert entry.pop("seconds") >= 0
+        assert 0 <= entry.pop("refresh_share") <= 1
+    return entries
+
+
+def assert_same_run(a, b):
+    for name in RESULTS:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert log(a) == log(b)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("sets", [BANK, FINETUNED], ids=["bank", "fine-tuned"])
+def test_killed_at_every_turn(tmp_path, sets):
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(tiny.dataset(points=200), data)
+    tiny.config("checkpoint_minutes=0", *sets).save(config)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, data, config, whole, killed],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    statuses = [int(line) for line in done.stdout.split()]
+    assert (statuses[0], statuses[-1]) == (0, 0), done.stderr
+    assert len(statuses) > 20
+    assert set(statuses[1:-1]) == {-signal.SIGKILL}
+    assert_same_run(whole, killed)
+    # The same files to the last, so nothing is left of what the killed ones were writing.
+    assert files(killed) == files(whole)
+    assert {Path(name).suffix for name in files(whole)} == {
+        ".json",
+        ".jsonl",
+        ".npy",
+        ".safetensors",
+        ".toml",
+    }
+    for path in whole.rglob("*.npy"):
+        assert np.load(path, allow_pickle=False).ndim == 1
+
+
+def config(*sets):
+    return tiny.config("checkpoint_minutes=0", "encoder_stage.epochs=1", *sets)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return tiny.dataset(points=120)
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ngame.train(dataset, config(), folder=folder)
+    return folder
+
+
+def test_writing_a_run_changes_nothing(dataset, finished):
+    """Nor does the time between checkpoints, and a folder is not needed."""
+    assert ngame.train(dataset, config()).metrics == ngame.Model.load(finished).metrics
+    rare = config("checkpoint_minutes=1000")
+    assert ngame.train(dataset, rare).metrics == ngame.Model.load(finished).metrics
+
+
+def test_full_disk(dataset, finished, tmp_path, monkeypatch):
+    """The disk is full from the third checkpoint on."""
+    folder = tmp_path / "run"
+    fsync, count = os.fsync, 0
+
+    def full(descriptor):
+        nonlocal count
+        if "state" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            count += 1
+        if count >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"state\.safetensors cannot be written: No space left"):
+            ngame.train(dataset, config(), folder=folder)
+    meta, _ = Checkpoint(folder / "checkpoint", 0).load()
+    assert (meta["stage"], meta["updates"]) == ("encoder", 2)
+    assert not [name for name in files(folder) if Path(name).name.startswith(".")]
+    ngame.train(dataset, config(), folder=folder, resume=True)
+    assert_same_run(folder, finished)
+
+
+def test_a_finished_run_can_be_resumed(dataset, finished):
+    before = {name: (finished / name).read_bytes() for name in RESULTS}
+    ngame.train(dataset, config(), folder=finished, resume=True)
+    assert {name: (finished / name).read_bytes() for name in RESULTS} == before
+
+
+def test_time_between_checkpoints_may_change(dataset, finished):
+    longer = config("checkpoint_minutes=7")
+    assert ngame.train(dataset, longer, folder=finished, resume=True).metrics
+
+
+def test_folder_with_another_run(dataset, finished):
+    before = files(finished)
+    with pytest.raises(FileExistsError, match="already holds a run: resume it, or choose another"):
+        ngame.train(dataset, config(), folder=finished)
+    with pytest.raises(ValueError, match=r"config\.toml has other settings than those given"):
+        ngame.train(dataset, config("seed=5"), folder=finished, resume=True)
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"points": 121},
+        {"test": 59},
+        {"seed": 1},
+        {"drop_train": [(0, 0)]},
+        {"drop_test": [(0, 0)]},
+        {"test_texts": ["ba"] * 60},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_resume_on_other_data(finished, changed):
+    other = tiny.dataset(**{"points": 120} | changed)
+    with pytest.raises(ValueError, match="was begun on other data"):
+        ngame.train(other, config(), folder=finished, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_folder_with_something_else(dataset, tmp_path, resume):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="is not empty and holds no run"):
+        ngame.train(dataset, config(), folder=tmp_path, resume=resume)
+    assert files(tmp_path) == {"thesis.tex"}
+
+
+def test_resume_begins_a_run_that_is_not_there(dataset, finished, tmp_path):
+    ngame.train(dataset, config(), folder=tmp_path / "new" / "run", resume=True)
+    assert_same_run(tmp_path / "new" / "run", finished)

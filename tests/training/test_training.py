@@ -1,0 +1,617 @@
+"""Both stages and the run around them, on data that trains in a moment."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import tiny
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ngame
+from ngame.batches import ClusterBatchSampler
+from ngame.data.tokens import Tokens
+from ngame.encoders.bag import BagEncoder
+from ngame.training import loops as training
+from ngame.training import stage as stage_module
+from ngame.training.optimizer import Optimizer
+from ngame.training.run import hold_out, truth_of
+
+ENCODER_ONLY = ("classifier_stage.epochs=0",)
+CLASSIFIER_ONLY = ("encoder_stage.epochs=0", "classifier_stage.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return tiny.dataset()
+
+
+@pytest.fixture
+def log(logs):
+    """The log of the last training."""
+    return lambda: logs()[-1]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.encoder.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Words(torch.nn.Module):
+    """An encoder of a user's own: a mean over words of dense embeddings."""
+
+    dim = 8
+
+    def __init__(self, words=1000):
+        super().__init__()
+        self.vocabulary = {}
+        self.weights = torch.nn.EmbeddingBag(words, self.dim, include_last_offset=True)
+        torch.nn.init.normal_(self.weights.weight, generator=torch.Generator().manual_seed(0))
+        self.trained_on = set()
+
+    def tokenize(self, texts):
+        number = self.vocabulary.setdefault
+        return Tokens.from_lists(
+            [number(word, len(self.vocabulary)) for word in text.split()] for text in texts
+        )
+
+    def forward(self, tokens):
+        if self.training:
+            self.trained_on.update(tokens.ids.tolist())
+        ids = torch.from_numpy(np.asarray(tokens.ids)).long()
+        return self.weights(ids, torch.from_numpy(tokens.offsets))
+
+
+# What comes out
+
+
+def test_it_learns(dataset):
+    model = ngame.train(dataset, tiny.config())
+    for scorer, scored in model.metrics.items():
+        assert scored["P@1"] > 0.6, scorer  # a guess is right one time in sixteen
+    assert model.metrics["fused"]["R@10"] > 0.8
+    untrained = tiny.config("encoder_stage.epochs=0", "classifier_stage.epochs=0")
+    start = ngame.train(dataset, untrained).metrics["encoder"]["P@1"]
+    assert model.metrics["encoder"]["P@1"] > start
+
+
+@pytest.mark.parametrize("loss", ["triplet", "softmax"])
+@pytest.mark.parametrize("positives", ["one", "all"])
+@pytest.mark.parametrize("embeddings", ["fresh", "bank"])
+@pytest.mark.parametrize("finetune", ["false", "true"])
+def test_every_combination_runs(dataset, log, loss, positives, embeddings, finetune):
+    model = ngame.train(
+        dataset,
+        tiny.config(
+            f"encoder_stage.loss={loss}",
+            f"encoder_stage.positives={positives}",
+            f"encoder_stage.embeddings={embeddings}",
+            "encoder_stage.random_share=0.25",
+            f"classifier_stage.loss={loss}",
+            f"classifier_stage.finetune={finetune}",
+            "classifier_stage.cluster_size=4",
+            "encoder.dropout=0.1",
+        ),
+    )
+    assert model.metrics["fused"]["P@1"] > 0.5
+    stages = [(entry["stage"], entry["epoch"], entry["cluster_size"]) for entry in log()]
+    assert stages == [
+        ("encoder", 0, 1),
+        ("encoder", 1, 4),
+        ("classifier", 0, 1),
+        ("classifier", 1, 4),
+    ]
+    for entry in log():
+        assert math.isfinite(entry["loss"])
+        assert 0 < entry["hard_negative_recall"] <= 1
+        assert 0 <= entry["P@1"] <= 1
+    assert log()[1]["loss"] < log()[0]["loss"]
+
+
+def test_without_a_classifier(dataset):
+    model = ngame.train(dataset, tiny.config(*ENCODER_ONLY))
+    assert model.classifier is None
+    assert model.scorers == ("encoder", "neighbours", "fused") == tuple(model.metrics)
+
+
+def test_without_test_points():
+    whole = tiny.dataset()
+    dataset = ngame.Dataset(whole.train_texts, whole.train_labels, whole.label_texts)
+    model = ngame.train(dataset, tiny.config(*ENCODER_ONLY))
+    assert model.metrics == {}
+    assert model.predict(["x"], 3).nnz == 3
+
+
+def test_encoder_of_the_users_own(dataset):
+    encoder = Words()
+    before = encoder.weights.weight.detach().clone()
+    model = ngame.train(dataset, tiny.config("classifier_stage.finetune=true"), encoder=encoder)
+    assert model.encoder is encoder
+    assert not torch.equal(encoder.weights.weight, before)
+    assert model.metrics["fused"]["P@1"] > 0.2  # six times a guess, with no tokenizer to help
+
+
+# Batches
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """What the samplers planned: (epoch, clusters, batches); and the epochs of the refreshes."""
+    planned, refreshed = [], []
+    plan, refresh = ClusterBatchSampler.plan, ClusterBatchSampler.refresh
+
+    def keep_plan(self, *arguments):
+        batches = plan(self, *arguments)
+        planned.append((self.epoch, self.clusters, batches))
+        return batches
+
+    def keep_refresh(self, source):
+        refresh(self, source)
+        refreshed.append((self.epoch, self.clusters))
+
+    monkeypatch.setattr(ClusterBatchSampler, "plan", keep_plan)
+    monkeypatch.setattr(ClusterBatchSampler, "refresh", keep_refresh)
+    return planned, refreshed
+
+
+def split_clusters(clusters, batches):
+    """How many clusters are in more than one batch."""
+    batch_of = np.empty(len(clusters.order), int)
+    for number, rows in enumerate(batches):
+        batch_of[rows] = number
+    return sum(len(set(batch_of[ids].tolist())) > 1 for ids in clusters)
+
+
+@pytest.mark.parametrize("embeddings", ["fresh", "bank"])
+def test_clusters_act_in_the_epoch_they_are_made_for(dataset, plans, embeddings):
+    planned, refreshed = plans
+    sets = ("encoder_stage.epochs=4", f"encoder_stage.embeddings={embeddings}")
+    ngame.train(dataset, tiny.config(*sets, *ENCODER_ONLY))
+    assert [epoch for epoch, _ in refreshed] == [1, 2, 3]
+    made = dict(refreshed)
+    assert [epoch for epoch, _, _ in planned[::2]] == [0, 1, 2, 3]  # each again for the recall
+    for epoch, clusters, batches in planned:
+        if epoch == 0:
+            assert clusters is None
+            # Of the clusters to come, random batches split nearly all.
+            assert split_clusters(made[1], batches) > 40
+        else:
+            assert clusters is made[epoch]
+            assert split_clusters(clusters, batches) == 0
+    assert made[1] != made[2]
+
+
+def test_clusters_from_the_first_epoch_on(dataset, plans):
+    """There is no bank yet: the first clusters come from an encoding pass, not from zeros."""
+    _, refreshed = plans
+    sets = ("encoder_stage.start_epoch=0", "encoder_stage.epochs=1", *ENCODER_ONLY)
+    ngame.train(dataset, tiny.config(*sets))
+    ((epoch, clusters),) = refreshed
+    assert epoch == 0
+    encoder = ngame.train(dataset, tiny.config("encoder_stage.epochs=0", *ENCODER_ONLY)).encoder
+    trained, _ = hold_out(truth_of(dataset.train_labels, None), tiny.config())
+    texts = [dataset.train_texts[row] for row in trained]
+    x = ngame.encoders.encode.encode(encoder, encoder.tokenize(texts))
+    random = ngame.Clusters(np.random.default_rng(0).permutation(240), np.arange(0, 241, 4))
+    assert clusters.coherence(x) > random.coherence(x) + 0.2
+
+
+def test_cluster_sizes_are_those_asked_for(dataset, plans, log):
+    _, refreshed = plans
+    sets = ["encoder_stage.epochs=5", "encoder_stage.refresh_every=2"]
+    ngame.train(
+        dataset, tiny.config(*sets, "encoder_stage.schedule={1 = 3, 4 = 16}", *ENCODER_ONLY)
+    )
+    sizes = [(epoch, set(np.diff(clusters.offsets))) for epoch, clusters in refreshed]
+    assert sizes == [(1, {3}), (3, {3}), (4, {16})]
+    assert [entry["cluster_size"] for entry in log()] == [1, 3, 3, 3, 16]
+
+
+def test_hard_negative_recall(dataset, monkeypatch):
+    """The measured value against a slow twin, in both stages and for both kinds of positives."""
+    fast, compared = training._hard_negative_recall, []
+
+    def both(stage, items, positives):
+        value = fast(stage, items, positives)
+        if positives == "all":
+            points = stage.run.points
+            labels = points.truth.known.toarray() > 0
+            vectors = ngame.encoders.encode.encode(stage.run.encoder, points.tokens)
+            there = []
+            for rows in stage.sampler.plan():
+                pool = set(np.flatnonzero(labels[rows].any(axis=0)))
+                for row in rows:
+                    order = np.argsort(-(vectors[row] @ items.T))
+                    nearest = [label for label in order if not labels[row, label]][:10]
+                    there += [label in pool for label in nearest]
+            assert value == pytest.approx(np.mean(there), abs=1e-9)
+        compared.append((stage.name, positives, value))
+        return value
+
+    monkeypatch.setattr(training, "_hard_negative_recall", both)
+    small = ("encoder_stage.batch_size=8", "classifier_stage.batch_size=8")
+    ngame.train(dataset, tiny.config(*small))
+    ngame.train(dataset, tiny.config(*small, "encoder_stage.positives=one", *ENCODER_ONLY))
+    values = {(name, positives): value for name, positives, value in compared}
+    assert len(values) == 3
+    assert values["encoder", "one"] < values["encoder", "all"]
+
+
+@st.composite
+def batch_cases(draw):
+    points, labels = draw(st.integers(1, 8)), draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    y = rng.random((points, labels)) < 0.4
+    y[np.arange(points), rng.integers(labels, size=points)] = True
+    pairs = rng.integers((points, labels), size=(draw(st.integers(0, 8)), 2))
+    return rng, y, pairs
+
+
+@given(batch_cases(), st.booleans())
+def test_labels_of_a_batch(case, one):
+    """Targets, pool and known positives against dense masks; dropped pairs are no negatives."""
+    rng, y, pairs = case
+    truth = truth_of(sp.csr_matrix(y.astype(np.float32)), pairs)
+    dropped = np.zeros(y.shape, bool)
+    dropped[pairs[:, 0], pairs[:, 1]] = True
+    np.testing.assert_array_equal(truth.targets.toarray() > 0, y & ~dropped)
+    np.testing.assert_array_equal(truth.known.toarray() > 0, y | dropped)
+
+    rows = np.flatnonzero((y & ~dropped).any(axis=1))
+    rng.shuffle(rows)
+    if not len(rows):
+        return
+    pool, known, targets = training._batch_labels(
+        truth, rows, rng if one else None, torch.device("cpu")
+    )
+    assert (np.diff(pool) > 0).all()
+    chosen = np.zeros(y.shape, bool)
+    chosen[rows[targets.rows], pool[targets.columns]] = True
+    assert not (chosen & ~(y & ~dropped)).any()
+    if one:
+        assert (chosen[rows].sum(axis=1) == 1).all()
+    else:
+        np.testing.assert_array_equal(chosen[rows], (y & ~dropped)[rows])
+    np.testing.assert_array_equal(pool, np.flatnonzero(chosen.any(axis=0)))
+    mask = np.zeros((len(rows), len(pool)), bool)
+    mask[known.rows, known.columns] = True
+    np.testing.assert_array_equal(mask, (y | dropped)[np.ix_(rows, pool)])
+
+
+def test_the_one_positive_is_drawn_uniformly():
+    truth = truth_of(sp.csr_matrix(np.array([[1, 1, 0, 1]], np.float32)), None)
+    rng = np.random.default_rng(0)
+    rows = np.zeros(3000, int)
+    pool, _, targets = training._batch_labels(truth, rows, rng, torch.device("cpu"))
+    counts = np.bincount(pool[targets.columns], minlength=4)
+    assert counts[2] == 0
+    assert (abs(counts[[0, 1, 3]] - 1000) < 100).all()
+
+
+# Updates
+
+
+def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
+    """Eight batches in threes: the last update has two, and is their mean as well."""
+    found = []
+
+    def record(self):
+        found.append([p.grad.to_dense().clone() for p in self._parameters])
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        self.updates += 1
+
+    monkeypatch.setattr(Optimizer, "step", record)
+    gradients = {}
+    for accumulate in (1, 3):
+        found.clear()
+        sets = ("encoder_stage.epochs=1", f"encoder_stage.accumulate={accumulate}")
+        ngame.train(dataset, tiny.config(*sets, *ENCODER_ONLY))
+        gradients[accumulate] = list(found)
+    assert len(gradients[1]) == 8
+    groups = [gradients[1][:3], gradients[1][3:6], gradients[1][6:]]
+    assert len(gradients[3]) == len(groups)
+    for group, accumulated in zip(groups, gradients[3], strict=True):
+        for parts, whole in zip(zip(*group, strict=True), accumulated, strict=True):
+            torch.testing.assert_close(torch.stack(parts).mean(0), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_classifier_step_touches_only_the_labels_of_its_batch(dataset, monkeypatch):
+    pools, changed = [], []
+    label_pool, step = training.label_pool, Optimizer.step
+
+    def keep_pool(labels, rows):
+        pools.append(set(label_pool(labels, rows)[0].tolist()))
+        return label_pool(labels, rows)
+
+    def compare(self):
+        (weight,) = self._parameters
+        before = weight.detach().clone()
+        step(self)
+        changed.append(set(torch.nonzero((weight != before).any(dim=1))[:, 0].tolist()))
+
+    monkeypatch.setattr(training, "label_pool", keep_pool)
+    monkeypatch.setattr(Optimizer, "step", compare)
+    sets = ("classifier_stage.batch_size=8", "classifier_stage.weight_decay=0.5")
+    ngame.train(dataset, tiny.config(*sets, *CLASSIFIER_ONLY))
+    assert len(changed) == 30
+    for touched, pool in zip(changed, pools, strict=False):
+        assert touched
+        assert touched <= pool
+        assert len(pool) < tiny.LABELS
+
+
+@pytest.mark.parametrize("finetune", ["true", "false"])
+def test_the_classifier_stage_trains_the_encoder_only_if_told_to(dataset, finetune):
+    encoder = BagEncoder.fit(dataset.train_texts, dim=16)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    sets = (f"classifier_stage.finetune={finetune}", *CLASSIFIER_ONLY)
+    model = ngame.train(dataset, tiny.config(*sets), encoder=encoder)
+    assert same(before, weights(model)) is (finetune == "false")
+    # It starts from the labels' embeddings, and moves.
+    start = ngame.train(dataset, tiny.config("encoder_stage.epochs=0", *ENCODER_ONLY))
+    moved = np.abs(model.classifier - start.label_vectors).max(axis=1)
+    assert (moved > 1e-3).all()
+    assert (np.sum(model.classifier * model.label_vectors, axis=1) > 0.3).all()
+
+
+@pytest.mark.parametrize(("keep", "chosen"), [("best", 1), ("last", 2)])
+def test_which_epoch_is_kept(dataset, monkeypatch, keep, chosen):
+    seen, scripted = [], [0.5, 0.9, 0.7]
+
+    def precision(run, *_):
+        seen.append({name: v.clone() for name, v in run.encoder.state_dict().items()})
+        return scripted[len(seen) - 1]
+
+    monkeypatch.setattr(training, "_precision", precision)
+    sets = ("encoder_stage.epochs=3", f"keep={keep}")
+    model = ngame.train(dataset, tiny.config(*sets, *ENCODER_ONLY))
+    assert not same(seen[1], seen[2])
+    assert same(weights(model), seen[chosen])
+
+
+# What training may see
+
+
+def numbered(points=60, labels=6, **more):
+    """Every text is one word of its own."""
+    y = sp.csr_matrix(np.eye(labels, dtype=np.float32)[np.arange(points) % labels])
+    return ngame.Dataset(
+        [f"point{row}" for row in range(points)],
+        y,
+        [f"label{label}" for label in range(labels)],
+        test_texts=["test0", "test1"],
+        test_labels=y[:2],
+        **more,
+    )
+
+
+def test_held_out_and_test_points_are_never_trained_on():
+    dataset, encoder = numbered(), Words()
+    config = tiny.config("classifier_stage.finetune=true")
+    ngame.train(dataset, config, encoder=encoder)
+    words = {number: word for word, number in encoder.vocabulary.items()}
+    trained, held_out = hold_out(truth_of(dataset.train_labels, None), config)
+    assert len(held_out) == 12
+    assert sorted([*trained, *held_out]) == list(range(60))
+    points = {f"point{row}" for row in trained}
+    assert {words[number] for number in encoder.trained_on} == points | set(dataset.label_texts)
+
+
+def test_test_points_change_nothing_but_the_metrics():
+    models = [
+        ngame.train(dataset, tiny.config())
+        for dataset in (
+            tiny.dataset(),
+            tiny.dataset(test_texts=["ba ke li"] * 3, test_labels=np.eye(3, tiny.LABELS)),
+        )
+    ]
+    assert same(*map(weights, models))
+    assert np.array_equal(models[0].classifier, models[1].classifier)
+    assert models[0].fusions == models[1].fusions
+    assert models[0].metrics != models[1].metrics
+
+
+def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
+    """What the loss is told to pull up and to leave alone, batch by batch."""
+    y = np.zeros((30, 5), np.float32)
+    y[:, 0] = 1
+    y[np.arange(30), 1 + np.arange(30) % 4] = 1
+    # Labels of theirs and others, one pair twice; rows 4, 12, 20 and 28 keep theirs.
+    drop = [(row, 1) for row in range(0, 30, 2) if row % 8 != 4] + [(0, 1)]
+    texts = [f"point{row}" for row in range(30)]
+    dataset = ngame.Dataset(texts, y, [f"label{n}" for n in range(5)], drop_train=drop)
+    seen = []
+    loss = stage_module.decoupled_softmax
+
+    def keep(scores, known, targets, **options):
+        seen.append((known, targets))
+        return loss(scores, known, targets, **options)
+
+    batches = []
+    labels_of = training._batch_labels
+
+    def keep_batch(truth, rows, *arguments):
+        found = labels_of(truth, rows, *arguments)
+        batches.append((truth, rows, found[0]))
+        return found
+
+    monkeypatch.setattr(stage_module, "decoupled_softmax", keep)
+    monkeypatch.setattr(training, "_batch_labels", keep_batch)
+    monkeypatch.setattr(training, "_hard_negative_recall", lambda *_: 0.0)
+    config = tiny.config()
+    ngame.train(dataset, config, encoder=Words())
+    trained, _ = hold_out(truth_of(dataset.train_labels, dataset.drop_train), config)
+    dropped = {tuple(pair) for pair in drop}
+    met = 0
+    assert len(seen) == len(batches)
+    for (known, targets), (_, rows, pool) in zip(seen, batches, strict=True):
+        ids = trained[rows]
+        masked = set(zip(ids[known.rows], pool[known.columns], strict=True))
+        pulled = set(zip(ids[targets.rows], pool[targets.columns], strict=True))
+        assert not pulled & dropped
+        for pair in dropped:
+            if pair[0] in ids and pair[1] in pool:
+                met += 1
+                assert pair in masked
+    assert met > 10
+
+
+def test_points_without_a_label_are_dropped_and_counted():
+    whole = tiny.dataset()
+    y = whole.train_labels.tolil()
+    y[[3, 50, 51]] = 0
+    dataset = tiny.dataset(train_labels=y.tocsr())
+    with pytest.warns(UserWarning, match="^3 of 300 training points have no label") as caught:
+        model = ngame.train(dataset, tiny.config())
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert len(model.point_vectors) == 297
+    # It is as if they had never been there, but for the words that the tokenizer learnt.
+    kept = np.setdiff1d(np.arange(300), [3, 50, 51])
+    without = tiny.dataset(
+        train_texts=[whole.train_texts[row] for row in kept], train_labels=whole.train_labels[kept]
+    )
+    encoders = [BagEncoder.fit(whole.train_texts, dim=16) for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = ngame.train(dataset, tiny.config(*ENCODER_ONLY), encoder=encoders[0])
+    second = ngame.train(without, tiny.config(*ENCODER_ONLY), encoder=encoders[1])
+    assert first.metrics["fused"]["P@1"] == pytest.approx(second.metrics["fused"]["P@1"], abs=0.15)
+
+
+def test_labels_without_a_point_do_no_harm():
+    whole = tiny.dataset()
+    wider = {
+        f"{split}_labels": sp.csr_matrix(
+            sp.hstack([getattr(whole, f"{split}_labels"), sp.csr_matrix((rows, 3))])
+        )
+        for split, rows in (("train", 300), ("test", 60))
+    }
+    texts = [*whole.label_texts, "no point", "has", "these"]
+    dataset = ngame.Dataset(
+        whole.train_texts, label_texts=texts, test_texts=whole.test_texts, **wider
+    )
+    model = ngame.train(dataset, tiny.config())
+    assert model.metrics["fused"]["P@1"] > 0.6
+    assert model.predict(["no point"], 1, scorer="encoder").indices.tolist() == [tiny.LABELS]
+
+
+# Seeds
+
+
+def test_the_seed_governs_everything(dataset):
+    sets = ("encoder.dropout=0.2", "encoder_stage.positives=one", "classifier_stage.finetune=true")
+    torch.manual_seed(1)
+    first = ngame.train(dataset, tiny.config(*sets))
+    torch.manual_seed(2)
+    np.random.seed(3)  # noqa: NPY002 - a global state that must be of no matter
+    second = ngame.train(dataset, tiny.config(*sets))
+    assert first.metrics == second.metrics
+    assert same(weights(first), weights(second))
+    assert np.array_equal(first.classifier, second.classifier)
+    assert first.fusions == second.fusions
+    other = ngame.train(dataset, tiny.config(*sets, "seed=1"))
+    assert not np.array_equal(first.classifier, other.classifier)
+    assert first.metrics != other.metrics
+
+
+def test_random_state_and_threads_of_the_caller_are_left_alone(dataset):
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    ngame.train(dataset, tiny.config("threads=3", "encoder.dropout=0.2"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+# Very small, and wrong
+
+
+@pytest.mark.parametrize("loss", ["triplet", "softmax"])
+def test_one_label(loss):
+    texts = [f"text {tiny.word(row)}" for row in range(20)]
+    dataset = ngame.Dataset(
+        texts, np.ones((20, 1)), ["all"], test_texts=["text"], test_labels=[[1]]
+    )
+    sets = (f"encoder_stage.loss={loss}", f"classifier_stage.loss={loss}")
+    model = ngame.train(dataset, tiny.config(*sets))
+    assert model.metrics["fused"]["P@1"] == 1
+    assert np.isfinite(model.classifier).all()
+
+
+def test_two_points():
+    dataset = ngame.Dataset(
+        ["red apple", "green pear"],
+        np.eye(2),
+        ["apple", "pear"],
+        test_texts=["apple"],
+        test_labels=[[1, 0]],
+    )
+    model = ngame.train(dataset, tiny.config())
+    assert len(model.point_vectors) == 2
+    assert np.isfinite(model.predict(["apple"]).data).all()
+
+
+@pytest.mark.filterwarnings("ignore:. of 3 training points")
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_points_have_a_label(tmp_path, count):
+    y = np.zeros((3, 2))
+    y[:count] = 1
+    dataset = ngame.Dataset(["a", "b", "c"], y, ["x", "y"])
+    with pytest.raises(ValueError, match=f"{count} training points have a label, expected at le"):
+        ngame.train(dataset, tiny.config(), folder=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clusters_and_batches_larger_than_the_data(dataset):
+    sets = ("encoder_stage.cluster_size=5000", "encoder_stage.batch_size=100000")
+    model = ngame.train(dataset, tiny.config(*sets))
+    assert model.metrics["fused"]["P@1"] > 0.1
+
+
+def test_unusable_device(dataset, tmp_path):
+    with pytest.raises(ValueError, match="device is 'gpu', which torch cannot use"):
+        ngame.train(dataset, tiny.config("device=gpu"), folder=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Wrong(Words):
+    def __init__(self, output, when):
+        super().__init__()
+        self.output, self.when = output, when
+
+    def forward(self, tokens):
+        vectors = super().forward(tokens)
+        return self.output(vectors) if self.training is self.when else vectors
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        (lambda x: x[:, :5], ValueError, r"encoder returned shape \(\d+, 5\), expected \(\d+, 8\)"),
+        (lambda x: x[:-1], ValueError, r"encoder returned shape \(\d+, 8\), expected \(\d+, 8\)"),
+        (lambda x: x[None], ValueError, r"encoder returned shape \(1, \d+, 8\)"),
+        (lambda x: x * torch.nan, ValueError, "NaN or infinity"),
+        (lambda x: x.detach().numpy(), TypeError, "encoder returned a ndarray, expected a tensor"),
+    ],
+)
+def test_encoder_that_returns_something_else(dataset, output, error, message, training_mode):
+    encoder = Wrong(output, training_mode)
+    with pytest.raises(error, match=message):
+        ngame.train(dataset, tiny.config(), encoder=encoder)
+
+
+def test_zero_vectors_are_allowed(dataset):
+    encoder = Words()
+    with torch.no_grad():
+        encoder.weights.weight.zero_()
+    model = ngame.train(dataset, tiny.config("encoder_stage.start_epoch=0"), encoder=encoder)
+    assert np.isfinite(model.predict(dataset.test_texts).data).all()
+    assert F.normalize(encoder.weights.weight, dim=1).isfinite().all()
