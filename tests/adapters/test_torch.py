@@ -271,7 +271,7 @@ TWO = textwrap.dedent("""
     from functools import partial
     import numpy as np, torch, torch.distributed as dist
     from ngame.batches import ClusterBatchSampler
-    from ngame.loader import ClusterDataLoader, refresh_sampler
+    from ngame.adapters.torch import ClusterDataLoader, refresh_sampler
 
     fails = sys.argv[2:] == ["fails"]
     rank = int(os.environ["RANK"])

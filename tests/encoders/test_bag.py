@@ -154,7 +154,7 @@ def test_vocab_size_is_kept():
 
 FIT = """
 import json, sys
-from ngame.bag import BagEncoder
+from ngame.encoders.bag import BagEncoder
 texts = json.loads(sys.stdin.read())
 encoder = BagEncoder.fit(texts, dim=4, seed=5)
 weights = encoder.embedding.weight.detach().numpy().tobytes().hex()

@@ -118,7 +118,7 @@ def test_chunks_change_nothing(model, dataset, monkeypatch):
     drop = np.array([[0, 1], [6, 2], [7, 3], [59, 4]])
     whole = model.scores(vectors, drop=drop)
     monkeypatch.setattr(room, "_QUERIES_AT_ONCE", 7)
-    monkeypatch.setattr(ngame.vectors, "_PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr(ngame.encoders.vectors, "_PAIRS_AT_ONCE", 5)
     parts = model.scores(vectors, drop=drop)
     assert all(equal(whole[scorer], parts[scorer]) for scorer in whole)
 
