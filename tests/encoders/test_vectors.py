@@ -302,7 +302,7 @@ def test_a_run_goes_on_there(dataset, device, monkeypatch, tmp_path):
     """The bank comes back from the checkpoint: killed in the second epoch, same numbers."""
     sets = config("checkpoint_minutes=0", "classifier_stage.epochs=0")
     whole = ngame.train(dataset, sets)
-    step, done = ngame.stage.Optimizer.step, 0
+    step, done = ngame.training.stage.Optimizer.step, 0
 
     def killed(self):
         nonlocal done
@@ -312,7 +312,7 @@ def test_a_run_goes_on_there(dataset, device, monkeypatch, tmp_path):
         step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ngame.stage.Optimizer, "step", killed)
+        patch.setattr(ngame.training.stage.Optimizer, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             ngame.train(dataset, sets, folder=tmp_path / "run")
     resumed = ngame.train(dataset, sets, folder=tmp_path / "run", resume=True)
