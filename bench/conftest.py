@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
-    """What RESULTS.md says of the machine, in place of the plugin's own account."""
+    """What the results say of the machine, in place of the plugin's own account."""
     return {
         "cpu": _cpu(),
         "cpus": _core.usable_cpus(),

@@ -1,6 +1,6 @@
 """What the benchmarks run on: embeddings and sparse matrices, the same on every run.
 
-The defaults are the sizes that RESULTS.md reports. Arrays are read-only, because those of the last
+The defaults are the sizes in bench/results. Arrays are read-only, because those of the last
 call are kept for the next benchmark that asks for the same.
 """
 

@@ -1,13 +1,16 @@
-"""Run the benchmarks and write what they measured into RESULTS.md, losses too.
+"""Run the benchmarks and write what they measured into bench/results/NOUN.md, losses too.
 
     python bench/run.py --peers PYTHON                  # all, for the record
-    python bench/run.py bench/bench_topk.py             # one file: replaces its section alone
+    python bench/run.py bench/bench_topk.py             # one file: rewrites results/topk.md alone
     python bench/run.py --quick                         # small sizes, printed and not kept
 
-The files are run several times over, each time ours and its peers in turn, so that what else the
-machine does meets all of them; medians are over all rounds. Beside the seconds of ours stands the
-limit: the longer of the times that its bytes and its operations would take at the measured rates
-of this machine (limits.py), where the benchmark says how many there are.
+Each file runs several times. In each pass ours and the peers take turns, so that other work on the
+machine slows all of them; medians are over all rounds. The limit beside our seconds is the longer
+of two times: for its bytes and for its operations, at the rates of this machine (limits.py). It is
+there where a benchmark states its bytes or operations.
+
+Only the table between the two markers of a results file is rewritten. The words around it stay, and
+so does RESULTS.md: change its claims by hand when a number has changed.
 """
 
 import argparse
@@ -23,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "RESULTS.md"
+RESULTS = HERE / "results"
+BEGIN, END = "<!-- bench/run.py: begin -->\n", "<!-- bench/run.py: end -->\n"
 OURS = "ours"
 # Distributions whose versions are told, as far as the peers' interpreter has them.
 PEERS = (
@@ -68,7 +72,9 @@ def main() -> None:
         if options.quick:
             print(text)
         else:
-            RESULTS.write_text(replaced(RESULTS.read_text(encoding="utf8"), file, text), "utf8")
+            page = RESULTS / f"{noun(file)}.md"
+            old = page.read_text(encoding="utf8") if page.exists() else f"# {noun(file)}\n"
+            page.write_text(replaced(old, text), encoding="utf8")
 
 
 def measured_limits() -> Limits:
@@ -129,16 +135,19 @@ def section(
     )
     peers = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
-        f"## Speed: {noun(file)}",
+        "## Speed",
         "",
-        f"`python bench/run.py bench/{file.name}`, {date.today()}, commit "
-        f"{commit['id'][:10]}{' with changes' if commit['dirty'] else ''}, "
-        f"{len(passes)} pass{'es' * (len(passes) > 1)}. {machine['cpu']}, {machine['cpus']} CPUs, "
-        f"{machine['memory_gb']} GB, {machine['system']}; SIMD {machine['simd']}; "
-        f"Python {machine['python']}, NumPy {machine['numpy']}, SciPy {machine['scipy']}. "
-        f"Peers: {peers}.",
-        "",
-        f"The machine's limits, the best of before and after. {rates}.",
+        f"- Command: `python bench/run.py bench/{file.name}`, "
+        f"{len(passes)} pass{'es' * (len(passes) > 1)}",
+        f"- Date: {date.today()}, commit {commit['id'][:10]}"
+        f"{' with changes' if commit['dirty'] else ''}",
+        f"- Machine: {machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gb']} GB, "
+        f"SIMD {machine['simd']}",
+        f"- System: {machine['system']}",
+        f"- Versions: Python {machine['python']}, NumPy {machine['numpy']}, "
+        f"SciPy {machine['scipy']}",
+        f"- Peers: {peers}",
+        f"- Limits of the machine, the better of before and after: {rates}",
         "",
         *table(merged(passes), limits),
     ]
@@ -231,14 +240,13 @@ def noun(file: Path) -> str:
     return file.stem.removeprefix("bench_")
 
 
-def replaced(results: str, file: Path, text: str) -> str:
-    """RESULTS.md with the section of one file replaced, or added at the end; the rest stays."""
-    begin, end = (f"<!-- bench/run.py {noun(file)}: {edge} -->" for edge in ("begin", "end"))
-    block = f"{begin}\n{text}{end}\n"
-    before, found, rest = results.partition(f"{begin}\n")
+def replaced(page: str, text: str) -> str:
+    """A results page with the part between the markers replaced, or added at the end."""
+    block = f"{BEGIN}{text}{END}"
+    before, found, rest = page.partition(BEGIN)
     if not found:
-        return f"{results.rstrip()}\n\n{block}"
-    return before + block + rest.partition(f"{end}\n")[2]
+        return f"{page.rstrip()}\n\n{block}"
+    return before + block + rest.partition(END)[2]
 
 
 if __name__ == "__main__":

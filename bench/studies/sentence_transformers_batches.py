@@ -6,8 +6,8 @@ the first epoch on, refreshed every epoch, and masks known positives; `masked` h
 batches with that mask, which tells the two apart. A run is one line of JSON; runs that the output
 file already holds are skipped. Two commands make a table::
 
-    python bench/sentence_transformers_batches.py DATA MODEL -o runs.jsonl
-    python bench/sentence_transformers_batches.py --table runs.jsonl
+    python bench/studies/sentence_transformers_batches.py DATA MODEL -o runs.jsonl
+    python bench/studies/sentence_transformers_batches.py --table runs.jsonl
 
 A subset of the training pairs may be taken (`--pairs`), the same for all batches of one seed.
 """

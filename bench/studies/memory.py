@@ -1,6 +1,6 @@
 """Cluster a mapped file that is larger than memory, and check that the clusters are the same.
 
-    python bench/memory.py --rows 5600000 --dim 384 --limit-mb 1200
+    python bench/studies/memory.py --rows 5600000 --dim 384 --limit-mb 1200
 
 writes a float16 file into `--folder` (removed at the end), then runs `balanced_clusters` on it
 twice, each time in a process of its own that finds nothing of the file in memory: with memory, page
@@ -19,10 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import inputs
 import numpy as np
 
 import ngame
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+import inputs
 
 MB = 1 << 20
 

@@ -1,6 +1,6 @@
 """Planning an epoch: how long it takes, and which share of its nearest neighbours a row meets.
 
-    python bench/planning.py [--rows 1000000] [--repeats 5]
+    python bench/studies/planning.py [--rows 1000000] [--repeats 5]
 
 Prints two tables. sentence-transformers' sampler is left out where it is not installed.
 """
