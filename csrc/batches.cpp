@@ -15,8 +15,10 @@ namespace {
 
 constexpr int32_t kNone = -1;
 
-// Rows between two looks at whether the call was stopped.
+// Rows between two checks whether the call was stopped.
 constexpr int64_t kCheck = 1 << 14;
+
+constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
 
 // The keys of one batch.
 class KeySet {
@@ -31,7 +33,7 @@ class KeySet {
   void remove(int32_t row) {
     for (const int32_t key : keys_[row]) stamps_[key] = 0;
   }
-  // The first key of the row that is here too, or kNone.
+  // The first key of the row that is in this set, or kNone.
   int32_t conflict(int32_t row) const {
     for (const int32_t key : keys_[row]) {
       if (has(key)) return key;
@@ -45,8 +47,8 @@ class KeySet {
   int32_t stamp_ = 0;
 };
 
-// Rows that wait for a batch, each under a key that kept it out of one: while a batch has that key
-// none of them needs to be looked at. Keys stand in the order in which they began to wait.
+// Rows that wait for a batch, each listed under a key that kept it out of one: a batch with that
+// key can skip the whole list. Keys are kept in the order in which they began to wait.
 class Waiting {
  public:
   Waiting(int64_t rows, int64_t keys)
@@ -68,7 +70,7 @@ class Waiting {
     (first_key_ == kNone ? first_key_ : next_key_[last_key_]) = key;
     last_key_ = key;
   }
-  // Offers the first of each key's rows: offer(row, key) says what becomes of it.
+  // Calls offer(row, key) for the first row of each key; the answer says what becomes of the row.
   enum class Answer { stays, goes, stop };
   template <class Offer>
   void offer_each(const Offer& offer) {
@@ -110,17 +112,19 @@ class Waiting {
   int32_t last_key_ = kNone;
 };
 
-// What `separate` does, with tables that serve any number of plans over the same keys.
+// Separates any number of plans over the same keys; see `separate`.
 class Separator {
  public:
   Separator(const KeysView& keys, Cancel& cancel)
       : cancel_(cancel), open_(keys), other_(keys), waiting_(keys.rows(), keys.count) {}
 
   Order run(std::span<const int32_t> rows, int64_t batch_size) {
-    batch_size_ = batch_size;
     const auto total = static_cast<int64_t>(rows.size());
     if (total == 0) return {{}, 0};
-    const int64_t batches = (total + batch_size - 1) / batch_size;
+    // A larger batch holds no more rows; memory goes by the rows, whatever size is asked for.
+    batch_size = std::min(batch_size, total);
+    batch_size_ = batch_size;
+    const int64_t batches = (total - 1) / batch_size + 1;
     slots_.resize(static_cast<size_t>(batches * batch_size));
     sizes_.assign(static_cast<size_t>(batches), 0);
     for (int64_t batch = 0; batch < batches; ++batch) {
@@ -177,8 +181,8 @@ class Separator {
       while (!full(batch) && batch < last_) take_from_last(batch);
     }
   }
-  // Moves rows of the last batch to the open one. Where this does not fill it they all leave the
-  // last batch: those that conflict have to wait.
+  // Moves rows of the last batch to the open one. If that does not fill it, the last batch is
+  // dissolved: its rows that conflict have to wait.
   void take_from_last(int64_t batch) {
     const std::span<int32_t> rows = rows_of(last_);
     conflicts_.clear();
@@ -194,10 +198,10 @@ class Separator {
     }
     sizes_[last_] = static_cast<int64_t>(kept);
     if (full(batch)) return;
-    for (size_t at = 0; at < kept; ++at) waiting_.add(rows[at], conflicts_[at]);
+    for (size_t slot = 0; slot < kept; ++slot) waiting_.add(rows[slot], conflicts_[slot]);
     sizes_[last_--] = 0;
   }
-  // All batches but the last are full: goes on with it, and behind it, while rows that wait can be
+  // With all batches but the last full: fills the last, and adds batches, while waiting rows can be
   // placed.
   void extend() {
     while (!waiting_.empty()) {
@@ -211,15 +215,15 @@ class Separator {
       if (!full(last_)) break;
     }
   }
-  // Lets waiting rows take the places of rows of a full batch that the open batch, the last, can
-  // take. With one key a row this finds a place for every row that can have one: where batch b is
-  // full and the last is not, some key of b is missing in the last; so a row that waits after all
-  // exchanges has a key that every batch has.
+  // Moves rows of a full batch to the open batch, the last, and puts waiting rows into their
+  // places. With one key a row this places every row that can be placed: a full batch b has a key
+  // that the last batch, which is not full, lacks; so after all exchanges a row still waits only if
+  // every batch has its key.
   void exchange(int64_t batch) {
     movable_.clear();
     const std::span<int32_t> rows = rows_of(batch);
-    for (size_t at = 0; at < rows.size(); ++at) {
-      if (open_.conflict(rows[at]) == kNone) movable_.push_back(at);
+    for (size_t slot = 0; slot < rows.size(); ++slot) {
+      if (open_.conflict(rows[slot]) == kNone) movable_.push_back(slot);
     }
     if (movable_.empty()) return;
     cancel_.check();
@@ -250,8 +254,8 @@ class Separator {
   }
 
   Cancel& cancel_;
-  KeySet open_;   // of the batch that is being filled
-  KeySet other_;  // of the batch that rows are exchanged with
+  KeySet open_;   // keys of the batch that is being filled
+  KeySet other_;  // keys of the batch that rows are exchanged with
   Waiting waiting_;
   int64_t batch_size_ = 0;
   std::vector<int32_t> slots_;  // of all batches
@@ -259,7 +263,7 @@ class Separator {
   std::vector<int32_t> conflicts_;
   std::vector<size_t> movable_;
   int64_t last_ = 0;
-  int64_t next_ = 0;  // to exchange with
+  int64_t next_ = 0;  // batch to exchange rows with next
 };
 
 void check_row(int32_t row, int64_t rows, const char* name) {
@@ -285,6 +289,10 @@ void check_keyed(const KeysView& keys, int64_t rows) {
 
 void KeysView::check() const {
   check_offsets(offsets, static_cast<int64_t>(keys.size()), 0);
+  if (count < 0 || count > static_cast<int64_t>(keys.size())) {
+    throw std::invalid_argument("keys has " + std::to_string(keys.size()) + " entries and " +
+                                std::to_string(count) + " different keys");
+  }
   for (const int32_t key : keys) {
     if (key >= 0 && key < count) continue;
     throw std::out_of_range("keys has key " + std::to_string(key) + ", out of range for " +
@@ -295,7 +303,6 @@ void KeysView::check() const {
 void cluster_order(const ClustersView& clusters, std::span<const int32_t> sequence, uint64_t seed,
                    std::span<int32_t> order) {
   clusters.check(static_cast<int64_t>(order.size()));
-  // Each cluster once, as its sizes fill `order`.
   std::vector<char> seen(static_cast<size_t>(clusters.count()));
   Random random(seed);
   size_t filled = 0;
@@ -303,6 +310,9 @@ void cluster_order(const ClustersView& clusters, std::span<const int32_t> sequen
     check_row(cluster, clusters.count(), "sequence");
     if (seen[cluster]++) throw std::invalid_argument("sequence repeats a cluster");
     const auto rows = clusters[cluster];
+    if (rows.size() > order.size() - filled) {
+      throw std::invalid_argument("offsets of the clusters was changed during the call");
+    }
     const auto place = order.subspan(filled, rows.size());
     std::copy(rows.begin(), rows.end(), place.begin());
     random.shuffle(place);
@@ -317,7 +327,7 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
   check_count(params.batch_size, 1, "batch_size");
   check_count(params.nearest, 0, "nearest");
   check_count(params.drawn, 0, "drawn");
-  check_count(params.alone, 0, "alone");
+  check_count(params.random_rows, 0, "random_rows");
   if (keys != nullptr) check_keyed(*keys, rows);
   Random random(params.seed);
   std::vector<int32_t> seeds(static_cast<size_t>(rows));
@@ -344,16 +354,19 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
     if (!used[seed]) return;
     const int32_t* const ids = neighbours.ids + seed * neighbours.width;
     const int32_t* const end = ids + neighbours.width;
-    const int32_t* const behind = ids + std::min(params.nearest, neighbours.width);
-    for (const int32_t* id = ids; id != behind && room > params.alone; ++id) {
+    const int32_t* const others_begin = ids + std::min(params.nearest, neighbours.width);
+    for (const int32_t* id = ids; id != others_begin && room > params.random_rows; ++id) {
       if (*id >= 0) place(*id);
     }
-    if (room > params.alone) {
+    if (room > params.random_rows) {
       others.clear();
-      std::copy_if(behind, end, std::back_inserter(others), [](int32_t id) { return id >= 0; });
+      std::copy_if(others_begin, end, std::back_inserter(others),
+                   [](int32_t id) { return id >= 0; });
       const auto drawn = std::min(others.size(), static_cast<size_t>(params.drawn));
       random.draw(std::span(others), drawn);
-      for (size_t at = 0; at < drawn && room > params.alone; ++at) place(others[at]);
+      for (size_t other = 0; other < drawn && room > params.random_rows; ++other) {
+        place(others[other]);
+      }
     }
     if (room == 0) {
       room = params.batch_size;
@@ -362,9 +375,9 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
   };
   // Seeds that conflicted with the batch of their turn get a second one.
   for (int turn = 0; turn < 2; ++turn) {
-    for (size_t at = 0; at < seeds.size(); ++at) {
-      if (at % kCheck == 0) cancel.check();
-      if (!used[seeds[at]]) grow(seeds[at]);
+    for (size_t tried = 0; tried < seeds.size(); ++tried) {
+      if (tried % kCheck == 0) cancel.check();
+      if (!used[seeds[tried]]) grow(seeds[tried]);
     }
   }
   for (const int32_t seed : seeds) {
@@ -372,14 +385,16 @@ void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
   }
 }
 
-Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> values,
+Keys number_keys(std::span<const int64_t> given_offsets, std::span<const int64_t> values,
                  Cancel& cancel) {
+  // A copy: the offsets are read twice, and may be those of the caller's matrix.
+  const std::vector<int64_t> offsets(given_offsets.begin(), given_offsets.end());
   check_offsets(offsets, static_cast<int64_t>(values.size()), 0);
-  if (values.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+  if (values.size() > static_cast<size_t>(kMostRows)) {
     throw std::invalid_argument("keys has " + std::to_string(values.size()) +
                                 " entries, at most 2**31 - 1 are possible");
   }
-  // Values to numbers by open addressing, at most half full; for each its rows, and the last one.
+  // Numbers of the values, by open addressing in a table that is at most half full.
   struct Slot {
     int64_t value;
     int32_t number = kNone;
@@ -392,23 +407,24 @@ Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> valu
   std::vector<Uses> uses;
   std::vector<int32_t> numbers(values.size());  // kNone where a value repeats within a row
   const auto number_of = [&](int64_t value) -> int32_t& {
-    size_t at = splitmix(static_cast<uint64_t>(value)) & (slots.size() - 1);
-    while (slots[at].number != kNone && slots[at].value != value)
-      at = (at + 1) & (slots.size() - 1);
-    slots[at].value = value;
-    return slots[at].number;
+    size_t slot = splitmix(static_cast<uint64_t>(value)) & (slots.size() - 1);
+    while (slots[slot].number != kNone && slots[slot].value != value) {
+      slot = (slot + 1) & (slots.size() - 1);
+    }
+    slots[slot].value = value;
+    return slots[slot].number;
   };
   const auto rows = static_cast<int64_t>(offsets.size()) - 1;
   for (int64_t row = 0; row < rows; ++row) {
     if (row % kCheck == 0) cancel.check();
-    for (int64_t at = offsets[row]; at < offsets[row + 1]; ++at) {
-      int32_t& number = number_of(values[at]);
-      numbers[at] = number;
+    for (int64_t entry = offsets[row]; entry < offsets[row + 1]; ++entry) {
+      int32_t& number = number_of(values[entry]);
+      numbers[entry] = number;
       if (number == kNone) {
-        numbers[at] = number = static_cast<int32_t>(uses.size());
+        numbers[entry] = number = static_cast<int32_t>(uses.size());
         uses.push_back({static_cast<int32_t>(row), false});
       } else if (uses[number].last_row == row) {
-        numbers[at] = kNone;
+        numbers[entry] = kNone;
       } else {
         uses[number] = {static_cast<int32_t>(row), true};
       }
@@ -421,9 +437,9 @@ Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> valu
   }
   result.offsets.reserve(offsets.size());
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t at = offsets[row]; at < offsets[row + 1]; ++at) {
-      if (numbers[at] == kNone || renumbered[numbers[at]] == kNone) continue;
-      result.keys.push_back(renumbered[numbers[at]]);
+    for (int64_t entry = offsets[row]; entry < offsets[row + 1]; ++entry) {
+      if (numbers[entry] == kNone || renumbered[numbers[entry]] == kNone) continue;
+      result.keys.push_back(renumbered[numbers[entry]]);
     }
     result.offsets.push_back(static_cast<int64_t>(result.keys.size()));
   }
@@ -453,6 +469,14 @@ Order group_order(const ClustersView& groups, std::span<const int64_t> chunks, c
     throw std::invalid_argument("chunks has " + std::to_string(chunks.size()) +
                                 " groups, expected " + std::to_string(groups.count()));
   }
+  int64_t most_chunks = kMostRows / size;
+  for (const int64_t count : chunks) {
+    check_count(count, 0, "chunks");
+    if (count > most_chunks) {
+      throw std::invalid_argument("chunks make more than 2**31 - 1 rows");
+    }
+    most_chunks -= count;
+  }
   Random random(params.seed);
 
   std::vector<int32_t> rows;          // chunk after chunk
@@ -462,7 +486,7 @@ Order group_order(const ClustersView& groups, std::span<const int64_t> chunks, c
   std::vector<int32_t> shuffled;
   for (int64_t group = 0; group < groups.count(); ++group) {
     cancel.check();
-    // Without `chunks` one pass over the rows; with them as many as it takes.
+    // Without `chunks` one pass over the rows; with them as many passes as it takes.
     int64_t wanted = chunks.empty() ? groups[group].size() / size : chunks[group];
     do {
       shuffled.assign(groups[group].begin(), groups[group].end());
@@ -485,14 +509,17 @@ Order group_order(const ClustersView& groups, std::span<const int64_t> chunks, c
   random.shuffle(std::span(sequence));
   const int64_t chunks_a_batch = params.batch_size / size;
   if (chunks_a_batch > 1) {
-    // Chunks of one group conflict as if the group were a key, and by the keys of their rows.
+    // Two chunks conflict if they are of one group, which serves as a key, or if their rows do.
     std::vector<int64_t> offsets{0};
     std::vector<int32_t> chunk_keys;
     const int64_t row_keys = keys == nullptr ? 0 : keys->count;
+    if (groups.count() > kMostRows - row_keys) {
+      throw std::invalid_argument("groups and keys are more than 2**31 - 1 together");
+    }
     for (size_t chunk = 0; chunk < chunk_groups.size(); ++chunk) {
       chunk_keys.push_back(static_cast<int32_t>(row_keys + chunk_groups[chunk]));
-      for (int64_t at = 0; keys != nullptr && at < size; ++at) {
-        const auto more = (*keys)[rows[chunk * size + at]];
+      for (int64_t member = 0; keys != nullptr && member < size; ++member) {
+        const auto more = (*keys)[rows[chunk * size + member]];
         chunk_keys.insert(chunk_keys.end(), more.begin(), more.end());
       }
       offsets.push_back(static_cast<int64_t>(chunk_keys.size()));

@@ -1,4 +1,4 @@
-// The order in which an epoch visits the rows: each stretch of batch_size of it is a batch.
+// The order in which an epoch visits the rows; cutting it every batch_size rows gives the batches.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace ngame {
 
-// Row r has the keys keys[offsets[r] .. offsets[r + 1]), each once, of `count` in all. Two rows
-// that share one must not meet in a batch.
+// Row r has the keys keys[offsets[r] .. offsets[r + 1]), each once; keys are 0 .. count - 1. No two
+// rows of a batch may share a key.
 struct KeysView {
   std::span<const int64_t> offsets;
   std::span<const int32_t> keys;
@@ -30,12 +30,12 @@ struct Keys {
   int64_t count = 0;
 };
 
-// Numbers the keys that more than one row has: the others cannot conflict. Row r comes with the
-// values[offsets[r] .. offsets[r + 1]), any integers, which may repeat.
+// Numbers the keys that several rows share and leaves out the others, which cannot conflict. Row r
+// has the keys values[offsets[r] .. offsets[r + 1]), any integers, which may repeat.
 Keys number_keys(std::span<const int64_t> offsets, std::span<const int64_t> values, Cancel& cancel);
 
-// Row r has the neighbours ids[r * width .. (r + 1) * width), the nearest first; negative ids stand
-// for none.
+// Row r has the neighbours ids[r * width .. (r + 1) * width), nearest first; a negative id means
+// none.
 struct NeighboursView {
   const int32_t* ids;
   int64_t rows;
@@ -43,48 +43,47 @@ struct NeighboursView {
 };
 
 struct NeighbourParams {
-  int64_t nearest;  // so many of the nearest follow a seed row
-  int64_t drawn;    // and so many drawn at random from those behind them
+  int64_t nearest;  // how many of its nearest neighbours follow a seed row
+  int64_t drawn;    // how many of its other neighbours follow, drawn at random
   int64_t batch_size;
-  int64_t alone;  // so many rows of a batch, its last, are seed rows that nothing follows
+  int64_t random_rows;  // how many rows at the end of a batch are seed rows without neighbours
   uint64_t seed = 0;
 };
 
 struct GroupParams {
-  int64_t per_group;  // rows of a group that stand together: a chunk
+  int64_t per_group;  // rows of a chunk, which are of one group
   int64_t batch_size;
   uint64_t seed = 0;
 };
 
 // A flat plan: the first `reached` of `rows` are the batches, of which only the last may be short.
-// Behind them stand the rows that found no place.
+// The rows that found no place follow.
 struct Order {
   std::vector<int32_t> rows;
   int64_t reached;
 };
 
-// The clusters in the order of `sequence`, the rows of each shuffled.
+// Concatenates the clusters in the order of `sequence`, the rows of each shuffled.
 void cluster_order(const ClustersView& clusters, std::span<const int32_t> sequence, uint64_t seed,
                    std::span<int32_t> order);
 
-// Rows as Sample4Geo visits them: a random row that is not used yet, its nearest neighbours, and
-// some drawn from the others, so far as they are not used yet, until the batch is full but for the
-// rows that stand alone. Rows that share a key with the batch are passed over; those that nothing
-// takes up again stand at the end.
+// The order of Sample4Geo: a random row that is not used yet, then its nearest neighbours and some
+// of its others, those that are not used yet; and so on until the batch is full. A row that shares
+// a key with the batch is passed over; rows that no later batch takes come last.
 void neighbour_order(const NeighboursView& neighbours, const KeysView* keys,
                      const NeighbourParams& params, Cancel& cancel, std::span<int32_t> order);
 
-// Batches of chunks of different groups, each chunk being per_group rows of one. Group g is a
-// cluster of `groups`; it gives chunks[g] chunks, beginning again with its rows where they do not
-// suffice, or without `chunks` as many as its rows make.
+// Batches of chunks of different groups. Group g is a cluster of `groups`. It gives chunks[g]
+// chunks, and starts over with its rows where they run out; without `chunks`, as many as its rows
+// fill.
 Order group_order(const ClustersView& groups, std::span<const int64_t> chunks, const KeysView* keys,
                   const GroupParams& params, Cancel& cancel);
 
-// Rearranges a flat plan until no two rows of a batch share a key. A row that conflicts with one
-// before it in its batch moves to the first later batch with room, or else to an earlier one; room
-// that is left is filled with the rows of the last batches. What then finds no place is exchanged
-// for rows of full batches. With one key a row as many rows are reached as can be; rows whose
-// batch has no conflict stay in it but for these two uses.
+// Rearranges a flat plan until no two rows of a batch share a key. A row that conflicts with an
+// earlier row of its batch moves to the first later batch with room, else to an earlier one. Rows
+// of the last batches fill the room that is left. A row that still has no place is exchanged for
+// one of a full batch. Other rows stay where they are. With one key a row, no plan reaches more
+// rows.
 Order separate(std::span<const int32_t> rows, const KeysView& keys, int64_t batch_size,
                Cancel& cancel);
 

@@ -1,5 +1,5 @@
-// The only file that knows Python. Each function checks dtypes and shapes, allocates or takes over
-// the output, and calls the core without the interpreter's lock.
+// The only file that knows Python. Each function checks dtypes and shapes, allocates the output or
+// takes over the core's, and calls the core without the interpreter's lock.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -34,7 +34,7 @@ bool signal_raised() {
   return PyErr_CheckSignals() != 0;
 }
 
-// Runs work(cancel) without the interpreter's lock. The one place where a call can be interrupted.
+// Runs work(cancel) without the interpreter's lock; a signal can interrupt it.
 template <class Work>
 auto compute(const Work& work) {
   try {
@@ -42,7 +42,7 @@ auto compute(const Work& work) {
     Cancel cancel(signal_raised);
     return work(cancel);
   } catch (const Cancelled&) {
-    throw py::error_already_set();  // what the signal handler raised
+    throw py::error_already_set();  // the signal handler's exception
   }
 }
 
@@ -51,7 +51,7 @@ int thread_count(int threads) {
     throw std::invalid_argument("threads is " + std::to_string(threads) +
                                 ", expected 0 (all usable CPUs) or more");
   }
-  return threads == 0 ? usable_cpus() : threads;
+  return std::min(threads == 0 ? usable_cpus() : threads, kMostThreads);
 }
 
 MatrixView matrix_view(const py::array& array, const char* name) {
@@ -66,7 +66,7 @@ MatrixView matrix_view(const py::array& array, const char* name) {
                                 " dimensions, expected 2");
   }
   const py::ssize_t bytes = array.itemsize();
-  // Where there is at most one row or column its stride means nothing, and without rows none does.
+  // The stride of an axis with at most one element means nothing; without rows, neither does.
   const bool rows_whole = array.shape(0) == 0 || array.shape(1) <= 1 || array.strides(1) == bytes;
   const py::ssize_t stride = array.shape(0) <= 1 ? array.shape(1) * bytes : array.strides(0);
   if (!rows_whole || stride < array.shape(1) * bytes || stride % bytes != 0) {
@@ -103,18 +103,30 @@ CsrView<Index> csr_view(const Csr& csr, const char* name) {
           name};
 }
 
-// work(Index{}) for the type of the index arrays.
+// Calls work(Index{}) for the type of the index arrays.
 template <class Work>
 auto with_index(const Csr& csr, const Work& work) {
   return py::isinstance<Array<int64_t>>(std::get<0>(csr)) ? work(int64_t{}) : work(int32_t{});
 }
 
-// work(Score{}) for the type of the values, of which there must be as many as columns.
-template <class Work>
-auto with_score(const Csr& csr, const py::array& values, const char* name, const Work& work) {
+void check_values(const Csr& csr, const py::array& values, const char* name) {
   if (values.size() != std::get<1>(csr).size()) {
     throw std::invalid_argument(std::string(name) + ": data and indices differ in length");
   }
+}
+
+void check_shapes(const Csr& first, const Csr& second, const char* name) {
+  if (std::get<0>(first).size() == std::get<0>(second).size() &&
+      std::get<2>(first) == std::get<2>(second)) {
+    return;
+  }
+  throw std::invalid_argument(std::string(name) + " has another shape");
+}
+
+// Calls work(Score{}) for the type of the values, of which there must be as many as columns.
+template <class Work>
+auto with_score(const Csr& csr, const py::array& values, const char* name, const Work& work) {
+  check_values(csr, values, name);
   if (py::isinstance<Array<double>>(values)) return work(double{});
   if (py::isinstance<Array<float>>(values)) return work(float{});
   throw py::type_error(std::string(name) + " has dtype " +
@@ -192,12 +204,15 @@ py::array_t<int32_t> cluster_order_(const Array<int32_t>& order, const Array<int
 }
 
 py::array_t<int32_t> neighbour_order_(const Array<int32_t>& neighbours, int64_t nearest,
-                                      int64_t drawn, int64_t batch_size, int64_t alone,
+                                      int64_t drawn, int64_t batch_size, int64_t random_rows,
                                       const std::optional<KeyArrays>& keys, uint64_t seed) {
-  if (neighbours.ndim() != 2) throw std::invalid_argument("neighbours has not two dimensions");
+  if (neighbours.ndim() != 2) {
+    throw std::invalid_argument("neighbours has " + std::to_string(neighbours.ndim()) +
+                                " dimensions, expected 2");
+  }
   const NeighboursView view{neighbours.data(), neighbours.shape(0), neighbours.shape(1)};
   const std::optional<KeysView> view_of_keys = keys_view(keys);
-  const NeighbourParams params{nearest, drawn, batch_size, alone, seed};
+  const NeighbourParams params{nearest, drawn, batch_size, random_rows, seed};
   py::array_t<int32_t> rows(view.rows);
   const std::span<int32_t> out(rows.mutable_data(), static_cast<size_t>(rows.size()));
   compute([&](Cancel& cancel) {
@@ -306,6 +321,11 @@ py::tuple merge_(const Csr& first, const py::array& first_values, const Csr& sec
                  const py::array& second_values, bool sum, int threads) {
   return with_index(first, [&](auto index) {
     return with_score(first, first_values, "first", [&](auto score) {
+      check_shapes(first, second, "second");
+      check_values(second, second_values, "second");
+      if (!py::isinstance<Array<decltype(score)>>(second_values)) {
+        throw py::type_error("first and second differ in dtype");
+      }
       const auto one = csr_view<decltype(index)>(first, "first");
       const auto two = csr_view<decltype(index)>(second, "second");
       return to_numpy(compute([&](Cancel& cancel) {
@@ -320,6 +340,7 @@ py::tuple merge_(const Csr& first, const py::array& first_values, const Csr& sec
 py::tuple drop_pairs_(const Csr& matrix, const py::array& values, const Csr& pairs, int threads) {
   return with_index(matrix, [&](auto index) {
     return with_score(matrix, values, "matrix", [&](auto score) {
+      check_shapes(matrix, pairs, "pairs");
       const auto view = csr_view<decltype(index)>(matrix, "matrix");
       const auto dropped = csr_view<decltype(index)>(pairs, "pairs");
       return to_numpy(compute([&](Cancel& cancel) {
@@ -336,6 +357,12 @@ py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& t
                    int threads) {
   return with_index(predictions, [&](auto index) {
     return with_score(predictions, scores, "predictions", [&](auto score) {
+      check_shapes(predictions, truth, "truth");
+      if (drop) check_shapes(predictions, *drop, "drop");
+      if (inverse_propensity && inverse_propensity->size() != std::get<2>(predictions)) {
+        throw std::invalid_argument("inverse_propensity has another number of labels");
+      }
+      if (ks.size() == 0) throw std::invalid_argument("ks is empty");
       const auto view = csr_view<decltype(index)>(predictions, "predictions");
       const auto truth_view = csr_view<decltype(index)>(truth, "truth");
       std::optional<CsrView<decltype(index)>> pairs;
@@ -377,6 +404,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("set_simd_level", &set_simd_level, py::arg("level"));
   m.def("usable_cpus", &usable_cpus);
+  m.def("quota_cpus", &quota_cpus, py::arg("root"));
   m.def("balanced_clusters", &balanced_clusters_, py::arg("x"), py::arg("offsets").noconvert(),
         py::arg("seed"), py::arg("max_iter"), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
@@ -386,8 +414,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("cluster_order", &cluster_order_, py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("sequence").noconvert(), py::arg("seed"));
   m.def("neighbour_order", &neighbour_order_, py::arg("neighbours").noconvert(), py::arg("nearest"),
-        py::arg("drawn"), py::arg("batch_size"), py::arg("alone"), py::arg("keys").noconvert(),
-        py::arg("seed"));
+        py::arg("drawn"), py::arg("batch_size"), py::arg("random_rows"),
+        py::arg("keys").noconvert(), py::arg("seed"));
   m.def("group_order", &group_order_, py::arg("order").noconvert(), py::arg("offsets").noconvert(),
         py::arg("chunks").noconvert(), py::arg("per_group"), py::arg("batch_size"),
         py::arg("keys").noconvert(), py::arg("seed"));

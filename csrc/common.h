@@ -1,5 +1,7 @@
 // Views of the caller's arrays. The core owns no input and no output; it rejects bad values with
-// std::invalid_argument (ValueError in Python) and std::out_of_range (IndexError).
+// std::invalid_argument (ValueError in Python) and std::out_of_range (IndexError). Another thread
+// may write to an array during a call: what is read twice is checked twice, so that no index leaves
+// its buffer.
 #pragma once
 
 #include <cstdint>
@@ -39,12 +41,12 @@ struct CsrView {
   int64_t nonzeros;
   const char* name;
 
-  // The entries of one row, after a check that they lie within `columns`.
   struct Row {
     const Index* begin;
     const Index* end;
     int64_t size() const { return end - begin; }
   };
+  // The entries of a row; throws where they do not lie within `columns`.
   Row row(int64_t index) const {
     const int64_t first = offsets[index];
     const int64_t last = offsets[index + 1];
@@ -54,13 +56,14 @@ struct CsrView {
     }
     return {columns + first, columns + last};
   }
-  // The same, after a check that the columns are in range and ascend strictly.
+  // The same; also throws where the columns are out of range or do not ascend strictly.
   Row sorted_row(int64_t index) const {
     const Row entries = row(index);
     int64_t previous = -1;
-    for (const Index* at = entries.begin; at != entries.end; ++at) {
-      if (*at <= previous || *at >= cols) reject(index, *at);
-      previous = *at;
+    for (const Index* entry = entries.begin; entry != entries.end; ++entry) {
+      const int64_t column = *entry;
+      if (column <= previous || column >= cols) reject(index, column);
+      previous = column;
     }
     return entries;
   }
@@ -72,13 +75,17 @@ struct CsrView {
     }
     throw std::invalid_argument(where + " repeats or is out of order");
   }
+  [[noreturn]] void reject_change() const {
+    throw std::invalid_argument(std::string(name) + " was changed during the call");
+  }
 };
 
 // Rejects offsets that do not lead from 0 to `rows` with at least `least` rows a cluster.
 inline void check_offsets(std::span<const int64_t> offsets, int64_t rows, int64_t least) {
   bool good = !offsets.empty() && offsets.front() == 0 && offsets.back() == rows;
-  for (size_t at = 1; good && at < offsets.size(); ++at) {
-    good = offsets[at] - offsets[at - 1] >= least;
+  for (size_t cluster = 1; good && cluster < offsets.size(); ++cluster) {
+    good = offsets[cluster] >= offsets[cluster - 1] &&
+           offsets[cluster] - offsets[cluster - 1] >= least;
   }
   if (!good) {
     throw std::invalid_argument("offsets does not ascend from 0 to " + std::to_string(rows));
@@ -92,9 +99,14 @@ struct ClustersView {
 
   int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
   std::span<const int32_t> operator[](int64_t cluster) const {
-    return order.subspan(offsets[cluster], offsets[cluster + 1] - offsets[cluster]);
+    const int64_t first = offsets[cluster];
+    const int64_t last = offsets[cluster + 1];
+    if (first < 0 || last < first || last > static_cast<int64_t>(order.size())) {
+      throw std::invalid_argument("offsets of the clusters was changed during the call");
+    }
+    return order.subspan(first, last - first);
   }
-  // Rejects what does not divide `rows` rows.
+  // Throws unless these are clusters of `rows` rows with ids in range.
   void check(int64_t rows) const {
     check_offsets(offsets, rows, 0);
     if (static_cast<int64_t>(order.size()) != rows) {

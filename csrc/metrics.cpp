@@ -33,9 +33,9 @@ struct Sums {
   }
 };
 
-// The predictions of one row, in any order. The scans have no branches, so that they run in vector
-// registers; for rows of hundreds they beat a search, and a selection of the best, which guesses
-// wrong at every step.
+// The predictions of one row, in any order. The scans have no branches, so that the compiler can
+// vectorize them; for rows of hundreds they beat a search, and a selection of the best, in which
+// the CPU mispredicts every branch.
 template <class Index, class Score>
 struct Predictions {
   const Index* labels;
@@ -49,32 +49,31 @@ struct Predictions {
       return score != other.score ? score > other.score : label < other.label;
     }
   };
-  Entry operator[](int64_t at) const { return {scores[at], labels[at]}; }
+  Entry operator[](int64_t position) const { return {scores[position], labels[position]}; }
 
-  // The number of entries that come before one.
+  // The number of entries that come before `entry`.
   int64_t count_before(const Entry& entry) const {
     // As wide as what is compared, or the loop is not vectorized.
     std::conditional_t<sizeof(Score) + sizeof(Index) == 8, int32_t, int64_t> count = 0;
-    for (int64_t at = 0; at < size; ++at) {
-      count +=
-          (scores[at] > entry.score) | ((scores[at] == entry.score) & (labels[at] < entry.label));
+    for (int64_t i = 0; i < size; ++i) {
+      count += (scores[i] > entry.score) | ((scores[i] == entry.score) & (labels[i] < entry.label));
     }
     return count;
   }
   // visit(score) for each entry of a label; there is more than one only if it is stored twice.
   template <class Visit>
   void for_each(Index label, const Visit& visit) const {
-    using Place = std::make_unsigned_t<Index>;
-    Place matches = 0, sum_of_places = 0;
-    for (Place at = 0; at < static_cast<Place>(size); ++at) {
-      const Place match = labels[at] == label;
+    using Position = std::make_unsigned_t<Index>;
+    Position matches = 0, sum_of_positions = 0;
+    for (Position i = 0; i < static_cast<Position>(size); ++i) {
+      const Position match = labels[i] == label;
       matches += match;
-      sum_of_places += at & (Place{0} - match);
+      sum_of_positions += i & (Position{0} - match);
     }
-    if (matches == 1) visit(scores[sum_of_places]);
+    if (matches == 1) visit(scores[sum_of_positions]);
     if (matches <= 1) return;
-    for (int64_t at = 0; at < size; ++at) {
-      if (labels[at] == label) visit(scores[at]);
+    for (int64_t i = 0; i < size; ++i) {
+      if (labels[i] == label) visit(scores[i]);
     }
   }
 };
@@ -90,8 +89,12 @@ class Evaluation {
         drop_(drop),
         weights_(weights),
         ks_(ks) {
-    // No rank beyond the columns can be a hit.
-    const int64_t ranks = std::min(ks.back(), predictions.cols);
+    // Ranks beyond the longest row, or beyond the columns, which bound the positives, gain nothing.
+    int64_t ranks = predictions.cols;
+    for (int64_t row = 0; ranks < ks.back() && row < predictions.rows; ++row) {
+      ranks = std::max(ranks, predictions.row(row).size());
+    }
+    ranks = std::min(ranks, ks.back());
     discounts_.reserve(static_cast<size_t>(ranks));
     ideal_.push_back(0);
     for (int64_t rank = 1; rank <= ranks; ++rank) {
@@ -117,7 +120,7 @@ class Evaluation {
   void add_row(int64_t row, Scratch& scratch, std::span<Sums> sums) const {
     std::span<const Index> positives = labels(&truth_, row);
     if (weights_ != nullptr) {
-      // Needed at the end, and with many labels in no near cache.
+      // Needed last; with many labels they are in no cache.
       for (const Index label : positives) __builtin_prefetch(weights_ + label);
     }
     const std::span<const Index> dropped = labels(drop_, row);
@@ -142,6 +145,14 @@ class Evaluation {
  private:
   int64_t ranks() const { return static_cast<int64_t>(discounts_.size()); }
 
+  // The weight of a label, which may have changed since it was checked; NaN would break a sort.
+  float weight(Index label) const {
+    if (label < 0 || label >= truth_.cols) truth_.reject_change();
+    const float value = weights_[label];
+    if (value != value) throw std::invalid_argument("inverse_propensity has NaN");
+    return value;
+  }
+
   static std::span<const Index> labels(const CsrView<Index>* matrix, int64_t row) {
     if (matrix == nullptr) return {};
     const auto entries = matrix->sorted_row(row);
@@ -151,15 +162,15 @@ class Evaluation {
   // The predictions of a row, after a check that labels are in range and no score is NaN.
   Row predictions(int64_t row) const {
     const auto entries = predictions_.row(row);
-    const Score* const scores = scores_ + predictions_.offsets[row];
-    // The sign tells of a label below 0, or above the last one.
+    const Score* const scores = scores_ + (entries.begin - predictions_.columns);
+    // Negative where a label is below 0 or above the last one.
     const auto last = static_cast<Index>(predictions_.cols - 1);
     Index outside = 0;
     std::conditional_t<sizeof(Score) == 4, int32_t, int64_t> nan = 0;
-    for (int64_t at = 0; at < entries.size(); ++at) {
-      const Index label = entries.begin[at];
+    for (int64_t i = 0; i < entries.size(); ++i) {
+      const Index label = entries.begin[i];
       outside |= label | (last - (label & std::numeric_limits<Index>::max()));
-      nan |= scores[at] != scores[at];
+      nan |= scores[i] != scores[i];
     }
     if (nan != 0) {
       throw std::invalid_argument("predictions has NaN in row " + std::to_string(row));
@@ -197,18 +208,19 @@ class Evaluation {
                      std::span<const Index> dropped, Scratch& scratch) const {
     auto& entries = scratch.entries;
     entries.clear();
-    for (int64_t at = 0; at < predicted.size; ++at) {
-      if (!std::binary_search(dropped.begin(), dropped.end(), predicted.labels[at])) {
-        entries.push_back(predicted[at]);
+    for (int64_t position = 0; position < predicted.size; ++position) {
+      const Entry entry = predicted[position];
+      if (!std::binary_search(dropped.begin(), dropped.end(), entry.label)) {
+        entries.push_back(entry);
       }
     }
     const auto end = entries.begin() + std::min(std::ssize(entries), ranks());
     std::partial_sort(entries.begin(), end, entries.end());
     scratch.found.assign(positives.size(), 0);
     for (auto entry = entries.begin(); entry != end; ++entry) {
-      const auto place = std::lower_bound(positives.begin(), positives.end(), entry->label);
-      if (place == positives.end() || *place != entry->label) continue;
-      char& found = scratch.found[static_cast<size_t>(place - positives.begin())];
+      const auto positive = std::lower_bound(positives.begin(), positives.end(), entry->label);
+      if (positive == positives.end() || *positive != entry->label) continue;
+      char& found = scratch.found[static_cast<size_t>(positive - positives.begin())];
       if (found == 0) scratch.hits.push_back({entry - entries.begin(), entry->label});
       found = 1;
     }
@@ -223,8 +235,8 @@ class Evaluation {
         count += 1;
         dcg += discount;
         if (weights_ == nullptr) continue;
-        psp += weights_[hit.label];
-        psn += weights_[hit.label] * discount;
+        psp += weight(hit.label);
+        psn += weight(hit.label) * discount;
       }
       if (count == 0) continue;
       const double ideal = ideal_[std::min({ks_[which], positives, ranks()})];
@@ -241,7 +253,7 @@ class Evaluation {
   void add_best(std::span<const Index> positives, std::vector<double>& best,
                 std::span<Sums> sums) const {
     best.clear();
-    for (const Index label : positives) best.push_back(weights_[label]);
+    for (const Index label : positives) best.push_back(weight(label));
     std::sort(best.begin(), best.end(), std::greater<>());
     const int64_t most = std::min(static_cast<int64_t>(best.size()), ranks());
     double psp = 0, psn = 0;

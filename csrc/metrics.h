@@ -10,7 +10,7 @@
 
 namespace ngame {
 
-// Means over the rows, one value for each k asked for. A row without positives adds zero.
+// Means over the rows, one value for each k. A row without positives counts as zero.
 struct Metrics {
   std::vector<double> precision;  // hits in the first k / k
   std::vector<double> ndcg;       // DCG of the first k / best DCG with min(k, positives) hits
@@ -18,9 +18,9 @@ struct Metrics {
   std::vector<double> psp, psn;   // mean weighted gain / mean of the best attainable
 };
 
-// `ks` ascend. `drop` pairs leave both predictions and truth. A label that is predicted twice in a
-// row counts once, at its better rank. Without `inverse_propensity` (one weight a label) psp and
-// psn stay empty. NaN scores are rejected.
+// `ks` ascend. The pairs of `drop` are left out of predictions and truth. A label stored twice in a
+// row takes two ranks and counts at the better one. Without `inverse_propensity` (one weight a
+// label) psp and psn stay empty. Throws at a NaN score.
 template <class Index, class Score>
 Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
                  const CsrView<Index>& truth, const CsrView<Index>* drop,

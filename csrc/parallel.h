@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -20,14 +21,15 @@ class Cancelled : public std::exception {
   const char* what() const noexcept override { return "cancelled"; }
 };
 
-// Lets the thread that made the call ask now and then whether to go on. `poll` returns true to
-// stop; it runs on that thread only, and only from inside `check`.
+// Stops a call when `poll` returns true. Only the thread that made the call polls, and only from
+// inside `check`.
 class Cancel {
  public:
   using Poll = bool (*)();
   explicit Cancel(Poll poll = nullptr) : poll_(poll) {}
 
-  // To be called from every thread at least every tenth of a second. Throws Cancelled.
+  // Throws Cancelled where the call is to stop. Every thread calls this at least ten times a
+  // second.
   void check() {
     if (stopped_.load(std::memory_order_relaxed)) throw Cancelled();
     if (poll_ == nullptr || std::this_thread::get_id() != caller_) return;
@@ -46,13 +48,22 @@ class Cancel {
   std::atomic<bool> stopped_{false};
 };
 
-// Number of CPUs this process may use, at least 1.
+// More threads than this are never started.
+constexpr int kMostThreads = 1024;
+
+// Number of CPUs this process may use, at least 1: those of its affinity mask, or fewer where its
+// control group has a quota of CPU time (read once).
 int usable_cpus();
 
-// Calls body(item, thread) for every item in [0, items), on up to `threads` threads of which the
-// caller's is number 0. Items are handed out one by one, in order. An exception stops the rest and
-// is thrown again here: of several that of the lowest item, whatever the number of threads, since
-// all items below one that failed were handed out and are finished.
+// CPUs that the quotas of this process's control group and of all groups above it are worth,
+// rounded up; 0 where there is no quota. `root` is put before the paths of /proc and /sys, for
+// tests.
+int quota_cpus(const std::string& root);
+
+// Calls body(item, thread) for every item in [0, items), on up to `threads` threads; the caller's
+// is number 0. Items are handed out one by one, in order. An exception stops the rest and is thrown
+// again here. Of several exceptions this is the one of the lowest item, for any number of threads:
+// all items below a failed one were handed out before it and have finished.
 template <class Body>
 void parallel_for(int64_t items, int threads, Cancel& cancel, const Body& body) {
   std::atomic<int64_t> next{0};
@@ -77,11 +88,11 @@ void parallel_for(int64_t items, int threads, Cancel& cancel, const Body& body) 
   };
   {
     std::vector<std::jthread> helpers;
-    const auto wanted = static_cast<int>(std::min<int64_t>(threads, items));
+    const auto wanted = static_cast<int>(std::min<int64_t>({threads, items, kMostThreads}));
     try {
       for (int thread = 1; thread < wanted; ++thread) helpers.emplace_back(work, thread);
     } catch (const std::system_error&) {
-      // The system gives no more threads: those that run share the work.
+      // The system starts no more threads: those that run share the work.
     }
     work(0);
   }

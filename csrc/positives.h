@@ -9,19 +9,19 @@
 
 namespace ngame {
 
-// The pattern of a sparse matrix that the core made; columns ascend within a row.
+// The pattern of a sparse result; columns ascend within a row.
 struct Pattern {
   std::vector<int32_t> offsets;
   std::vector<int32_t> columns;
 };
 
-// result(i, j) where labels(rows[i], columns[j]); columns may repeat.
+// Entry (i, j) where labels has (rows[i], columns[j]); rows and columns may repeat.
 template <class Index>
 Pattern in_batch_positives(const CsrView<Index>& labels, std::span<const int64_t> rows,
                            std::span<const int64_t> columns);
 
-// pool = the labels of `rows`, ascending, each once; positives(i, j) where labels(rows[i],
-// pool[j]).
+// Sets `pool` to the labels of `rows`, ascending, each once; entry (i, j) of the result where
+// labels has (rows[i], pool[j]).
 template <class Index>
 Pattern label_pool(const CsrView<Index>& labels, std::span<const int64_t> rows,
                    std::vector<int32_t>& pool);

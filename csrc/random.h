@@ -7,8 +7,8 @@
 
 namespace ngame {
 
-// A step of the splitmix64 generator (Steele, Lea and Flood, OOPSLA 2014): numbers that differ come
-// out as numbers without a pattern.
+// One output of the splitmix64 generator (Steele, Lea and Flood, OOPSLA 2014); also a hash of
+// `value`.
 inline uint64_t splitmix(uint64_t value) {
   value += 0x9e3779b97f4a7c15u;
   value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -16,7 +16,7 @@ inline uint64_t splitmix(uint64_t value) {
   return value ^ (value >> 31);
 }
 
-// That generator.
+// The splitmix64 generator.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -26,15 +26,15 @@ class Random {
     state_ += 0x9e3779b97f4a7c15u;
     return value;
   }
-  // From 0 to bound - 1; the bias of at most bound / 2**64 is of no matter.
+  // Uniform in 0 .. bound - 1, with a negligible bias of at most bound / 2**64.
   uint64_t below(uint64_t bound) {
     return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
   }
-  // Puts `count` of the values, drawn without replacement, in front.
+  // Draws `count` of the values without replacement and moves them to the front.
   template <class T>
   void draw(std::span<T> values, size_t count) {
-    for (size_t at = 0; at < count; ++at) {
-      std::swap(values[at], values[at + below(values.size() - at)]);
+    for (size_t drawn = 0; drawn < count; ++drawn) {
+      std::swap(values[drawn], values[drawn + below(values.size() - drawn)]);
     }
   }
   template <class T>

@@ -27,7 +27,7 @@ namespace {
 
 constexpr int64_t kBlock = 256;
 
-// Labels that may be looked at, within a cluster, before the next look for a signal.
+// Labels handled within a cluster between two checks whether the call was stopped.
 constexpr int64_t kMostUnchecked = 1 << 16;
 
 template <class Body>
@@ -38,7 +38,7 @@ void for_rows(int64_t rows, int threads, Cancel& cancel, const Body& body) {
   });
 }
 
-// offsets[r + 1] holds the size of row r and becomes its end.
+// Turns the sizes of the rows in offsets[1 ..] into their ends, and allocates the entries.
 template <class Score>
 void allocate(Sparse<Score>& out) {
   for (size_t row = 1; row < out.offsets.size(); ++row) out.offsets[row] += out.offsets[row - 1];
@@ -46,21 +46,21 @@ void allocate(Sparse<Score>& out) {
   out.values = Buffer<Score>(out.offsets.back());
 }
 
-// The first place from `at` on whose column is not below `column`. Steps double, so that a long run
-// costs little.
+// The first entry from `entry` on whose column is not below `column`. Steps double, so that a long
+// run costs little.
 template <class Index>
-const Index* gallop(const Index* at, const Index* end, Index column) {
-  if (at == end || *at >= column) return at;
+const Index* gallop(const Index* entry, const Index* end, Index column) {
+  if (entry == end || *entry >= column) return entry;
   ptrdiff_t step = 1;
-  while (step < end - at && at[step] < column) {
-    at += step;
+  while (step < end - entry && entry[step] < column) {
+    entry += step;
     step *= 2;
   }
-  return std::lower_bound(at + 1, at + std::min(step, end - at), column);
+  return std::lower_bound(entry + 1, entry + std::min(step, end - entry), column);
 }
 
 // Walks through two rows: only_first(begin, end) and only_second(begin, end) for runs of columns
-// that one of them has, both(in first, in second) for a column of both.
+// that only one of them has, both(in first, in second) for a column of both.
 template <class Index, class First, class Second, class Both>
 void walk(const typename CsrView<Index>::Row& first, const typename CsrView<Index>::Row& second,
           const First& only_first, const Second& only_second, const Both& both) {
@@ -80,18 +80,21 @@ void walk(const typename CsrView<Index>::Row& first, const typename CsrView<Inde
   only_second(two, second.end);
 }
 
-// The offsets of a result whose row `row` has size(row, columns that both matrices have) entries.
+// A result with room for size(entries of first, entries of second, columns that both have) in each
+// row.
 template <class Score, class Index, class Size>
 Sparse<Score> allocate_for(const CsrView<Index>& first, const CsrView<Index>& second, int threads,
                            Cancel& cancel, const Size& size) {
   Sparse<Score> out;
   out.offsets.assign(static_cast<size_t>(first.rows) + 1, 0);
   for_rows(first.rows, threads, cancel, [&](int64_t row, int) {
+    const auto one = first.sorted_row(row);
+    const auto two = second.sorted_row(row);
     int64_t common = 0;
     const auto nothing = [](const Index*, const Index*) {};
     const auto count = [&](const Index*, const Index*) { ++common; };
-    walk<Index>(first.sorted_row(row), second.sorted_row(row), nothing, nothing, count);
-    out.offsets[row + 1] = size(row, common);
+    walk<Index>(one, two, nothing, nothing, count);
+    out.offsets[row + 1] = size(one.size(), two.size(), common);
   });
   allocate(out);
   return out;
@@ -100,79 +103,131 @@ Sparse<Score> allocate_for(const CsrView<Index>& first, const CsrView<Index>& se
 // The labels of a cluster's rows, ascending, each with the number of rows that have it.
 class ClusterLabels {
  public:
+  // Copies the labels of the rows, since the caller's may change meanwhile, and counts them.
   template <class Index>
   void collect(const CsrView<Index>& labels, std::span<const int32_t> rows) {
     all_.clear();
+    ends_.assign(1, 0);
     for (const int32_t row : rows) {
       const auto entries = labels.sorted_row(row);
-      all_.insert(all_.end(), entries.begin, entries.end);
+      for (const Index* entry = entries.begin; entry != entries.end; ++entry) {
+        const auto id = static_cast<int32_t>(*entry);
+        if (std::ssize(all_) > ends_.back() && id <= all_.back()) labels.reject_change();
+        all_.push_back(id);
+      }
+      ends_.push_back(std::ssize(all_));
     }
-    std::sort(all_.begin(), all_.end());
+    sorted_ = all_;
+    std::sort(sorted_.begin(), sorted_.end());
     ids_.clear();
     counts_.clear();
-    for (auto at = all_.begin(); at != all_.end();) {
-      const auto next = std::find_if(at, all_.end(), [&](int32_t id) { return id != *at; });
-      ids_.push_back(*at);
-      counts_.push_back(static_cast<int32_t>(next - at));
-      at = next;
+    for (auto begin = sorted_.begin(); begin != sorted_.end();) {
+      const int32_t id = *begin;
+      const auto end =
+          std::find_if(begin, sorted_.end(), [&](int32_t other) { return other != id; });
+      ids_.push_back(id);
+      counts_.push_back(static_cast<int32_t>(end - begin));
+      begin = end;
     }
     with_count_.assign(rows.size() + 1, 0);
     for (const int32_t count : counts_) ++with_count_[count];
   }
   int64_t size() const { return std::ssize(ids_); }
+  // How many labels the row in this position of the cluster lacks.
+  int64_t others(size_t position) const { return size() - std::ssize(own(position)); }
 
-  // Writes `kept` labels that a row has not: the most frequent ones, ties by lower id.
-  template <class Row>
-  void copy_others(const Row& own, int64_t kept, int32_t* ids, float* counts) {
-    places_.clear();
+  // Writes `kept` labels that this row lacks: the most frequent ones, ties by lower id.
+  void copy_others(size_t position, int64_t kept, int32_t* ids, float* counts) {
+    own_.clear();
     auto from = ids_.begin();
-    for (auto label = own.begin; label != own.end; ++label) {
-      from = std::lower_bound(from, ids_.end(), static_cast<int32_t>(*label));
-      places_.push_back(from++ - ids_.begin());
+    for (const int32_t label : own(position)) {
+      from = std::lower_bound(from, ids_.end(), label);
+      own_.push_back(from++ - ids_.begin());
     }
-    if (kept < size() - own.size()) {
+    if (kept < others(position)) {
       copy_frequent(kept, ids, counts);
       return;
     }
-    // What lies between the row's own labels.
+    // The runs between the row's own labels.
     int64_t begin = 0;
-    for (size_t next = 0; next <= places_.size(); ++next) {
-      const int64_t end = next < places_.size() ? places_[next] : size();
+    for (size_t next = 0; next <= own_.size(); ++next) {
+      const int64_t end = next < own_.size() ? own_[next] : size();
       ids = std::copy(ids_.data() + begin, ids_.data() + end, ids);
-      for (int64_t at = begin; at < end; ++at) *counts++ = static_cast<float>(counts_[at]);
+      for (int64_t label = begin; label < end; ++label) {
+        *counts++ = static_cast<float>(counts_[label]);
+      }
       begin = end + 1;
     }
   }
 
  private:
+  std::span<const int32_t> own(size_t position) const {
+    return std::span(all_).subspan(ends_[position], ends_[position + 1] - ends_[position]);
+  }
+
   void copy_frequent(int64_t kept, int32_t* ids, float* counts) {
-    // The row's own labels count for nothing, for as long as this takes.
+    // Meanwhile the row's own labels count zero.
     own_counts_.clear();
-    for (const int64_t place : places_) {
-      own_counts_.push_back(std::exchange(counts_[place], 0));
+    for (const int64_t label : own_) {
+      own_counts_.push_back(std::exchange(counts_[label], 0));
       --with_count_[own_counts_.back()];
     }
-    // All more frequent than `least` stay, and `equals` of those that are just as frequent.
+    // All labels more frequent than `least` are kept, and the first `equals` of those as frequent.
     auto least = static_cast<int32_t>(with_count_.size() - 1);
     int64_t equals = kept;
     while (equals > with_count_[least]) equals -= with_count_[least--];
-    int64_t at = 0;
-    for (int64_t place = 0; at < kept; ++place) {
-      const int32_t count = counts_[place];
+    int64_t written = 0;
+    for (int64_t label = 0; written < kept; ++label) {
+      const int32_t count = counts_[label];
       if (count < least || (count == least && equals-- <= 0)) continue;
-      ids[at] = ids_[place];
-      counts[at++] = static_cast<float>(count);
+      ids[written] = ids_[label];
+      counts[written++] = static_cast<float>(count);
     }
-    for (size_t own = 0; own < places_.size(); ++own) {
-      counts_[places_[own]] = own_counts_[own];
-      ++with_count_[own_counts_[own]];
+    for (size_t i = 0; i < own_.size(); ++i) {
+      counts_[own_[i]] = own_counts_[i];
+      ++with_count_[own_counts_[i]];
     }
   }
 
-  std::vector<int32_t> all_, ids_, counts_;
-  std::vector<int64_t> with_count_;  // the number of labels that so many rows have
-  std::vector<int64_t> places_;      // of a row's own labels
+  std::vector<int32_t> all_;   // the labels of the rows, one row after the other
+  std::vector<int64_t> ends_;  // of the rows in all_, behind a zero
+  std::vector<int32_t> sorted_;
+  std::vector<int32_t> ids_, counts_;  // the different labels, and how many rows have each
+  std::vector<int64_t> with_count_;    // [c] is the number of labels that c rows have
+  std::vector<int64_t> own_;           // positions in ids_ of the labels of one row
   std::vector<int32_t> own_counts_;
+};
+
+// The entries of one row of a result, written in order; the room for them was found in a first
+// pass, since when the inputs may have changed.
+template <class Index, class Score>
+class RowWriter {
+ public:
+  RowWriter(const Sparse<Score>& out, int64_t row, const CsrView<Index>& source)
+      : columns_(out.columns.data() + out.offsets[row]),
+        values_(out.values.data() + out.offsets[row]),
+        room_(out.offsets[row + 1] - out.offsets[row]),
+        source_(source) {}
+
+  void put(Index column, Score value) {
+    if (room_-- == 0) source_.reject_change();
+    *columns_++ = static_cast<int32_t>(column);
+    *values_++ = value;
+  }
+  void put(const Index* begin, const Index* end, const Score* values) {
+    if ((room_ -= end - begin) < 0) source_.reject_change();
+    values_ = std::copy(values, values + (end - begin), values_);
+    while (begin != end) *columns_++ = static_cast<int32_t>(*begin++);
+  }
+  void finish() const {
+    if (room_ != 0) source_.reject_change();
+  }
+
+ private:
+  int32_t* columns_;
+  Score* values_;
+  int64_t room_;
+  const CsrView<Index>& source_;
 };
 
 }  // namespace
@@ -190,31 +245,37 @@ Sparse<Score> keep_topk(const CsrView<Index>& matrix, const Score* values, int64
       static_cast<size_t>(std::min<int64_t>(threads, matrix.rows)));
   for_rows(matrix.rows, threads, cancel, [&](int64_t row, int thread) {
     const auto entries = matrix.sorted_row(row);
-    const Score* const scores = values + matrix.offsets[row];
+    const Score* scores = values + (entries.begin - matrix.columns);
+    const int64_t kept = out.offsets[row + 1] - out.offsets[row];
+    const bool select = 0 < kept && kept < entries.size();
+    auto& best = scratches[static_cast<size_t>(thread)];
+    if (select) {
+      best.assign(scores, scores + entries.size());
+      scores = best.data();
+    }
     if (std::any_of(scores, scores + entries.size(), [](Score s) { return std::isnan(s); })) {
       throw std::invalid_argument(std::string(matrix.name) + " has NaN in row " +
                                   std::to_string(row));
     }
-    const int64_t kept = out.offsets[row + 1] - out.offsets[row];
-    if (kept == 0) return;
-    // All above the score that comes last stay, and of those that equal it the first ones.
+    // All scores above `last` are kept, and the first `equals` of those equal to it.
     Score last = -std::numeric_limits<Score>::infinity();
     int64_t equals = kept;
-    if (kept < entries.size()) {
-      auto& best = scratches[static_cast<size_t>(thread)];
-      best.assign(scores, scores + entries.size());
+    if (select) {
       std::nth_element(best.begin(), best.begin() + kept - 1, best.end(), std::greater<>());
       last = best[static_cast<size_t>(kept - 1)];
       equals = kept - std::count_if(best.begin(), best.begin() + kept,
                                     [&](Score score) { return score > last; });
     }
-    int64_t at = out.offsets[row];
-    for (int64_t entry = 0; entry < entries.size(); ++entry) {
-      const Score score = scores[entry];
-      if (!(score > last) && (score != last || equals-- <= 0)) continue;
-      out.columns[at] = static_cast<int32_t>(entries.begin[entry]);
-      out.values[at++] = score;
+    RowWriter<Index, Score> writer(out, row, matrix);
+    if (kept > 0) {
+      scores = values + (entries.begin - matrix.columns);
+      for (int64_t entry = 0; entry < entries.size(); ++entry) {
+        const Score score = scores[entry];
+        if (!(score > last) && (score != last || equals-- <= 0)) continue;
+        writer.put(entries.begin[entry], score);
+      }
     }
+    writer.finish();
   });
   return out;
 }
@@ -223,28 +284,23 @@ template <class Index, class Score>
 Sparse<Score> merge(const CsrView<Index>& first, const Score* first_values,
                     const CsrView<Index>& second, const Score* second_values, Merge how,
                     int threads, Cancel& cancel) {
-  const auto size = [&](int64_t row, int64_t common) {
-    return first.row(row).size() + second.row(row).size() - common;
-  };
+  const auto size = [](int64_t one, int64_t two, int64_t common) { return one + two - common; };
   Sparse<Score> out = allocate_for<Score>(first, second, threads, cancel, size);
   for_rows(first.rows, threads, cancel, [&](int64_t row, int) {
-    int32_t* columns = out.columns.data() + out.offsets[row];
-    Score* values = out.values.data() + out.offsets[row];
+    RowWriter<Index, Score> writer(out, row, first);
     const auto copy_from = [&](const CsrView<Index>& matrix, const Score* scores) {
       return [&, scores](const Index* begin, const Index* end) {
-        const Score* const score = scores + (begin - matrix.columns);
-        values = std::copy(score, score + (end - begin), values);
-        while (begin != end) *columns++ = static_cast<int32_t>(*begin++);
+        writer.put(begin, end, scores + (begin - matrix.columns));
       };
     };
     const auto both = [&](const Index* one, const Index* two) {
       const Score a = first_values[one - first.columns];
       const Score b = second_values[two - second.columns];
-      *values++ = how == Merge::sum ? a + b : a > b || std::isnan(a) ? a : b;
-      *columns++ = static_cast<int32_t>(*one);
+      writer.put(*one, how == Merge::sum ? a + b : a > b || std::isnan(a) ? a : b);
     };
     walk<Index>(first.row(row), second.row(row), copy_from(first, first_values),
                 copy_from(second, second_values), both);
+    writer.finish();
   });
   return out;
 }
@@ -252,52 +308,60 @@ Sparse<Score> merge(const CsrView<Index>& first, const Score* first_values,
 template <class Index, class Score>
 Sparse<Score> drop_pairs(const CsrView<Index>& matrix, const Score* values,
                          const CsrView<Index>& pairs, int threads, Cancel& cancel) {
-  const auto size = [&](int64_t row, int64_t common) { return matrix.row(row).size() - common; };
+  const auto size = [](int64_t entries, int64_t, int64_t common) { return entries - common; };
   Sparse<Score> out = allocate_for<Score>(matrix, pairs, threads, cancel, size);
   for_rows(matrix.rows, threads, cancel, [&](int64_t row, int) {
-    int64_t at = out.offsets[row];
+    RowWriter<Index, Score> writer(out, row, matrix);
     const auto copy = [&](const Index* begin, const Index* end) {
-      const Score* score = values + (begin - matrix.columns);
-      for (; begin != end; ++begin, ++score, ++at) {
-        out.columns[at] = static_cast<int32_t>(*begin);
-        out.values[at] = *score;
-      }
+      writer.put(begin, end, values + (begin - matrix.columns));
     };
     const auto nothing = [](const Index*, const Index*) {};
     walk<Index>(matrix.row(row), pairs.row(row), copy, nothing, nothing);
+    writer.finish();
   });
   return out;
 }
 
 template <class Index>
-Sparse<float> cluster_shortlist(const CsrView<Index>& labels, const ClustersView& clusters,
+Sparse<float> cluster_shortlist(const CsrView<Index>& labels, const ClustersView& given,
                                 std::optional<int64_t> limit, int threads, Cancel& cancel) {
+  // Copies: two passes read the clusters, and write where they say.
+  const std::vector<int32_t> order(given.order.begin(), given.order.end());
+  const std::vector<int64_t> offsets(given.offsets.begin(), given.offsets.end());
+  const ClustersView clusters{order, offsets};
   clusters.check(labels.rows);
+  std::vector<char> seen(order.size());
+  for (const int32_t row : order) {
+    if (seen[row]++) throw std::invalid_argument("order has row " + std::to_string(row) + " twice");
+  }
   std::vector<ClusterLabels> scratches(
       static_cast<size_t>(std::min<int64_t>(threads, clusters.count())));
   Sparse<float> out;
   out.offsets.assign(static_cast<size_t>(labels.rows) + 1, 0);
+  const auto size = [&](const ClusterLabels& found, size_t position) {
+    return limit ? std::min(*limit, found.others(position)) : found.others(position);
+  };
   parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int thread) {
     ClusterLabels& found = scratches[static_cast<size_t>(thread)];
-    found.collect(labels, clusters[cluster]);
-    for (const int32_t row : clusters[cluster]) {
-      const int64_t others = found.size() - labels.row(row).size();
-      out.offsets[row + 1] = limit ? std::min(*limit, others) : others;
-    }
+    const auto rows = clusters[cluster];
+    found.collect(labels, rows);
+    for (size_t i = 0; i < rows.size(); ++i) out.offsets[rows[i] + 1] = size(found, i);
   });
   allocate(out);
   parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int thread) {
     ClusterLabels& found = scratches[static_cast<size_t>(thread)];
-    found.collect(labels, clusters[cluster]);
+    const auto rows = clusters[cluster];
+    found.collect(labels, rows);
     int64_t work = 0;
-    for (const int32_t row : clusters[cluster]) {
+    for (size_t i = 0; i < rows.size(); ++i) {
       if ((work += found.size()) > kMostUnchecked) {
         cancel.check();
         work = 0;
       }
-      const int64_t begin = out.offsets[row];
-      found.copy_others(labels.row(row), out.offsets[row + 1] - begin, out.columns.data() + begin,
-                        out.values.data() + begin);
+      const int64_t begin = out.offsets[rows[i]];
+      const int64_t kept = out.offsets[rows[i] + 1] - begin;
+      if (kept != size(found, i)) labels.reject_change();
+      found.copy_others(i, kept, out.columns.data() + begin, out.values.data() + begin);
     }
   });
   return out;

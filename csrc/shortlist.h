@@ -1,4 +1,4 @@
-// Work on the rows of sparse scores. Every result has ascending columns within a row.
+// Operations on the rows of sparse scores. Columns ascend within each row of a result.
 #pragma once
 
 #include <cstddef>
@@ -13,11 +13,10 @@
 
 namespace ngame {
 
-// Asks the system for large pages, as NumPy does for its own arrays. Does nothing for small ones.
+// Asks the system for large pages, as NumPy does for its arrays. Does nothing for small buffers.
 void advise_large_pages(void* data, size_t bytes);
 
-// An array that is not filled when it is made, so that the threads that fill it share the work of
-// getting its memory.
+// An array that is not initialized: the threads that fill it share the work of mapping its memory.
 template <class T>
 class Buffer {
  public:
@@ -28,14 +27,14 @@ class Buffer {
   }
   T* data() const { return items_.get(); }
   int64_t size() const { return size_; }
-  T& operator[](int64_t at) const { return items_[static_cast<size_t>(at)]; }
+  T& operator[](int64_t position) const { return items_[static_cast<size_t>(position)]; }
 
  private:
   std::unique_ptr<T[]> items_;
   int64_t size_ = 0;
 };
 
-// A sparse matrix that the core made.
+// A sparse result.
 template <class Score>
 struct Sparse {
   std::vector<int64_t> offsets;
@@ -45,24 +44,24 @@ struct Sparse {
 
 enum class Merge { sum, max };
 
-// The k largest entries of each row, ties by lower column. NaN is rejected.
+// The k largest entries of each row, ties by lower column. Throws at NaN.
 template <class Index, class Score>
 Sparse<Score> keep_topk(const CsrView<Index>& matrix, const Score* values, int64_t k, int threads,
                         Cancel& cancel);
 
-// The entries of either; where both have one, their sum or the larger.
+// The entries of both matrices; of a pair that both have, the sum or the larger.
 template <class Index, class Score>
 Sparse<Score> merge(const CsrView<Index>& first, const Score* first_values,
                     const CsrView<Index>& second, const Score* second_values, Merge how,
                     int threads, Cancel& cancel);
 
-// The entries of `matrix` that `pairs` has not.
+// The entries of `matrix` that are not in `pairs`.
 template <class Index, class Score>
 Sparse<Score> drop_pairs(const CsrView<Index>& matrix, const Score* values,
                          const CsrView<Index>& pairs, int threads, Cancel& cancel);
 
-// For each row the labels that other rows of its cluster have and it has not; the value is the
-// number of those rows. At most `limit` a row, the most frequent first, ties by lower label.
+// For each row the labels that other rows of its cluster have and it lacks; the value is the number
+// of those rows. At most `limit` a row: the most frequent ones, ties by lower label.
 template <class Index>
 Sparse<float> cluster_shortlist(const CsrView<Index>& labels, const ClustersView& clusters,
                                 std::optional<int64_t> limit, int threads, Cancel& cancel);

@@ -8,14 +8,15 @@
 namespace ngame {
 
 struct SparseRows {
-  std::vector<int64_t> counts;  // pairs of every line
+  std::vector<int64_t> counts;  // pairs on each line
   std::vector<int64_t> columns;
   std::vector<double> values;
-  int64_t fault = -1;  // where the first word starts that is no such pair; what follows is not read
+  int64_t fault = -1;  // offset of the first word that is no such pair; reading stops there
 };
 
-// Pairs are parted by white space; a '#' and what follows it on its line is a comment. Columns are
-// digits. Each line ends with '\n'.
+// Pairs are separated by white space; '#' starts a comment that ends with its line. A column is
+// digits. A value is a decimal number: one too close to zero for a double becomes zero; one that
+// would become infinite, and the words for NaN and infinity, are faults. Each line ends with '\n'.
 SparseRows parse_sparse_text(std::string_view text);
 
 }  // namespace ngame

@@ -13,6 +13,10 @@ Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 """A CSR pattern as the core takes it: indptr, indices (both int32 or both int64), columns."""
 
 
+# More threads than this are never started, whatever is asked for; the core has the same limit.
+_MOST_THREADS = 1024
+
+
 def on_gpu(value: Any) -> bool:
     """Whether an array or tensor lies on a CUDA device; found out without importing its library."""
     device = getattr(value, "device", None)
@@ -160,8 +164,8 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
 
 
 def as_threads(threads: Any) -> int:
-    """Number of threads to use; 0 stands for the CPUs that this process may use."""
-    return as_count(threads, "threads", 0) or _core.usable_cpus()
+    """Number of threads to use: 0 means the CPUs this process may use; never more than 1024."""
+    return min(as_count(threads, "threads", 0) or _core.usable_cpus(), _MOST_THREADS)
 
 
 def new_csr(

@@ -49,8 +49,8 @@ def evaluate(
     ----------
     predictions : float32 or float64 CSR matrix of shape [n, l]
         Higher is better. Stored zeros are predictions like others. It is not changed, nor need its
-        indices be sorted; a label stored twice in a row counts once, at its better rank. A sparse
-        CSR tensor on a CUDA device is scored there: see `ngame.cuda`.
+        indices be sorted; a label stored twice in a row takes two ranks and counts once, at the
+        better one. A sparse CSR tensor on a CUDA device is scored there: see `ngame.cuda`.
     truth : CSR matrix of shape [n, l]
         Entries that are not zero are positives.
     ks : sequence of int

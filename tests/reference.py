@@ -156,9 +156,14 @@ def evaluate(predictions, truth, ks, weights=None, drop=()):
     truth = truth.toarray() != 0
     count = len(truth)
     gains = {}
-    for row, scores in enumerate(entries(predictions)):
-        ranked = sorted(scores, key=lambda c: (-scores[c], c))
+    predictions = sp.csr_matrix(predictions)
+    for row in range(count):
+        part = slice(predictions.indptr[row], predictions.indptr[row + 1])
+        scores, columns = predictions.data[part].tolist(), predictions.indices[part].tolist()
+        ranked = [column for _, column in sorted(zip([-s for s in scores], columns, strict=True))]
         ranked = [column for column in ranked if (row, column) not in drop]
+        # A column stored twice keeps both its ranks, and counts at the first of them.
+        ranked = [c if c not in ranked[:rank] else None for rank, c in enumerate(ranked)]
         positives = [c for c in np.flatnonzero(truth[row]) if (row, c) not in drop]
         for k in ks:
             discount = [1 / np.log2(rank + 2) for rank in range(k)]
@@ -260,8 +265,8 @@ def cluster_order(clusters, sequence, seed):
     return [row for c in sequence for row in random.draw(clusters[c], len(clusters[c]))]
 
 
-def neighbour_order(neighbours, nearest, drawn, batch_size, alone, keys, seed):
-    """Rows as Sample4Geo visits them, nothing following the last `alone` rows of a batch.
+def neighbour_order(neighbours, nearest, drawn, batch_size, random_rows, keys, seed):
+    """Rows as Sample4Geo visits them, nothing following the last `random_rows` rows of a batch.
 
     keys[row] is the set of a row's keys.
     """
@@ -284,12 +289,12 @@ def neighbour_order(neighbours, nearest, drawn, batch_size, alone, keys, seed):
                 continue
             row = list(neighbours[seed_row])
             for one in row[:nearest]:
-                if len(batch) < batch_size - alone and one >= 0:
+                if len(batch) < batch_size - random_rows and one >= 0:
                     place(one)
-            if len(batch) < batch_size - alone:
+            if len(batch) < batch_size - random_rows:
                 others = [one for one in row[nearest:] if one >= 0]
                 for one in random.draw(others, min(drawn, len(others))):
-                    if len(batch) < batch_size - alone:
+                    if len(batch) < batch_size - random_rows:
                         place(one)
             if len(batch) == batch_size:
                 batch.clear()

@@ -116,7 +116,8 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             rank=rank,
         )
         self.neighbours: npt.NDArray[np.int32] | None = None
-        self._alone = round(as_share(random_share, "random_share") * self.batch_size)
+        self._random_rows = round(as_share(random_share, "random_share") * self._most_in_batch)
+        self._range = min(self._range, self.n_rows)
         self._shuffle_batches = bool(shuffle_batches)
         self._threads = as_count(threads, "threads", 0)
         self._settle()
@@ -209,10 +210,10 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         return self._separated(
             _core.neighbour_order(
                 neighbours,
-                self._nearest,
-                self._drawn,
-                self.batch_size,
-                self._alone,
+                min(self._nearest, self.n_rows),
+                min(self._drawn, self.n_rows),
+                self._most_in_batch,
+                self._random_rows,
                 self._keys,
                 seed,
             )

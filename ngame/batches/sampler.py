@@ -61,6 +61,9 @@ class BatchSampler(ABC):
         if self._rank >= self._world_size:
             raise ValueError(f"rank is {rank}, expected less than world_size, {world_size}")
         self._visited = self.n_rows
+        # A larger batch holds no more rows. Whatever size is asked for, memory goes by the rows.
+        self._most_in_batch = min(self.batch_size, self.n_rows)
+        self._count_visited(self.n_rows)
 
     def _settle(self) -> None:
         """Find the number of rows that every epoch can visit.
@@ -76,6 +79,10 @@ class BatchSampler(ABC):
         if visited < max(reached):
             margin = self.batch_size + min(self.n_rows - visited, visited) // 10
             visited = max(visited - margin, 1)
+        self._count_visited(visited)
+
+    def _count_visited(self, visited: int) -> None:
+        """Set the number of rows an epoch visits, where so many can be planned."""
         round_rows = self.batch_size * self._world_size
         only_full = self.drop_last or self._world_size > 1
         self._visited = visited // round_rows * round_rows if only_full else visited
@@ -103,7 +110,7 @@ class BatchSampler(ABC):
         """Rows rearranged so that no two of a batch share a key."""
         if self._keys is None:
             return rows, len(rows)
-        order: Order = _core.separate(rows, self._keys, self.batch_size)
+        order: Order = _core.separate(rows, self._keys, self._most_in_batch)
         return order
 
     def _hard_first(self, epoch: int) -> bool:
@@ -151,7 +158,7 @@ class BatchSampler(ABC):
         # A short last batch stays last. The others change places, since the smaller cluster and
         # the uneven deal of whole clusters would else come at the same time in every epoch.
         n_full = self._visited // self.batch_size
-        starts = np.arange(0, self._visited, self.batch_size)
+        starts = np.arange(0, self._visited, self._most_in_batch)
         if not self._hard_first(epoch):
             starts[:n_full] = rng.permutation(starts[:n_full])
         starts = starts[self._rank :: self._world_size]

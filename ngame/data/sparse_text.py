@@ -4,6 +4,7 @@ The format of the extreme-classification repository, which is that of LIBSVM les
 """
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
@@ -16,18 +17,18 @@ from ngame import _core
 from ngame.arrays import canonical
 from ngame.files import atomic_write
 
-# So much text is taken apart, and so many rows are put into text, at once.
+# How much text is parsed, and how many rows are written, at once.
 _BLOCK_BYTES = 1 << 24
 _BLOCK_ROWS = 1 << 16
 
 
 class SparseText(NamedTuple):
-    """What such a file holds, row after row.
+    """The content of such a file, row after row.
 
     Attributes
     ----------
     name : str
-        What to call the file.
+        The file's name, for messages.
     header : (rows, columns), or None where the file has none
     offsets : int64 array of shape [rows + 1]
         Row r is ``ids[offsets[r]:offsets[r + 1]]``.
@@ -42,29 +43,29 @@ class SparseText(NamedTuple):
     values: npt.NDArray[Any]
 
     def refuse(self, wrong: npt.NDArray[np.bool_], what: str) -> None:
-        """Raise ValueError for the first pair that is `wrong`, if any is.
+        """Raise ValueError for the first pair that is `wrong`, if there is one.
 
         Parameters
         ----------
         wrong : bool array of the ids' length
         what : str
-            The message after ``file:line: ``; ``{id}`` and ``{value}`` stand for the pair's.
+            The message after ``file:line: ``; ``{id}`` and ``{value}`` are those of the pair.
         """
         if wrong.any():
-            at = int(np.argmax(wrong))
-            row = int(np.searchsorted(self.offsets, at, side="right")) - 1
+            pair = int(np.argmax(wrong))
+            row = int(np.searchsorted(self.offsets, pair, side="right")) - 1
             line = row + (1 if self.header is None else 2)
-            what = what.format(id=self.ids[at], value=self.values[at])
+            what = what.format(id=self.ids[pair], value=self.values[pair])
             raise ValueError(f"{self.name}:{line}: {what}")
 
     def matrix(self, shape: tuple[int, int], *, sum_duplicates: bool = False) -> sp.csr_matrix:
-        """The CSR matrix of these pairs, indices sorted; rows that the file has not are empty.
+        """The CSR matrix of these pairs, indices sorted; rows missing at the end are empty.
 
         Raises
         ------
         ValueError
-            There are more rows, an id is out of range, or it stands twice in a row, unless
-            `sum_duplicates`; the message names the line.
+            There are more rows, an id is out of range, or, unless `sum_duplicates`, a row has an id
+            twice; the message names the line.
         """
         rows, columns = len(self.offsets) - 1, shape[1]
         if rows > shape[0]:
@@ -72,7 +73,7 @@ class SparseText(NamedTuple):
         wrong = (self.ids < 0) | (self.ids >= columns)
         self.refuse(wrong, f"id {{id}} is out of range; there are {columns} columns")
         ends = np.append(self.offsets, np.full(shape[0] - rows, self.offsets[-1]))
-        # A copy: the matrix may share arrays, which are not to be sorted.
+        # A sorted copy: the matrix shares its arrays with this object.
         matrix = sp.csr_matrix((self.values, self.ids, ends), shape=shape).sorted_indices()
         if not matrix.has_canonical_format:
             if not sum_duplicates:
@@ -89,7 +90,10 @@ def read_sparse_text(
     header: bool = True,
     dtype: npt.DTypeLike = np.float32,
 ) -> SparseText:
-    """Read a sparse matrix. An empty line is an empty row; what follows a ``#`` is a comment.
+    """Read a sparse matrix. An empty line is an empty row; ``#`` starts a comment.
+
+    A value is a decimal number, rounded to `dtype`: one too close to zero becomes zero. Values that
+    `dtype` cannot hold, NaN and infinity are errors. A byte-order mark is skipped.
 
     Parameters
     ----------
@@ -101,21 +105,24 @@ def read_sparse_text(
     Raises
     ------
     ValueError
-        The header or a pair is malformed; the message says ``file:line: what``.
+        The header or a pair is malformed, or a value does not fit `dtype`; the message says
+        ``file:line: what``.
     """
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as stream:
             return read_sparse_text(stream, header=header, dtype=dtype)
     name = str(getattr(file, "name", "file"))
-    shape = _header(file.readline(), f"{name}:1") if header else None
+    blocks = _blocks(file)
+    shape = _header(next(blocks, b""), f"{name}:1") if header else None
     lines = 1 if header else 0
     counts, ids, values = [np.zeros(1, np.int64)], [np.empty(0, np.int64)], [np.empty(0, dtype)]
-    for block in _blocks(file):
+    for block in blocks:
         found = _core.parse_sparse_text(block)
+        _check_range(found, np.dtype(dtype), name, lines)
         lines += len(found[0])
         if found[3] >= 0:
-            shown = block[found[3] :].split(maxsplit=1)[0][:40].decode("utf8", "replace")
-            raise ValueError(f"{name}:{lines + 1}: {shown!r} is not label:value")
+            word = block[found[3] :].split(maxsplit=1)[0].decode("utf8", "replace")
+            raise ValueError(f"{name}:{lines + 1}: {word[:40]!r} is not label:value{_hint(word)}")
         counts.append(found[0])
         ids.append(found[1])
         values.append(found[2].astype(dtype))
@@ -133,10 +140,17 @@ def write_sparse_text(path: str | os.PathLike[str], matrix: Any, *, header: bool
         Stored zeros are written too. Duplicates are summed in a copy.
     header : bool
         Whether to begin with the line ``rows columns``.
+
+    Raises
+    ------
+    ValueError
+        The matrix has NaN or infinity, which could not be read again.
     """
     if not matrix.has_sorted_indices:
         matrix = matrix.sorted_indices()
     matrix = canonical(matrix)
+    if not np.isfinite(matrix.data).all():
+        raise ValueError("matrix has NaN or infinity, which sparse text does not hold")
     with atomic_write(path) as aside, open(aside, "w", encoding="ascii", newline="\n") as file:
         if header:
             file.write(f"{matrix.shape[0]} {matrix.shape[1]}\n")
@@ -144,7 +158,7 @@ def write_sparse_text(path: str | os.PathLike[str], matrix: Any, *, header: bool
             offsets = matrix.indptr[start : start + _BLOCK_ROWS + 1]
             part = slice(offsets[0], offsets[-1])
             data = matrix.data[part]
-            # As text by NumPy, which knows how many digits the type needs.
+            # NumPy's conversion writes as many digits as the type needs.
             values = (data.astype(np.int8) if data.dtype == np.bool_ else data).astype(str)
             pairs = [
                 f"{column}:{value}"
@@ -167,8 +181,41 @@ def _header(line: bytes, where: str) -> tuple[int, int]:
     return rows, columns
 
 
+def _hint(word: str) -> str:
+    """What a malformed pair may have been meant as."""
+    try:
+        finite = np.isfinite(float(word.partition(":")[2]))
+    except ValueError:
+        return ""
+    return "" if finite else " with a finite value"
+
+
+def _check_range(
+    found: tuple[Any, Any, Any, int], dtype: np.dtype[Any], name: str, lines: int
+) -> None:
+    """Reject a value that a type cannot hold; `lines` stand before the block it was found in."""
+    counts, ids, values, _ = found
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        fits = (values >= float(limits.min)) & (values < float(limits.max) + 1)
+    elif dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(values.astype(dtype))
+    else:
+        return
+    if not fits.all():
+        pair = int(np.argmin(fits))
+        line = lines + int(np.searchsorted(np.cumsum(counts), pair, side="right")) + 1
+        raise ValueError(
+            f"{name}:{line}: '{ids[pair]}:{values[pair]:g}' has a value too large for {dtype}"
+        )
+
+
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Blocks of whole lines, each with its newline."""
+    """Blocks of whole lines, each with its newline; the first one is the first line."""
+    rest = stream.readline().removeprefix(BOM_UTF8)
+    if rest:
+        yield rest if rest.endswith(b"\n") else rest + b"\n"
     rest = b""
     while block := stream.read(_BLOCK_BYTES):
         block = rest + block

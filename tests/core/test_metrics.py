@@ -154,6 +154,24 @@ def test_label_predicted_twice_counts_once():
     assert found["R@3"] == 1
 
 
+@given(seed=st.integers(0, 2**32), many=st.booleans())
+def test_labels_predicted_twice_match_reference(seed, many):
+    """Also beyond as many ranks as there are columns."""
+    rng = np.random.default_rng(seed)
+    rows, labels = 3, 90 if many else 4
+    columns = rng.integers(0, labels, (rows, 2 * labels)).ravel()
+    scores = rng.integers(-2, 3, columns.shape).astype(np.float32)
+    predictions = sp.csr_matrix((rows, labels), dtype=np.float32)
+    predictions.indptr = (np.arange(rows + 1) * 2 * labels).astype(np.int32)
+    predictions.indices, predictions.data = columns.astype(np.int32), scores
+    truth = sp.csr_matrix((rng.random((rows, labels)) < 0.9).astype(np.float32))
+    weights = rng.random(labels).astype(np.float32) + 0.1
+    dropped = np.argwhere(rng.random((rows, labels)) < 0.1)
+    ks = [1, labels, labels + 2, 2 * labels, 3 * labels]
+    found = metrics.evaluate(predictions, truth, ks=ks, inverse_propensity=weights, drop=dropped)
+    assert found == pytest.approx(reference.evaluate(predictions, truth, ks, weights, dropped))
+
+
 def test_infinite_scores_are_ranked():
     predictions = sp.csr_matrix(np.array([[-np.inf, 1, np.inf]]))
     truth = sp.csr_matrix(np.array([[1, 0, 0]]))

@@ -1,6 +1,7 @@
 """The same bits for any number of threads, and calls that run beside others or are stopped."""
 
 import multiprocessing
+import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 import ngame
-from ngame import metrics
+from ngame import _core, metrics
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,110 @@ def test_the_first_error_is_the_one_told(threads):
     for _ in range(5):
         with pytest.raises(ValueError, match=r"matrix has NaN in row 4321$"):
             ngame.keep_topk(matrix, 1, threads=threads)
+
+
+@pytest.mark.parametrize("threads", [10**6, 2**31, 10**30])
+def test_no_more_threads_than_are_of_use(threads, mixture):
+    x = mixture(3000, 8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    expected = ngame.balanced_clusters(x, size=9, threads=1)
+    assert ngame.balanced_clusters(x, size=9, threads=threads) == expected
+    assert expected.coherence(x, threads=threads) == expected.coherence(x, threads=1)
+    ngame.topk(x[:500], x, 9, threads=threads)
+    ngame.keep_topk(sp.csr_matrix(np.ones((3, 2), np.float32)), 1, threads=threads)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """A root folder with control groups: mounts, the groups of this process, files of limits."""
+
+    def make(mounts, own, files):
+        folder = tmp_path / "proc" / "self"
+        folder.mkdir(parents=True)
+        lines = [f"{30 + i} 22 0:28 {line}" for i, line in enumerate(mounts)]
+        (folder / "mountinfo").write_text("\n".join(lines) + "\n")
+        (folder / "cgroup").write_text("\n".join(own) + "\n")
+        for name, content in files.items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
+        return _core.quota_cpus(str(tmp_path))
+
+    return make
+
+
+UNIFIED = "/ /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw,nsdelegate"
+CPU = "/ /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+MEMORY = "/ /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory"
+
+
+@pytest.mark.parametrize(
+    ("limit", "cpus"),
+    [
+        ("200000 100000", 2),
+        ("250000 100000", 3),
+        ("1000 100000", 1),
+        ("100000 100000", 1),
+        ("50000 1000000", 1),
+        ("max 100000", 0),
+        ("9223372036854775807 1", 0),
+        ("", 0),
+        ("-1 100000", 0),
+        ("100000 0", 0),
+        ("nonsense", 0),
+    ],
+)
+def test_quota_of_a_container(groups, limit, cpus):
+    assert groups([UNIFIED], ["0::/"], {"sys/fs/cgroup/cpu.max": limit + "\n"}) == cpus
+
+
+@pytest.mark.parametrize("least", ["", "/a", "/a/b", "/a/b/c"])
+def test_the_least_quota_of_all_groups_above_counts(groups, least):
+    files = {f"sys/fs/cgroup{part}/cpu.max": "900000 100000" for part in ("", "/a", "/a/b", "/x")}
+    files["sys/fs/cgroup/x/cpu.max"] = "100000 100000"  # of others
+    files[f"sys/fs/cgroup{least}/cpu.max"] = "300000 100000"
+    assert groups([UNIFIED], ["0::/a/b/c"], files) == 3
+
+
+@pytest.mark.parametrize(
+    ("mounted", "own", "folder"),
+    [
+        ("/", "/docker/1", "/docker/1"),
+        # A container that sees the names of its host.
+        ("/docker", "/docker/1", "/1"),
+        ("/docker/1", "/docker/1", ""),
+        ("/docker/1", "/docker/1/a", "/a"),
+        ("/docker/1", "/docker/12", "/docker/12"),
+    ],
+)
+def test_quota_of_the_first_version(groups, mounted, own, folder):
+    mount = "sys/fs/cgroup/cpu,cpuacct"
+    files = {
+        f"{mount}/cpu.cfs_quota_us": "-1\n",
+        f"{mount}/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/cpu.cfs_quota_us": "1\n",
+        "sys/fs/cgroup/memory/cpu.cfs_period_us": "1\n",
+        f"{mount}{folder}/cpu.cfs_quota_us": "150000\n",
+        f"{mount}{folder}/cpu.cfs_period_us": "100000\n",
+    }
+    groups_of_process = ["5:memory:/", f"4:cpu,cpuacct:{own}", "0::/u"]
+    assert groups([MEMORY, CPU.replace("/", mounted, 1)], groups_of_process, files) == 2
+
+
+def test_both_versions_at_once(groups):
+    unified = UNIFIED.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+    files = {
+        "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "500000",
+        "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+        "sys/fs/cgroup/unified/b/cpu.max": "400000 100000",
+    }
+    assert groups([CPU, unified], ["3:cpu,cpuacct:/a", "0::/b"], files) == 4
+
+
+def test_without_control_groups(tmp_path):
+    assert _core.quota_cpus(str(tmp_path)) == 0
+    assert _core.usable_cpus() >= 1
 
 
 class Stopped(Exception):

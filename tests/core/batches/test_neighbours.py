@@ -35,15 +35,17 @@ def test_neighbourhoods_are_those_of_the_reference(data: st.DataObject) -> None:
     neighbours = rng.integers(-1, n_rows, (n_rows, width), dtype=np.int32)
     nearest, drawn = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 5))
     batch_size = data.draw(st.integers(1, 12))
-    alone = data.draw(st.integers(0, batch_size))
+    random_rows = data.draw(st.integers(0, batch_size))
     seed = data.draw(st.integers(0, 2**64 - 1))
     ids = rng.integers(0, 2 * n_rows, (n_rows, 2)) if data.draw(st.booleans()) else None
     keys = None
     if ids is not None:
         keys = _core.number_keys(np.arange(0, 2 * n_rows + 1, 2), ids.ravel())
-    found = _core.neighbour_order(neighbours, nearest, drawn, batch_size, alone, keys, seed)
+    found = _core.neighbour_order(neighbours, nearest, drawn, batch_size, random_rows, keys, seed)
     sets = [set()] * n_rows if ids is None else key_sets(ids)
-    expected = reference.neighbour_order(neighbours, nearest, drawn, batch_size, alone, sets, seed)
+    expected = reference.neighbour_order(
+        neighbours, nearest, drawn, batch_size, random_rows, sets, seed
+    )
     assert found.tolist() == expected
 
 
@@ -111,8 +113,8 @@ def test_a_share_of_the_rows_comes_without_neighbours(share: float) -> None:
     sampler.refresh(neighbours)
     # Early in the epoch, where no row lacks its neighbours because others took them.
     early = sampler.plan()[:100]
-    alone = [64 - np.isin(rows, neighbours[rows]).sum() for rows in early]
-    assert abs(np.mean(alone) - share * 64) < 2
+    unaccompanied = [64 - np.isin(rows, neighbours[rows]).sum() for rows in early]
+    assert abs(np.mean(unaccompanied) - share * 64) < 2
 
 
 def test_row_0_is_a_neighbour_like_others() -> None:

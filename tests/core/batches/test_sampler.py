@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -306,7 +307,7 @@ def test_core_checks_for_itself() -> None:
         _core.neighbour_order(near, 1, 0, 2, 0, None, 0)
     with pytest.raises(ValueError, match="nearest is -1"):
         _core.neighbour_order(near, -1, 0, 2, 0, None, 0)
-    with pytest.raises(ValueError, match="alone is -1"):
+    with pytest.raises(ValueError, match="random_rows is -1"):
         _core.neighbour_order(near, 1, 0, 2, -1, None, 0)
     with pytest.raises(ValueError, match="keys has 4 rows, expected 3"):
         _core.neighbour_order(near[:3], 1, 0, 2, 0, keys, 0)
@@ -314,3 +315,53 @@ def test_core_checks_for_itself() -> None:
         _core.group_order(order, offsets, np.array([1]), 1, 2, None, 0)
     with pytest.raises(ValueError, match="batch_size is 1, expected 2 or more"):
         _core.group_order(order, offsets, None, 2, 1, None, 0)
+    with pytest.raises(ValueError, match="chunks is -1"):
+        _core.group_order(order, offsets, np.array([1, -1]), 1, 2, None, 0)
+    for many in (2**31, 2**62):
+        with pytest.raises(ValueError, match="chunks make more than"):
+            _core.group_order(order, offsets, np.array([1, many]), 1, 2, None, 0)
+    with pytest.raises(ValueError, match="and 1152921504606846976 different keys"):
+        _core.separate(order, (*keys[:2], 2**60), 2)
+
+
+HUGE = [5 * 10**8, 2**62 + 3, 2**63 - 1, 2**64, 10**30]
+
+
+@pytest.mark.parametrize("huge", HUGE)
+def test_memory_goes_by_the_rows_whatever_is_asked_for(huge):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    keys = [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
+    cluster = ClusterBatchSampler(10, huge, cluster_size=2, start_epoch=0, keys=keys)
+    near = NeighbourBatchSampler(
+        10, huge, nearest=huge, drawn=huge, neighbour_range=2 * huge, keys=keys
+    )
+    shared = NeighbourBatchSampler(10, huge, random_share=1.0, keys=keys)
+    points, graph = np.eye(10, dtype=np.float32), sp.csr_matrix(np.ones((10, 10)))
+    for sampler, source in ((cluster, points), (near, points), (near, graph), (shared, graph)):
+        sampler.refresh(source)
+        (batch,) = sampler.plan()
+        assert len(sampler) == 1
+        assert sampler.rows_left_out == 1
+        assert set(batch) | {8, 9} == set(range(10))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+    for make in (
+        lambda: ClusterBatchSampler(10, huge, cluster_size=2, drop_last=True),
+        lambda: ClusterBatchSampler(10, huge, cluster_size=2, world_size=huge),
+        lambda: GroupBatchSampler([0, 0, 1], huge),
+        lambda: GroupBatchSampler([0, 0, 1], huge, per_group=huge, alpha=0.5),
+    ):
+        with pytest.raises(ValueError, match="expected at least batch_size"):
+            make()
+
+
+@pytest.mark.parametrize("huge", HUGE[:3])
+def test_the_core_allocates_by_the_rows(huge):
+    keys = _core.number_keys(np.arange(5), np.array([1, 1, 2, 2]))
+    order = np.arange(4, dtype=np.int32)
+    rows, reached = _core.separate(order, keys, huge)
+    assert sorted(rows.tolist()) == [0, 1, 2, 3]
+    assert reached == 2
+    offsets = np.array([0, 2, 4])
+    for size in (1, huge):
+        rows, reached = _core.group_order(order, offsets, None, size, huge, keys, 0)
+        assert (len(rows), reached) == (0, 0)

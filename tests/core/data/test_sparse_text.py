@@ -30,12 +30,12 @@ def slow(content):
 
 def test_a_file(tmp_path):
     path = tmp_path / "x.txt"
-    path.write_bytes(b"4 9\r\n2:0.5 0:1\r\n\r\n8:-3e2 # a remark: 1:1\n7:nan\t1:1")
+    path.write_bytes(b"4 9\r\n2:0.5 0:1\r\n\r\n8:-3e2 # a remark: 1:1\n7:4\t1:1")
     text = read_sparse_text(path, dtype=np.float64)
     assert text.header == (4, 9)
     assert text.offsets.tolist() == [0, 2, 2, 3, 5]
     assert text.ids.tolist() == [2, 0, 8, 7, 1]
-    np.testing.assert_array_equal(text.values, [0.5, 1, -300, np.nan, 1])
+    np.testing.assert_array_equal(text.values, [0.5, 1, -300, 4, 1])
     assert text.values.dtype == np.float64
 
 
@@ -49,7 +49,11 @@ def test_no_header_and_no_rows():
 @given(
     rows=st.lists(
         st.lists(
-            st.tuples(st.integers(0, 2**40), st.floats(allow_nan=False, width=32)), max_size=4
+            st.tuples(
+                st.integers(0, 2**40),
+                st.floats(allow_nan=False, allow_infinity=False, width=32),
+            ),
+            max_size=4,
         ),
         max_size=9,
     ),
@@ -87,7 +91,6 @@ def test_blocks_hide_nothing(block, rows, newline):
         "9" * 20 + ":1",
         "1:+1",
         "1:0x1",
-        "1:1e400",
     ],
 )
 @pytest.mark.parametrize("around", ["0:1 {} 5:2", "{}", "4:4 {}", "{} 2:2"])
@@ -95,6 +98,61 @@ def test_a_fault_has_its_line(pair, around):
     file = io.BytesIO(f"3 9\n0:1\n\n{around.format(pair)}\n1:1\n".encode())
     with pytest.raises(ValueError, match=r"^file:4: '.*' is not label:value$"):
         read_sparse_text(file)
+
+
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-inf", "infinity", "1e400", "-9e9999"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_value_is_finite(value, dtype):
+    with pytest.raises(ValueError, match=r"^file:3: '1:.*' is not label:value with a finite value"):
+        read_sparse_text(io.BytesIO(f"2 9\n0:1\n0:1 1:{value} 2:2\n".encode()), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        ("1e39", np.float32),
+        ("-3.5e38", np.float32),
+        ("70000", np.float16),
+        ("9223372036854775808", np.int64),
+        ("-129", np.int8),
+    ],
+)
+def test_a_value_fits_its_type(value, dtype):
+    message = r"^file:4: '7:.*' has a value too large for "
+    with pytest.raises(ValueError, match=message):
+        read_sparse_text(io.BytesIO(f"3 9\n\n0:1\n1:2 7:{value}\n".encode()), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e-400", "-1e-400", "1.5E-99999999999999999999", "0." + 400 * "0" + "1", "0.01e-330"],
+)
+def test_a_value_too_close_to_zero_is_zero(value):
+    text = read_sparse_text(io.BytesIO(f"1 9\n0:1 1:{value}\n".encode()), dtype=np.float64)
+    assert text.values.tolist() == [1, 0]
+
+
+def test_zeros_in_front_or_an_exponent_do_not_hide_a_large_value():
+    for value in ("000" + 400 * "9", "0.001e312", "9" * 320 + "e-10", "1e99999999999999999999"):
+        with pytest.raises(ValueError, match="with a finite value"):
+            read_sparse_text(io.BytesIO(f"1 9\n1:{value}\n".encode()), dtype=np.float64)
+    text = read_sparse_text(
+        io.BytesIO(f"1 9\n1:0.0001e311 2:{'9' * 320}e-20\n".encode()), dtype="d"
+    )
+    assert text.values == pytest.approx([1e307, 1e300])
+
+
+def test_a_byte_order_mark_is_skipped():
+    for content, header in ((b"\xef\xbb\xbf1 9\n3:1\n", True), (b"\xef\xbb\xbf3:1\n", False)):
+        text = read_sparse_text(io.BytesIO(content), header=header)
+        assert rows_of(text) == [[(3, 1.0)]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_only_what_can_be_read_is_written(tmp_path, value):
+    with pytest.raises(ValueError, match="matrix has NaN or infinity"):
+        write_sparse_text(tmp_path / "x.txt", sp.csr_matrix([[1, value]]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_faults_do_not_make_up_for_each_other():
