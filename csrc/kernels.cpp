@@ -7,6 +7,10 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef NGAME_X86
+#include <cpuid.h>
+#endif
+
 namespace ngame {
 
 namespace baseline {
@@ -26,19 +30,27 @@ extern const Kernels table;
 
 namespace {
 
+#ifdef NGAME_X86
+// Clang's __builtin_cpu_supports does not know "f16c". The system saves its registers where it
+// saves those of AVX.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 struct Levels {
   std::array<const Kernels*, 4> tables{};
   std::array<const char*, 5> names{};
   size_t count = 0;
 
-  // The compiler's own check looks at the CPU and at what the system saves on a context switch.
-  // Every feature that a file's flags allow is asked for.
+  // __builtin_cpu_supports checks the CPU, and that the system saves the registers on a context
+  // switch. Every feature that CMakeLists.txt lets a file use is checked.
   Levels() {
     add(baseline::table);
 #ifdef NGAME_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
       add(avx2::table);
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -54,9 +66,9 @@ struct Levels {
   }
   const Kernels* find(const char* level, const char* source) const {
     std::string known;
-    for (size_t at = 0; at < count; ++at) {
-      if (std::strcmp(names[at], level) == 0) return tables[at];
-      known += std::string(at == 0 ? "" : ", ") + names[at];
+    for (size_t i = 0; i < count; ++i) {
+      if (std::strcmp(names[i], level) == 0) return tables[i];
+      known += std::string(i == 0 ? "" : ", ") + names[i];
     }
     throw std::invalid_argument(std::string(source) + " is '" + level +
                                 "', but this machine can run only: " + known);

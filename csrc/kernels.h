@@ -6,8 +6,8 @@
 
 namespace ngame {
 
-// Where a tile puts what it finds: query q's at values + q * stride and ids + q * stride, behind
-// the counts[q] it has. There must be room for tile_items more.
+// Where a tile appends its candidates: those of query q to the counts[q] at values + q * stride and
+// ids + q * stride. There must be room for tile_items more.
 struct Candidates {
   float* values;
   int32_t* ids;
@@ -22,7 +22,7 @@ struct Candidates {
 using Tile = int32_t (*)(const void* queries, const void* items, size_t words, const float* weights,
                          const float* limits, int32_t first_id, const Candidates& out);
 
-// Packed rows are padded with zeros to a multiple of so many elements: whole cache lines.
+// Packed rows are zero-padded to a multiple of this many elements: whole cache lines.
 constexpr size_t kPackedUnit = 32;
 
 // Some rows of a matrix: row i begins at data + ids[i] * stride.
@@ -38,8 +38,8 @@ struct GatheredRows {
   }
 };
 
-// Leaf functions: pointers and sizes in, numbers out. They neither allocate nor throw. A row's
-// result does not depend on which other rows share the call, so any blocking gives the same bits;
+// Leaf functions: pointers and sizes in, numbers out. They neither allocate nor throw. The result
+// of a row does not depend on the other rows of the call, so any blocking gives the same bits;
 // between instruction sets results differ by rounding only.
 struct Kernels {
   const char* level;
@@ -52,7 +52,7 @@ struct Kernels {
                       size_t direction_count, float* scores, size_t score_stride);
 
   // words = scale * row, packed: two bfloat16 a word, zeros up to a multiple of kPackedUnit
-  // elements. Which two share a word is the level's own business.
+  // elements. Which two share a word depends on the level.
   void (*pack_f32)(const float* row, size_t dim, float scale, uint32_t* words);
   void (*pack_f16)(const uint16_t* row, size_t dim, float scale, uint32_t* words);
 
@@ -63,7 +63,7 @@ struct Kernels {
   // sum += weights[i] * row i, in the order of i; rows and sum as above.
   void (*accumulate_packed)(const GatheredRows<uint32_t>& rows, const float* weights, float* sum);
 
-  // The least and the most of one value or more.
+  // The smallest and largest of one or more values.
   void (*extremes)(const float* values, size_t count, float* least, float* most);
 
   // How many of the values are below `threshold`.
@@ -77,7 +77,7 @@ struct Kernels {
   void (*scale_f32)(const float* row, size_t dim, float scale, float* out);
   void (*scale_f16)(const uint16_t* row, size_t dim, float scale, float* out);
 
-  // <row, direction>, every product exact and summed in double.
+  // <row, direction>: exact products, summed in double.
   double (*dot_f32)(const float* row, const double* direction, size_t dim);
   double (*dot_f16)(const uint16_t* row, const double* direction, size_t dim);
 
@@ -95,11 +95,11 @@ struct Kernels {
   float (*encode)(const float* row, size_t dim, int8_t* codes, float* scale, int32_t* sum);
 };
 
-// The table in use: the best this CPU and system can run, unless NGAME_SIMD or `set_simd_level`
-// chose another. Throws std::invalid_argument where NGAME_SIMD names a level that cannot run.
+// The table in use: the best that this machine can run, unless NGAME_SIMD or `set_simd_level` chose
+// another. Throws std::invalid_argument where NGAME_SIMD names a level that cannot run here.
 const Kernels& kernels();
 
-// Levels that can run here, from the plainest on; null-terminated.
+// Levels that this machine can run, the plainest first; null-terminated.
 const char* const* simd_levels();
 void set_simd_level(const char* level);
 
