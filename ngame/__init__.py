@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 try:
-    _core = import_module("ngame._core")
+    _compiled = import_module("ngame._core")
 except ModuleNotFoundError as error:
     if error.name != "ngame._core":
         raise
@@ -13,20 +13,18 @@ except ModuleNotFoundError as error:
         "(a C++20 compiler is needed), or leave the source tree to import an installed ngame"
     ) from error
 
-from ngame import metrics as metrics
-from ngame.cluster import Clusters, balanced_clusters
-from ngame.mining import mine_hard_negatives
-from ngame.positives import in_batch_positives, label_pool
-from ngame.shortlist import cluster_shortlist, drop_pairs, keep_topk, merge
-from ngame.topk import topk, topk_arrays
-
+# For type checkers; `_HOMES` says the same to Python.
 if TYPE_CHECKING:
+    from ngame import metrics as metrics
     from ngame.adapters.torch import ClusterDataLoader as ClusterDataLoader
     from ngame.adapters.torch import refresh_sampler as refresh_sampler
     from ngame.batches import ClusterBatchSampler as ClusterBatchSampler
     from ngame.batches import GroupBatchSampler as GroupBatchSampler
     from ngame.batches import NeighbourBatchSampler as NeighbourBatchSampler
     from ngame.batches.timer import RefreshTimer as RefreshTimer
+    from ngame.cluster import Clusters as Clusters
+    from ngame.cluster import balanced_clusters as balanced_clusters
+    from ngame.config import Config as Config
     from ngame.data.dataset import Dataset as Dataset
     from ngame.data.dataset import load_dataset as load_dataset
     from ngame.encoders.bag import BagEncoder as BagEncoder
@@ -35,17 +33,29 @@ if TYPE_CHECKING:
     from ngame.encoders.encode import encode_rows as encode_rows
     from ngame.encoders.encode import evaluating as evaluating
     from ngame.encoders.transformer import TransformerEncoder as TransformerEncoder
+    from ngame.mining import mine_hard_negatives as mine_hard_negatives
     from ngame.neighbours import haversine_neighbours as haversine_neighbours
+    from ngame.positives import in_batch_positives as in_batch_positives
+    from ngame.positives import label_pool as label_pool
     from ngame.prediction.model import Model as Model
+    from ngame.shortlist import cluster_shortlist as cluster_shortlist
+    from ngame.shortlist import drop_pairs as drop_pairs
+    from ngame.shortlist import keep_topk as keep_topk
+    from ngame.shortlist import merge as merge
+    from ngame.topk import topk as topk
+    from ngame.topk import topk_arrays as topk_arrays
     from ngame.training.loops import train as train
 
-__version__: str = _core.__version__
+__version__: str = _compiled.__version__
 
-# Imported when first asked for, so that those who only cluster or evaluate wait for no torch.
-_LAZY = {
+# The module of every public name, which is imported when the name is first asked for: those who
+# only cluster or evaluate do not wait for torch.
+_HOMES = {
     "BagEncoder": "ngame.encoders.bag",
     "ClusterBatchSampler": "ngame.batches",
     "ClusterDataLoader": "ngame.adapters.torch",
+    "Clusters": "ngame.cluster",
+    "Config": "ngame.config",
     "Dataset": "ngame.data.dataset",
     "EmbeddingBank": "ngame.encoders.bank",
     "Encoder": "ngame.encoders.base",
@@ -54,50 +64,39 @@ _LAZY = {
     "NeighbourBatchSampler": "ngame.batches",
     "RefreshTimer": "ngame.batches.timer",
     "TransformerEncoder": "ngame.encoders.transformer",
+    "balanced_clusters": "ngame.cluster",
+    "cluster_shortlist": "ngame.shortlist",
+    "drop_pairs": "ngame.shortlist",
     "encode_rows": "ngame.encoders.encode",
     "evaluating": "ngame.encoders.encode",
     "haversine_neighbours": "ngame.neighbours",
+    "in_batch_positives": "ngame.positives",
+    "keep_topk": "ngame.shortlist",
+    "label_pool": "ngame.positives",
     "load_dataset": "ngame.data.dataset",
+    "merge": "ngame.shortlist",
+    "metrics": "ngame",
+    "mine_hard_negatives": "ngame.mining",
     "refresh_sampler": "ngame.adapters.torch",
+    "topk": "ngame.topk",
+    "topk_arrays": "ngame.topk",
     "train": "ngame.training.loops",
 }
-
-__all__ = [
-    "BagEncoder",
-    "ClusterBatchSampler",
-    "ClusterDataLoader",
-    "Clusters",
-    "Dataset",
-    "EmbeddingBank",
-    "Encoder",
-    "GroupBatchSampler",
-    "Model",
-    "NeighbourBatchSampler",
-    "RefreshTimer",
-    "TransformerEncoder",
-    "balanced_clusters",
-    "cluster_shortlist",
-    "drop_pairs",
-    "encode_rows",
-    "evaluating",
-    "haversine_neighbours",
-    "in_batch_positives",
-    "keep_topk",
-    "label_pool",
-    "load_dataset",
-    "merge",
-    "metrics",
-    "mine_hard_negatives",
-    "refresh_sampler",
-    "topk",
-    "topk_arrays",
-    "train",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _HOMES:
         raise AttributeError(f"module 'ngame' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    home = import_module(_HOMES[name])
+    value = import_module(f"ngame.{name}") if home.__name__ == "ngame" else getattr(home, name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# A file's name too: importing `ngame.topk` would put the module in the function's place.
+__getattr__("topk")

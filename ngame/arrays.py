@@ -1,6 +1,7 @@
 """What comes in through the public functions: checked once, and copied only where it must be."""
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,14 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{name} is {count}, expected {least} or more")
     return count
+
+
+def as_cutoffs(ks: Iterable[Any]) -> list[int]:
+    """Give the cut-offs of a ranking in ascending order, each once."""
+    cuts = sorted({as_count(k, "ks") for k in ks})
+    if not cuts:
+        raise ValueError("ks is empty")
+    return cuts
 
 
 def as_threads(threads: Any) -> int:

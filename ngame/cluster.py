@@ -3,14 +3,14 @@
 import os
 import zipfile
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import as_count, as_matrix, as_threads, on_gpu
+from ngame.arrays import as_count, as_matrix, as_threads
+from ngame.dispatch import dispatched
 from ngame.files import atomic_write
 
 
@@ -184,14 +184,7 @@ def balanced_clusters(
     >>> sorted(ids.tolist() for ids in balanced_clusters(x, size=2))
     [[0, 2], [1, 3]]
     """
-    if on_gpu(x):
-        from ngame import cuda
-
-        x = cuda.as_matrix(x, "x")
-        split = cuda.balanced_clusters
-    else:
-        x = as_matrix(x, "x")
-        split = partial(_core.balanced_clusters, threads=as_threads(threads))
+    x = dispatched(as_matrix)(x, "x")
     rows = len(x)
     if rows == 0:
         raise ValueError("x has no rows")
@@ -207,8 +200,16 @@ def balanced_clusters(
         offsets = np.arange(count + 1, dtype=np.int64) * rows // count
     else:
         offsets = np.append(np.arange(0, rows, count, dtype=np.int64), rows)
-    order = split(x, offsets, as_seed(seed), as_count(max_iter, "max_iter"))
-    return Clusters(order, offsets)
+    max_iter = as_count(max_iter, "max_iter")
+    return Clusters(balanced_order(x, offsets, as_seed(seed), max_iter, threads=threads), offsets)
+
+
+@dispatched
+def balanced_order(
+    x: Any, offsets: npt.NDArray[np.int64], seed: int, max_iter: int, *, threads: int
+) -> npt.NDArray[np.int32]:
+    """The order of `balanced_clusters`, whose arguments are checked, with its offsets."""
+    return _core.balanced_clusters(x, offsets, seed, max_iter, as_threads(threads))
 
 
 def as_seed(seed: Any) -> int:

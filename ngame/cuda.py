@@ -1,7 +1,8 @@
-"""The core on a GPU: arrays that lie there go in, CUDA tensors come out.
+"""The core on a GPU: CUDA arrays in, CUDA tensors out.
 
-The public functions come here by themselves where an argument lies on a CUDA device. Memory is
-PyTorch's, and all work is queued on the current stream of the device.
+The public functions call their namesakes here where an argument is on a CUDA device (see
+`ngame.dispatch`). Memory comes from PyTorch's allocator, and all work is queued on the current
+stream of the device.
 """
 
 import re
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from ngame.arrays import as_count, as_csr, as_pairs, canonical, on_gpu
+from ngame.arrays import as_count, as_csr, as_cutoffs, as_pairs, canonical, on_gpu
 
 Pattern = tuple[int, int, int, int, int, bool]
 """A CSR pattern as the module takes it: addresses of indptr and indices, rows, columns, stored
@@ -65,6 +66,8 @@ class _Call:
                 f"{name} on CUDA tensors needs ngame's GPU core, which this installation is "
                 "without: install it where nvcc is found, or copy the tensors to the CPU"
             )
+        if device.type != "cuda" and _cuda.__name__ == "ngame._cuda":
+            raise TypeError(f"{name} got a tensor on {device}, expected a CUDA device")
         self.device = device
         self._buffers: dict[int, torch.Tensor] = {}
 
@@ -193,7 +196,7 @@ class _Pattern:
         return (*addresses, *self.shape, self.indices.numel(), wide)  # type: ignore[return-value]
 
 
-def balanced_clusters(
+def balanced_order(
     x: torch.Tensor, offsets: npt.NDArray[np.int64], seed: int, max_iter: int
 ) -> npt.NDArray[np.int32]:
     """The order of `ngame.balanced_clusters`, found on a device.
@@ -227,6 +230,9 @@ def balanced_clusters(
 
 def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
     """`ngame.in_batch_positives` on a device.
+
+    For training loops that keep their labels on the GPU. `ngame.train` keeps them on the host,
+    where it plans its batches, and does not call this.
 
     Parameters
     ----------
@@ -335,9 +341,7 @@ def evaluate(
         )
     if rows == 0:
         raise ValueError("predictions has no rows")
-    cuts = sorted({as_count(k, "ks") for k in ks})
-    if not cuts:
-        raise ValueError("ks is empty")
+    cuts = as_cutoffs(ks)
     weights = None
     if inverse_propensity is not None:
         weights = _as_tensor(inverse_propensity).to(scored.device, torch.float32).contiguous()
@@ -425,17 +429,14 @@ def topk_arrays(
     return scores, ids
 
 
-def topk(
-    queries: Any, items: Any, k: int, *, metric: str = "cosine", drop: Any = None
-) -> torch.Tensor:
-    """`topk_arrays` as a float32 sparse CSR tensor of shape [n, m], with int32 ids that ascend."""
-    scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop)
+def ranked_csr(scores: torch.Tensor, ids: torch.Tensor, columns: int) -> torch.Tensor:
+    """Scores and ids from `topk_arrays` as a sparse CSR tensor of shape [n, columns], int32 ids."""
     ids, order = torch.where(ids < 0, 2**31 - 1, ids).sort(dim=1)
     found = ids < 2**31 - 1
     return torch.sparse_csr_tensor(
         torch.nn.functional.pad(found.sum(1).cumsum(0), (1, 0)).int(),
         ids[found],
         scores.gather(1, order)[found],
-        (len(ids), len(items)),
+        (len(ids), columns),
         check_invariants=False,
     )

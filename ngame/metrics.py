@@ -9,17 +9,18 @@ import numpy.typing as npt
 from ngame import _core
 from ngame.arrays import (
     Pattern,
-    as_count,
     as_csr,
+    as_cutoffs,
     as_pairs,
     as_threads,
     canonical,
     check_rows,
-    on_gpu,
     pattern,
 )
+from ngame.dispatch import dispatched
 
 
+@dispatched
 def evaluate(
     predictions: Any,
     truth: Any,
@@ -85,12 +86,6 @@ def evaluate(
     >>> evaluate(predictions, truth, ks=[1])
     {'P@1': 0.5, 'N@1': 0.5, 'R@1': 0.5}
     """
-    if on_gpu(predictions):
-        from ngame import cuda
-
-        return cuda.evaluate(
-            predictions, truth, ks=ks, inverse_propensity=inverse_propensity, drop=drop
-        )
     scored = as_csr(predictions, "predictions", any_order=True)
     if scored.dtype not in (np.float32, np.float64):
         raise TypeError(f"predictions has dtype {scored.dtype}, expected float32 or float64")
@@ -104,9 +99,7 @@ def evaluate(
         check_rows(positives, "truth")
         positives = positives.copy()
         positives.eliminate_zeros()
-    cuts = sorted({as_count(k, "ks") for k in ks})
-    if not cuts:
-        raise ValueError("ks is empty")
+    cuts = as_cutoffs(ks)
     weights = None
     if inverse_propensity is not None:
         weights = np.ascontiguousarray(inverse_propensity, np.float32)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ngame import _core
-from ngame.arrays import as_csr, as_ids, canonical, new_csr, on_gpu, pattern
+from ngame.arrays import as_csr, as_ids, canonical, new_csr, pattern
+from ngame.dispatch import dispatched
 
 
+@dispatched
 def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
     """Mark every known positive among the rows and labels of a batch.
 
@@ -46,16 +48,13 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
     array([[1, 0, 1],
            [0, 1, 0]])
     """
-    if on_gpu(labels):
-        from ngame import cuda
-
-        return cuda.in_batch_positives(labels, rows, columns)
     matrix = canonical(as_csr(labels, "labels"))
     rows, columns = as_ids(rows, "rows"), as_ids(columns, "columns")
     found, offsets = _core.in_batch_positives(pattern(matrix), rows, columns)
     return new_csr(np.ones(len(found), np.bool_), found, offsets, (len(rows), len(columns)))
 
 
+@dispatched
 def label_pool(labels: Any, rows: Any) -> tuple[Any, Any]:
     """Collect the labels of a batch of rows.
 
@@ -78,10 +77,6 @@ def label_pool(labels: Any, rows: Any) -> tuple[Any, Any]:
     IndexError
         A row is out of range.
     """
-    if on_gpu(labels):
-        from ngame import cuda
-
-        return cuda.label_pool(labels, rows)
     matrix = canonical(as_csr(labels, "labels"))
     rows = as_ids(rows, "rows")
     pool, found, offsets = _core.label_pool(pattern(matrix), rows)

@@ -13,13 +13,14 @@ from ngame.arrays import (
     as_pairs,
     as_threads,
     new_csr,
-    on_gpu,
     pattern,
 )
+from ngame.dispatch import dispatched
 
 Metric = Literal["cosine", "dot"]
 
 
+@dispatched
 def topk_arrays(
     queries: Any,
     items: Any,
@@ -72,10 +73,6 @@ def topk_arrays(
     >>> ids.tolist()
     [[0], [1]]
     """
-    if on_gpu(queries) or on_gpu(items):
-        from ngame import cuda
-
-        return cuda.topk_arrays(queries, items, k, metric=metric, drop=drop)
     queries, items, cosine = _searched(queries, items, metric)
     k = as_count(k, "k")
     if k > len(items):
@@ -146,14 +143,18 @@ def topk(
         k stored entries a row, fewer where `drop` leaves fewer items; indices sorted. A score of
         exactly 0 is stored too. On a CUDA device a sparse CSR tensor.
     """
-    if on_gpu(queries) or on_gpu(items):
-        from ngame import cuda
-
-        return cuda.topk(queries, items, k, metric=metric, drop=drop)
     scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop, threads=threads)
-    order = np.argsort(ids, axis=1, kind="stable")
+    return ranked_csr(scores, ids, len(items))
+
+
+@dispatched
+def ranked_csr(scores: Any, ids: Any, columns: int) -> Any:
+    """Scores and ids [n, k], as `topk_arrays` gives them, as a CSR matrix of shape [n, columns].
+
+    Indices are sorted. An id of -1 is no entry.
+    """
+    order = np.argsort(ids, axis=1)
     scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
     found = ids >= 0
-    offsets = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum(found.sum(1), out=offsets[1:])
-    return new_csr(scores[found], ids[found], offsets, (len(ids), len(items)))
+    offsets = np.append(0, np.cumsum(found.sum(axis=1)))
+    return new_csr(scores[found], ids[found], offsets, (len(ids), columns))

@@ -6,8 +6,11 @@ barriers; it shows neither races that depend on a GPU's timing nor speed. On a m
     pytest -m gpu tests/test_cuda.py
 """
 
+import inspect
 import subprocess
 import sys
+import types
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ import scipy.sparse as sp
 import torch
 
 import ngame
-from ngame import cuda
+from ngame import cluster, cuda, metrics, positives
 
 # PyTorch says once that its CSR tensors may change.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+
+topk = import_module("ngame.topk")  # `ngame.topk` is the function
 
 try:
     from ngame import _cuda_emulated as emulated
@@ -280,7 +285,7 @@ def test_topk_as_a_matrix(device):
     rng = np.random.default_rng(4)
     q, x = (torch.tensor(random_rows(rng, n, 6, "plain"), device=device) for n in (9, 30))
     drop = sp.csr_matrix(rng.random((9, 30)) < 0.9)
-    found = cuda.topk(q, x, 5, drop=drop)
+    found = cuda.ranked_csr(*cuda.topk_arrays(q, x, 5, drop=drop), 30)
     expected = ngame.topk(q.cpu(), x.cpu(), 5, drop=drop)
     assert found.crow_indices().tolist() == expected.indptr.tolist()
     assert found.col_indices().tolist() == expected.indices.tolist()
@@ -307,7 +312,7 @@ def test_topk_rejects(device):
 
 
 def clusters_of(x, offsets, seed=0):
-    order = cuda.balanced_clusters(cuda.as_matrix(x, "x"), offsets, seed, 20)
+    order = cuda.balanced_order(cuda.as_matrix(x, "x"), offsets, seed, 20)
     return ngame.Clusters(order, offsets)
 
 
@@ -387,20 +392,65 @@ class _OnGpu:
     def __cuda_array_interface__(self):
         return {"version": 3}
 
+    def __len__(self):
+        return 3
 
-def test_public_functions_hand_over(monkeypatch):
+
+def test_public_functions_dispatch(monkeypatch):
     seen = []
-    for name in ("evaluate", "in_batch_positives", "label_pool", "topk", "topk_arrays"):
-        monkeypatch.setattr(cuda, name, lambda *_, name=name, **__: seen.append(name))
-    monkeypatch.setattr(cuda, "as_matrix", lambda x, name: np.ones((3, 1), np.float32))
-    monkeypatch.setattr(cuda, "balanced_clusters", lambda *_: np.arange(3, dtype=np.int32))
-    assert ngame.balanced_clusters(_OnGpu(), size=2).offsets.tolist() == [0, 2, 3]
-    ngame.metrics.evaluate(_OnGpu(), _OnGpu())
+
+    def note(name, result=None):
+        def called(*_, **__):
+            seen.append(name)
+            return result
+
+        monkeypatch.setattr(cuda, name, called)
+
+    for name in ("evaluate", "in_batch_positives", "label_pool", "ranked_csr"):
+        note(name)
+    note("topk_arrays", (_OnGpu(), _OnGpu()))
+    note("as_matrix", np.ones((3, 1), np.float32))
+    note("balanced_order", np.arange(3, dtype=np.int32))
+    host = np.eye(3, dtype=np.float32)
+    ngame.metrics.evaluate(_OnGpu(), _OnGpu(), threads=1)
+    ngame.metrics.evaluate(predictions=_OnGpu(), truth=sp.csr_matrix(host))
     ngame.in_batch_positives(_OnGpu(), [0], [0])
-    ngame.label_pool(_OnGpu(), [0])
+    ngame.in_batch_positives(sp.csr_matrix(host), _OnGpu(), [0])
+    ngame.label_pool(labels=_OnGpu(), rows=[0])
+    ngame.topk_arrays(host, _OnGpu(), 1)
     ngame.topk(_OnGpu(), _OnGpu(), 1)
-    ngame.topk_arrays(_OnGpu(), _OnGpu(), 1)
-    assert seen == ["evaluate", "in_batch_positives", "label_pool", "topk", "topk_arrays"]
+    assert seen == [
+        *("evaluate", "evaluate", "in_batch_positives", "in_batch_positives", "label_pool"),
+        *("topk_arrays", "topk_arrays", "ranked_csr"),
+    ]
+    # Its plan of clusters is made on the host, like its batches.
+    assert ngame.balanced_clusters(_OnGpu(), size=2).offsets.tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        metrics.evaluate,
+        positives.in_batch_positives,
+        positives.label_pool,
+        topk.topk_arrays,
+        topk.ranked_csr,
+        cluster.balanced_order,
+    ],
+)
+def test_namesakes_take_the_same_arguments(function):
+    def parameters(function):
+        found = inspect.signature(function).parameters.values()
+        return [(one.name, one.kind, one.default) for one in found if one.name != "threads"]
+
+    assert parameters(function) == parameters(getattr(cuda, function.__name__))
+
+
+def test_tensors_on_the_cpu_never_reach_the_gpu_core(monkeypatch):
+    """Their addresses would mean nothing there."""
+    monkeypatch.setattr(cuda, "_cuda", types.ModuleType("ngame._cuda"))
+    with pytest.raises(TypeError, match="label_pool got a tensor on cpu, expected a CUDA device"):
+        cuda.label_pool(to_device(sp.csr_matrix(np.eye(2, dtype=np.float32)), "cpu"), [0])
 
 
 def test_without_a_build_the_call_is_named(monkeypatch):

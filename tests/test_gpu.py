@@ -4,19 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from ngame import cluster, cuda
+from ngame import cuda, dispatch
 
 BENCH = Path(__file__).parent.parent / "bench"
 if not BENCH.exists():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
 
-topk_module = import_module("ngame.topk")  # `ngame.topk` is the function
 try:
     from ngame import _cuda_emulated as emulated
 except ImportError:
@@ -55,8 +53,7 @@ def test_every_timing_on_the_emulation(gpu, monkeypatch, tmp_path, capsys):
     if emulated is None:
         pytest.skip("no emulated GPU core: built with -Ccmake.define.NGAME_CUDA_EMULATE=ON")
     monkeypatch.setattr(cuda, "_cuda", emulated)
-    for room in (cluster, topk_module):
-        monkeypatch.setattr(room, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(dispatch, "on_gpu", lambda value: isinstance(value, torch.Tensor))
     monkeypatch.setattr(gpu, "QUALITY", 0.9)  # so few points may be lucky on either side
     sizes = gpu.Sizes(
         clusterings=((200, 16, "float32", "1 s"), (150, 24, "bfloat16", "1 s")),

@@ -19,16 +19,17 @@ ROOMS: dict[str, set[str]] = {
     "_core": set(),
     "arrays": {"_core"},
     "cuda": {"arrays"},
+    "dispatch": {"arrays", "cuda"},
     "files": set(),
     "state": set(),
     "loss": set(),
     "config": {"files"},
     # the doors to C++
-    "cluster": {"_core", "arrays", "cuda", "files"},
-    "topk": {"_core", "arrays", "cuda"},
+    "cluster": {"_core", "arrays", "dispatch", "files"},
+    "topk": {"_core", "arrays", "dispatch"},
     "shortlist": {"_core", "arrays", "cluster"},
-    "positives": {"_core", "arrays", "cuda"},
-    "metrics": {"_core", "arrays", "cuda"},
+    "positives": {"_core", "arrays", "dispatch"},
+    "metrics": {"_core", "arrays", "dispatch"},
     "neighbours": {"arrays", "shortlist", "topk"},
     "mining": {"arrays", "cluster", "topk"},
     # the way of the data
@@ -36,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "encoders": {"arrays", "cuda", "data", "files"},
     "batches": {"_core", "arrays", "cluster", "neighbours"},
     "prediction": {
+        "arrays",
         "config",
         "data",
         "encoders",
@@ -45,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
         "topk",
     },
     "training": {
+        "arrays",
         "batches",
         "config",
         "data",

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ngame import metrics
+from ngame.arrays import as_pairs
 from ngame.config import Config, PredictionConfig
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
@@ -34,7 +35,7 @@ from ngame.prediction import fusion
 from ngame.prediction.fusion import Features, Fusion
 from ngame.prediction.hnsw import HnswIndex
 from ngame.shortlist import drop_pairs, keep_topk, merge
-from ngame.topk import topk_arrays
+from ngame.topk import ranked_csr, topk_arrays
 
 Scorer = Literal["encoder", "classifier", "neighbours", "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
@@ -190,7 +191,7 @@ class Model:
         labels = len(self.label_texts)
         drop = _drop_matrix(drop, len(vectors), labels)
         found: Scores = {
-            name: _csr(*self._nearest(name, vectors, k, drop), labels)
+            name: ranked_csr(*self._nearest(name, vectors, k, drop), labels)
             for name in self._searched
             if name != "neighbours"
         }
@@ -207,7 +208,7 @@ class Model:
         scores, ids = self._nearest("neighbours", vectors, k)
         weights = np.exp((scores - scores[:, :1]) / self.config.vote_temperature)
         weights /= weights.sum(axis=1, keepdims=True)
-        votes = _csr(weights, ids, len(self.point_vectors)) @ self.point_labels
+        votes = ranked_csr(weights, ids, len(self.point_vectors)) @ self.point_labels
         votes.sort_indices()
         return sp.csr_matrix(votes, dtype=np.float32)
 
@@ -362,26 +363,9 @@ def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_m
         yield part, None if matrix is None else matrix[part]
 
 
-def _drop_matrix(drop: Any, rows: int, labels: int) -> sp.csr_matrix | None:
+def _drop_matrix(drop: Any, rows: int, labels: int) -> Any:
     """The pairs to leave out as a CSR matrix, however they were given."""
-    if drop is None or sp.issparse(drop):
-        return None if drop is None else drop.tocsr()
-    pairs = np.asarray(drop).reshape(-1, 2)
-    return sp.csr_matrix(
-        (np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), shape=(rows, labels)
-    )
-
-
-def _csr(
-    values: npt.NDArray[np.float32], ids: npt.NDArray[np.int32], columns: int
-) -> sp.csr_matrix:
-    """Rows of (value, id) as CSR with sorted indices; an id of -1 is no entry."""
-    order = np.argsort(ids, axis=1)
-    ids = np.take_along_axis(ids, order, axis=1)
-    values = np.take_along_axis(values, order, axis=1)
-    there = ids >= 0
-    indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-    return sp.csr_matrix((values[there], ids[there], indptr), shape=(len(ids), columns))
+    return None if drop is None else as_pairs(drop, "drop", (rows, labels))
 
 
 def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
+from ngame.arrays import as_pairs
 from ngame.config import Config, EncoderConfig
 from ngame.data.dataset import Dataset
 from ngame.data.tokens import Tokens
@@ -103,10 +104,7 @@ class Run:
 def truth_of(labels: sp.csr_matrix, drop: npt.NDArray[np.int64] | None) -> Truth:
     if drop is None or len(drop) == 0:
         return Truth(labels, labels)
-    pairs = sp.csr_matrix(
-        (np.ones(len(drop), np.float32), (drop[:, 0], drop[:, 1])), shape=labels.shape
-    )
-    pairs.data[:] = 1  # a pair may be given twice
+    pairs = as_pairs(drop, "drop_train", labels.shape).astype(np.float32)
     targets = sp.csr_matrix(labels - labels.multiply(pairs))
     targets.eliminate_zeros()
     known = sp.csr_matrix(targets + pairs)

@@ -5,7 +5,6 @@ tensors, and that none of the vectors becomes an array is what is watched.
 """
 
 import warnings
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import ngame
-from ngame import cluster, cuda, metrics
+from ngame import cuda, dispatch
 from ngame.encoders import vectors
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.encode import encode_rows
@@ -32,7 +31,6 @@ from ngame.state import from_tensors, to_tensors
 from ngame.training import loops as training
 from ngame.training import run as run_room
 
-topk_module = import_module("ngame.topk")  # `ngame.topk` is the function
 try:
     from ngame import _cuda_emulated as emulated
 except ImportError:
@@ -218,8 +216,7 @@ def device(monkeypatch):
         pytest.skip("no emulated GPU core: built with -Ccmake.define.NGAME_CUDA_EMULATE=ON")
     monkeypatch.setattr(cuda, "_cuda", emulated)
     emulated.set_backward(False)
-    for room in (cluster, metrics, topk_module):
-        monkeypatch.setattr(room, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(dispatch, "on_gpu", lambda value: isinstance(value, torch.Tensor))
     # An emulated search takes a millisecond a query.
     monkeypatch.setattr(training, "_MEASURED_POINTS", 24)
     for room in (model_room, run_room):
