@@ -153,14 +153,16 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
     return sp.csr_array((ones, (array[:, 0], array[:, 1])), shape=shape)
 
 
-def as_count(value: Any, name: str, least: int = 1) -> int:
-    """Give `value` as an int that is `least` or more."""
+def as_count(value: Any, name: str, least: float = 1, most: float = 2**31 - 1) -> int:
+    """Give `value` as an int from `least` to `most`; the core counts in 32 bits."""
     try:
         count = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is a {type(value).__name__}, expected an integer") from None
     if count < least:
         raise ValueError(f"{name} is {count}, expected {least} or more")
+    if count > most:
+        raise ValueError(f"{name} is {count}, expected at most {most}")
     return count
 
 
@@ -172,9 +174,13 @@ def as_cutoffs(ks: Iterable[Any]) -> list[int]:
     return cuts
 
 
+MAX_THREADS = 1024
+"""Most threads of a call. More than the machine has CPUs take memory and gain nothing."""
+
+
 def as_threads(threads: Any) -> int:
-    """Number of threads to use: 0 means the CPUs this process may use; never more than 1024."""
-    return min(as_count(threads, "threads", 0) or _core.usable_cpus(), _MOST_THREADS)
+    """Number of threads to use; 0 stands for the CPUs that this process may use."""
+    return as_count(threads, "threads", 0, MAX_THREADS) or min(_core.usable_cpus(), MAX_THREADS)
 
 
 def new_csr(

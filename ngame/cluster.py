@@ -1,5 +1,6 @@
 """Balanced clusters of embeddings."""
 
+import math
 import os
 import zipfile
 from dataclasses import dataclass
@@ -214,4 +215,4 @@ def balanced_order(
 
 def as_seed(seed: Any) -> int:
     """Any integer as the 64 bits that the core takes."""
-    return as_count(seed, "seed", -(2**63)) % 2**64
+    return as_count(seed, "seed", -math.inf, math.inf) % 2**64

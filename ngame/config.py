@@ -4,181 +4,205 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
+import textwrap
 import tomllib
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ngame.arrays import MAX_THREADS
 from ngame.files import atomic_write
 
+# Bounds of a number, and how a message puts them.
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": ("at least", operator.ge),
+    "above": ("more than", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderConfig:
-    """The encoder. Of the fields below `kind`, each kind reads its own."""
 
-    kind: Literal["bag", "transformer"] = "bag"
-    dim: int = 256
-    """bag: width of the vectors."""
-    layers: int = 1
-    """bag: residual layers after the sum."""
-    dropout: float = 0.0
-    """bag: share of a text's tokens that training leaves out, others at every visit."""
-    vocab_size: int = 0
-    """bag: sub-words at most; 0 chooses it by the amount of text."""
-    model: str = ""
-    """transformer: a Hugging Face or sentence-transformers model, by name or folder."""
-    max_length: int = 128
-    """transformer: tokens of a text that are read."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """transformer: of its forward pass; "auto" is bf16 on a GPU that has it, else float32."""
+def setting(default: Any, meaning: str, **bounds: float) -> Any:
+    """A field of a section: its default, its meaning and its bounds (see `_BOUNDS`)."""
+    return field(default=default, metadata={"meaning": meaning, "bounds": bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """Settings whose types and bounds are checked when they are made."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "dim", "max_length")
-        _at_least(self, 0, "layers", "vocab_size")
-        _below_one(self, "dropout")
+        hints = typing.get_type_hints(type(self))
+        for one in dataclasses.fields(self):
+            value = _convert(getattr(self, one.name), hints[one.name], one.name)
+            bounds = one.metadata.get("bounds", {})
+            if not all(_BOUNDS[kind][1](value, bound) for kind, bound in bounds.items()):
+                raise ValueError(f"{one.name} is {value!r}, expected {_in_words(bounds)}")
+            object.__setattr__(self, one.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(_Section):
+    """The encoder. Below `kind`, each kind reads only its own settings."""
+
+    kind: Literal["bag", "transformer"] = setting(
+        "bag", "A bag of sub-words, trained from the data alone, or a pretrained transformer."
+    )
+    dim: int = setting(256, "bag: width of the vectors.", least=1)
+    layers: int = setting(1, "bag: residual layers after the sum.", least=0)
+    dropout: float = setting(
+        0.0,
+        "bag: share of a text's tokens that training leaves out, others at every visit.",
+        least=0,
+        below=1,
+    )
+    vocab_size: int = setting(
+        0, "bag: most sub-words; 0 chooses a number by the amount of text.", least=0
+    )
+    model: str = setting(
+        "", "transformer: a Hugging Face or sentence-transformers model, by name or folder."
+    )
+    max_length: int = setting(128, "transformer: tokens of a text that are read.", least=1)
+    precision: Literal["auto", "float32", "bf16"] = setting(
+        "auto",
+        'transformer: of its forward pass; "auto" is bf16 on a GPU that has it, else float32.',
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind == "transformer" and not self.model:
             raise ValueError('model is empty, expected a model when kind is "transformer"')
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageConfig:
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(_Section):
     """What the two training stages have in common."""
 
-    epochs: int = 5
-    batch_size: int = 1024
-    accumulate: int = 1
-    """Batches whose gradients are averaged for one update."""
-    warmup: float = 0.05
-    """Share of the updates over which the learning rate rises from 0; then it falls to 0."""
-    weight_decay: float = 0.01
-    """AdamW's; SparseAdam has none."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 leaves it as it is."""
-    loss: Literal["triplet", "softmax"] = "softmax"
-    temperature: float = 0.05
-    """softmax: divides the scores."""
-    margin: float = 0.3
-    """triplet: by how much a positive must beat a negative."""
-    negatives: int = 10
-    """triplet: hardest negatives that a point meets."""
-    cluster_size: int = 1
-    """Points a cluster from `start_epoch` on; 1 means random batches throughout."""
-    schedule: dict[int, int] = field(default_factory=dict)
-    """Cluster size by first epoch, instead of `cluster_size` and `start_epoch`."""
-    start_epoch: int = 1
-    """First epoch whose batches are clustered; the first epoch of all is 0."""
-    refresh_every: int = 1
-    """Epochs from one clustering to the next."""
-    random_share: float = 0.0
-    """Share of the points that are batched at random all the same."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, 0, "epochs", "clip", "weight_decay", "start_epoch", "margin")
-        _at_least(self, 1, "batch_size", "accumulate", "negatives", "cluster_size", "refresh_every")
-        _above_zero(self, "temperature")
-        _share(self, "warmup", "random_share")
-        for epoch, size in self.schedule.items():
-            if epoch < 0 or size < 1:
-                raise ValueError(
-                    f"schedule has size {size} from epoch {epoch} on, expected sizes from 1 "
-                    "and epochs from 0"
-                )
+    epochs: int = setting(5, "Visits of every training point.", least=0)
+    batch_size: int = setting(1024, "Training points a batch.", least=1)
+    accumulate: int = setting(1, "Batches whose gradients are averaged for one update.", least=1)
+    warmup: float = setting(
+        0.05,
+        "Share of the updates over which the learning rate rises from 0; then it falls to 0.",
+        least=0,
+        most=1,
+    )
+    weight_decay: float = setting(0.01, "AdamW's; SparseAdam has none.", least=0)
+    clip: float = setting(1.0, "Largest norm of the gradient; 0 leaves it as it is.", least=0)
+    loss: Literal["triplet", "softmax"] = setting(
+        "softmax",
+        "Triplet margin over the hardest negatives, or softmax of each positive against the "
+        "negatives.",
+    )
+    temperature: float = setting(0.05, "softmax: divides the scores.", above=0)
+    margin: float = setting(0.3, "triplet: by how much a positive must beat a negative.", least=0)
+    negatives: int = setting(10, "triplet: hardest negatives of each point.", least=1)
+    cluster_size: int = setting(
+        1,
+        "Points a cluster from `start_epoch` on; 1 means random batches throughout.",
+        least=1,
+    )
+    schedule: dict[int, int] = field(
+        default_factory=dict,
+        metadata={
+            "meaning": "Cluster size by first epoch, such as {1 = 4, 5 = 8}, instead of "
+            "`cluster_size` and `start_epoch`."
+        },
+    )
+    start_epoch: int = setting(
+        1, "First epoch whose batches are clustered; the first epoch of all is 0.", least=0
+    )
+    refresh_every: int = setting(1, "Epochs from one clustering to the next.", least=1)
+    random_share: float = setting(
+        0.0, "Share of the points that is batched at random all the same.", least=0, most=1
+    )
 
     def sizes(self) -> dict[int, int]:
         """Cluster size by first epoch, whichever way it was given."""
         return dict(self.schedule) or {self.start_epoch: self.cluster_size}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderStageConfig(StageConfig):
     """The encoder stage."""
 
-    learning_rate: float = 2e-3
-    """AdamW's."""
-    sparse_learning_rate: float = 5e-3
-    """SparseAdam's, which has the parameters with sparse gradients: their rows are seldom met."""
-    positives: Literal["one", "all"] = "all"
-    """Positives of a point that a visit trains on: one drawn uniformly (as NGAME does), or all.
-    All of them make the label pool larger: worth it where encoding a label is cheap."""
-    embeddings: Literal["fresh", "bank"] = "bank"
-    """What is clustered: the vectors of an encoding pass, or those that training last saw."""
+    learning_rate: float = setting(2e-3, "AdamW's.", above=0)
+    sparse_learning_rate: float = setting(
+        5e-3,
+        "SparseAdam's, which updates the parameters with sparse gradients: few batches meet any "
+        "one of their rows.",
+        above=0,
+    )
+    positives: Literal["one", "all"] = setting(
+        "all",
+        "Positives of a point that a visit trains on: one drawn uniformly (as NGAME does), or "
+        "all. All of them make the label pool larger: worth it where encoding a label is cheap.",
+    )
+    embeddings: Literal["fresh", "bank"] = setting(
+        "bank",
+        "What is clustered: the vectors of a new encoding pass, or those that training last saw.",
+    )
 
-    def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is a new class, which the zero-argument form misses.
-        StageConfig.__post_init__(self)
-        _above_zero(self, "learning_rate", "sparse_learning_rate")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifierStageConfig(StageConfig):
     """The classifier stage."""
 
-    learning_rate: float = 5e-3
-    """Of the labels' vectors."""
-    dropout: float = 0.5
-    """Of the points' vectors."""
-    finetune: bool = False
-    """Train the encoder on, with `encoder_learning_rate`, instead of freezing it."""
-    encoder_learning_rate: float = 2e-4
-    """Of all its parameters."""
-
-    def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)  # see EncoderStageConfig
-        _above_zero(self, "learning_rate", "encoder_learning_rate")
-        _below_one(self, "dropout")
+    learning_rate: float = setting(5e-3, "Of the labels' vectors.", above=0)
+    dropout: float = setting(0.5, "Of the points' vectors.", least=0, below=1)
+    finetune: bool = setting(
+        False, "Also train the encoder, with `encoder_learning_rate`, instead of freezing it."
+    )
+    encoder_learning_rate: float = setting(
+        2e-4, "Of all the encoder's parameters, where `finetune` is true.", above=0
+    )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictionConfig:
+@dataclass(frozen=True, kw_only=True)
+class PredictionConfig(_Section):
     """Prediction: three scorers and their fusion."""
 
-    k: int = 100
-    """Labels kept a text."""
-    neighbours: int = 100
-    """Training points that vote."""
-    vote_temperature: float = 0.05
-    """Of the softmax over their similarities."""
-    search: Literal["exact", "hnsw"] = "exact"
-    """How labels and training points are searched: all of them, or by an approximate index (of
-    hnswlib, which the extra `ann` installs), kept with the run: for millions of them."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "k", "neighbours")
-        _above_zero(self, "vote_temperature")
+    k: int = setting(100, "Labels kept a text.", least=1)
+    neighbours: int = setting(100, "Training points that vote.", least=1)
+    vote_temperature: float = setting(
+        0.05, "Of the softmax over the similarities of these points.", above=0
+    )
+    search: Literal["exact", "hnsw"] = setting(
+        "exact",
+        "How labels and training points are searched: exactly, or by an approximate index (of "
+        "hnswlib, which the extra `ann` installs) that is kept with the run: for millions of them.",
+    )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(_Section):
     """All settings of a run."""
 
-    seed: int = 0
-    threads: int = 0
-    """0 means the CPUs this process may use."""
-    device: str = "auto"
-    """A torch device; "auto" takes a GPU if there is one."""
-    validation: float = 0.05
-    """Share of the training points held out, to choose weights by and to fit the fusion on; but
-    100 of them at least, and a fifth of all at most."""
-    max_validation: int = 5_000
-    """Points held out at most."""
-    keep: Literal["best", "last"] = "last"
-    """Which epoch's weights a stage ends with: the best P@1 on the held-out points, or the last."""
-    checkpoint_minutes: float = 2.0
-    """Time between two checkpoints."""
+    seed: int = setting(0, "Of every random choice.", least=0)
+    threads: int = setting(0, "0 means the CPUs this process may use.", least=0, most=MAX_THREADS)
+    device: str = setting("auto", 'A torch device; "auto" takes a GPU if there is one.')
+    validation: float = setting(
+        0.05,
+        "Share of the training points held out, to choose weights by and to fit the fusion on; "
+        "but at least 100 of them, and at most a fifth of all.",
+        above=0,
+        below=1,
+    )
+    max_validation: int = setting(5_000, "Most points held out.", least=1)
+    keep: Literal["best", "last"] = setting(
+        "last",
+        "Which epoch's weights a stage ends with: those of the best P@1 on the held-out points, "
+        "or the last.",
+    )
+    checkpoint_minutes: float = setting(2.0, "Time between two checkpoints.", least=0)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     encoder_stage: EncoderStageConfig = field(default_factory=EncoderStageConfig)
     classifier_stage: ClassifierStageConfig = field(default_factory=ClassifierStageConfig)
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
-
-    def __post_init__(self) -> None:
-        _at_least(self, 0, "seed", "threads", "checkpoint_minutes")
-        _at_least(self, 1, "max_validation")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation is {self.validation}, expected a share between 0 and 1")
 
     @classmethod
     def load(
@@ -281,22 +305,17 @@ def _over(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(kind: type[Any], table: Mapping[str, Any], prefix: str) -> Any:
-    """Make a dataclass of a table, sections included; its errors name the dotted key."""
+    """Make a section of a table, sections within it included; errors name the dotted key."""
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
         if key not in hints:
             raise ValueError(f"there is no setting {prefix}{key}{_hint(key, hints, prefix)}")
-        hint_type = hints[key]
-        if dataclasses.is_dataclass(hint_type):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix}{key} is {value!r}, expected a section")
-            values[key] = _build(typing.cast(type[Any], hint_type), value, f"{prefix}{key}.")
-        else:
-            values[key] = _convert(value, hint_type, f"{prefix}{key}")
+        section = dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping)
+        values[key] = _build(hints[key], value, f"{prefix}{key}.") if section else value
     try:
         return kind(**values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{prefix}{error}") from None
 
 
@@ -315,21 +334,77 @@ def _hint(key: str, siblings: Iterable[str], prefix: str) -> str:
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
+    """A value as the type that a setting has; TypeError if it is of another."""
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
             raise ValueError(f"{key} is {value!r}, expected one of {', '.join(map(repr, choices))}")
         return value
-    if isinstance(kind, types.GenericAlias):  # dict[int, int]: the keys of a TOML table are text
+    if typing.get_origin(kind) is dict:  # the keys of a TOML table are text
         try:
-            return {int(epoch): _convert(size, int, key) for epoch, size in value.items()}
+            sizes = {int(epoch): _convert(size, int, key) for epoch, size in value.items()}
         except (AttributeError, TypeError, ValueError):
-            raise ValueError(f"{key} is {value!r}, expected {{epoch = cluster size}}") from None
+            raise TypeError(f"{key} is {value!r}, expected {{epoch = cluster size}}") from None
+        for epoch, size in sizes.items():
+            if epoch < 0 or size < 1:
+                raise ValueError(
+                    f"{key} has size {size} from epoch {epoch} on, expected sizes from 1 "
+                    "and epochs from 0"
+                )
+        return sizes
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"{key} is {value!r}, expected {kind.__name__}")
+        wanted = "a section" if dataclasses.is_dataclass(kind) else kind.__name__
+        raise TypeError(f"{key} is {value!r}, expected {wanted}")
     return value
+
+
+def _in_words(bounds: Mapping[str, float]) -> str:
+    return " and ".join(f"{_BOUNDS[kind][0]} {bound}" for kind, bound in bounds.items())
+
+
+def described(kind: type[Any] = Config, name: str = "") -> str:
+    """Every setting with its default and its meaning, as a TOML file that leaves all as it is."""
+    text = f"[{name}]\n" if name else ""
+    sections = ""
+    for one in dataclasses.fields(kind):
+        if "meaning" not in one.metadata:
+            inner = f"{name}.{one.name}" if name else one.name
+            sections += "\n" + described(one.default_factory, inner)  # type: ignore[arg-type]
+            continue
+        meaning = textwrap.wrap(f"{one.metadata['meaning']} {_limits(one)}", 98)
+        text += "".join(f"# {line}\n" for line in meaning)
+        text += f"#{one.name} = {_literal(_default(one))}\n"
+    return text + sections
+
+
+def _limits(one: dataclasses.Field[Any]) -> str:
+    """What values a setting takes, in a sentence; nothing if its type says it all."""
+    if typing.get_origin(one.type) is Literal:
+        return f"One of {', '.join(map(_literal, typing.get_args(one.type)))}."
+    bounds = _in_words(one.metadata.get("bounds", {}))
+    return bounds and f"{bounds[0].upper()}{bounds[1:]}."
+
+
+def _default(one: dataclasses.Field[Any]) -> Any:
+    factory = one.default_factory
+    return one.default if factory is dataclasses.MISSING else factory()
+
+
+def _attributes(kind: type[Any]) -> str:
+    """The settings of a section for its docstring."""
+    text = "\n\n    Attributes\n    ----------\n"
+    for one in dataclasses.fields(kind):
+        default = _default(one)
+        if "meaning" in one.metadata:
+            text += f"    {one.name} : {type(default).__name__}, default {_literal(default)}\n"
+            meaning = f"{one.metadata['meaning']} {_limits(one)}"
+            text += textwrap.fill(meaning, 96, initial_indent=" " * 8, subsequent_indent=" " * 8)
+            text += "\n"
+        else:
+            text += f"    {one.name} : {type(default).__name__}\n"
+    return text
 
 
 def _toml(table: Mapping[str, Any], name: str = "") -> str:
@@ -349,29 +424,12 @@ def _literal(value: str | bool | int | float) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _at_least(config: Any, minimum: int, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= minimum:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected at least {minimum}")
-
-
-def _above_zero(config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected more than 0")
-
-
-def _share(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")
-
-
-def _below_one(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected from 0 to less than 1")
-
+# So that help() says what each setting means.
+for _kind in (
+    *(EncoderConfig, StageConfig, EncoderStageConfig, ClassifierStageConfig),
+    *(PredictionConfig, Config),
+):
+    _kind.__doc__ = f"{_kind.__doc__}{_attributes(_kind)}"
 
 __all__ = [
     "ClassifierStageConfig",
@@ -381,4 +439,5 @@ __all__ = [
     "PredictionConfig",
     "StageConfig",
     "defaults_for",
+    "described",
 ]

@@ -1,4 +1,4 @@
-"""Hard negatives as explicit lists, for those who train on them rather than on batches."""
+"""Hard negatives as lists of ids, for training on explicit negatives."""
 
 import math
 from typing import Any, Literal
@@ -10,11 +10,10 @@ from ngame.arrays import as_count, as_matrix, as_pairs
 from ngame.cluster import as_seed
 from ngame.topk import Metric, pair_scores, topk_arrays
 
-# Pairs that are ranked at once: the memory beside the result is bounded by it, and nothing else
-# depends on it.
+# Pairs that are ranked at once. Bounds the memory beside the result and changes nothing else.
 _PAIRS_AT_ONCE = 2**22
 
-# Ranks to choose from for every negative wanted, where no last rank is given.
+# Ranks in the window for each negative wanted, where `ranks` has no end.
 _WINDOW = 10
 
 
@@ -34,50 +33,51 @@ def mine_hard_negatives(
     metric: Metric = "cosine",
     threads: int = 0,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Find for every query items that score high and are not among its positives, exactly.
+    """Find items that score high for a query and are not among its positives, exactly.
 
-    The items that are not positives of the query are ranked by their score. Of those in the window
-    `ranks`, the ones beyond a bound on the score are left out, and n of the rest are taken.
+    The items that are not positives of the query are ranked by score. The window `ranks` is cut
+    out of this ranking, items whose score is out of bounds are left out, and n of the rest are
+    taken.
 
-    Both margins are measured from the positive that scores lowest, so that a negative lies below
-    every positive of its query. A query without positives has no such bound. An item with the very
-    vector of a positive lies below it by no margin, not even by 0; without a margin it is a
-    negative like others unless `positives` has it too.
+    Both margins are measured from the lowest-scoring positive: a negative scores below every
+    positive of its query. A query without positives has no such bound. A copy of a positive never
+    passes a margin, not even a margin of 0. Without a margin it can be a negative, unless
+    `positives` lists it too.
 
     Parameters
     ----------
     queries : float32 or float16 array of shape [q, d]
     items : float32 or float16 array of shape [m, d]
     positives : CSR matrix of shape [q, m], or integer array of shape [p, 2]
-        Known positives, none of which is ever a negative: stored entries, whatever their values,
-        or (query, item) pairs. Where the queries are items themselves, put the pairs (i, i) here.
+        Known positives, which are never taken as negatives: stored entries, whatever their
+        values, or (query, item) pairs. If the queries are the items, add the pairs (i, i).
     n : int
         Negatives wanted for each query.
     ranks : (int, int or None)
-        The window: ranks from the first number, inclusive, to the second, exclusive; 0 is the
-        highest score. Ranks are counted before any bound acts. None stands for 10 * n ranks. To
-        skip the first ranks is to skip those that are likeliest to be positives nobody labelled.
+        The window: from the first rank, inclusive, to the second, exclusive; rank 0 has the
+        highest score. Ranks are counted before the bounds on the score apply. None means 10 * n
+        ranks. Skip the first ranks where unlabelled positives are likely: they rank highest.
     min_score, max_score : float, optional
-        Least and greatest score of a negative.
+        Lowest and highest score of a negative.
     margin : float, optional
-        A negative scores less than the lowest positive's score s less `margin`.
+        A negative scores less than s - margin, where s is the lowest positive's score.
     relative_margin : float, optional
         A negative scores less than s - relative_margin * abs(s). The 0.05 of NV-Retriever
         (arXiv 2407.15831) keeps negatives below 95 % of a positive score.
     sampling : "top" or "random"
-        Take the n highest, or any n alike, drawn without replacement.
+        Take the n highest, or draw n uniformly without replacement.
     seed : int
-        Governs the drawing.
+        Of the draw.
     metric : "cosine" or "dot"
     threads : int
-        0 means the CPUs this process may use. Nothing depends on it.
+        0 means the CPUs this process may use. Results do not depend on it.
 
     Returns
     -------
     scores : float32 array of shape [q, n]
     ids : int32 array of shape [q, n]
         Best first, ties by lower id. Where fewer than n are left, the tail of a row is -inf and
-        -1. Only so many queries are ranked at once that memory beside the result is bounded.
+        -1. Queries are ranked in chunks, so memory beside the result is bounded.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def mine_hard_negatives(
         ranked, ranked_ids = topk_arrays(
             queries[rows], items, depth, metric=metric, drop=known[rows], threads=threads
         )
-        # Scores fall along a row: what the bounds leave of it is one stretch, begin .. end.
+        # Scores fall along a row, so the bounds leave one range of ranks: begin .. end.
         end = ((ranked_ids >= 0) & (ranked >= floor)).sum(1)
         begin = np.full(len(end), first)
         if ceiling is not None:
@@ -131,10 +131,10 @@ def mine_hard_negatives(
         taken = np.broadcast_to(np.arange(n), (len(left), n))
         if sampling == "random":
             taken = np.where(left[:, np.newaxis] > n, _draw(left, rng.random(taken.shape)), taken)
-        there = taken < left[:, np.newaxis]
-        at = np.where(there, begin[:, np.newaxis] + taken, 0)
-        scores[rows] = np.where(there, np.take_along_axis(ranked, at, 1), -np.inf)
-        ids[rows] = np.where(there, np.take_along_axis(ranked_ids, at, 1), -1)
+        found = taken < left[:, np.newaxis]
+        rank = np.where(found, begin[:, np.newaxis] + taken, 0)
+        scores[rows] = np.where(found, np.take_along_axis(ranked, rank, 1), -np.inf)
+        ids[rows] = np.where(found, np.take_along_axis(ranked_ids, rank, 1), -1)
     return scores, ids
 
 
@@ -148,7 +148,7 @@ def _ceiling(
     metric: Metric,
     threads: int,
 ) -> npt.NDArray[np.float64] | None:
-    """Greatest score of a negative of each query, float64 [q]; None if nothing bounds it."""
+    """Highest score that a negative of each query may have, float64 [q]; None if unbounded."""
     margins = {"margin": margin, "relative_margin": relative_margin}
     for name, value in margins.items():
         if value is not None and _as_float(value, name) < 0:
@@ -156,31 +156,31 @@ def _ceiling(
     given = None if max_score is None else _as_float(max_score, "max_score")
     if margin is None and relative_margin is None:
         return None if given is None else np.full(len(queries), given)
-    # Scored as the search scores them: so an item that is a copy of a positive has its score to the
-    # last bit, and no margin takes it for lower.
+    # Scored like the search scores them, so that a copy of a positive has exactly its score.
     scores = pair_scores(queries, items, known, metric=metric, threads=threads)
     lowest = np.zeros(len(queries))
     rows_with = np.flatnonzero(np.diff(known.indptr))
     if len(rows_with):
         lowest[rows_with] = np.minimum.reduceat(scores, known.indptr[rows_with])
     below = np.minimum(lowest - (margin or 0), lowest - (relative_margin or 0) * np.abs(lowest))
-    # "Less than" as "at most".
+    # The next lower number: "at most" it is "less than" `below`.
     below = np.where(np.diff(known.indptr) > 0, np.nextafter(below, -np.inf), np.inf)
     return np.minimum(below, np.inf if given is None else given)
 
 
 def _draw(left: npt.NDArray[np.int64], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Draw n of the numbers 0 .. left - 1 for every row, all alike, ascending: int64 [q, n].
+    """Draw n of the numbers 0 .. left - 1 for every row, uniformly, ascending: int64 [q, n].
 
     Floyd's sampling without replacement, a column at a time (Bentley and Floyd, CACM 30(9), 1987).
-    Rows with less than n to draw from come out as nonsense.
+    Rows with `left` < n are undefined.
     """
+    n = uniform.shape[1]
     drawn = np.empty(uniform.shape, np.int64)
-    for at in range(uniform.shape[1]):
-        last = left - uniform.shape[1] + at
-        new = (uniform[:, at] * (last + 1)).astype(np.int64)
-        taken = (drawn[:, :at] == new[:, np.newaxis]).any(1)
-        drawn[:, at] = np.where(taken, last, new)
+    for column in range(n):
+        last = left - n + column
+        new = (uniform[:, column] * (last + 1)).astype(np.int64)
+        taken = (drawn[:, :column] == new[:, np.newaxis]).any(1)
+        drawn[:, column] = np.where(taken, last, new)
     drawn.sort(axis=1)
     return drawn
 
@@ -191,10 +191,10 @@ def _window(ranks: Any, n: int) -> tuple[int, int]:
         first, stop = ranks
     except (TypeError, ValueError):
         raise TypeError(f"ranks is {ranks!r}, expected a pair (first, stop)") from None
-    first = as_count(first, "first of ranks", 0)
-    stop = first + _WINDOW * n if stop is None else as_count(stop, "stop of ranks")
+    first = as_count(first, "first of ranks", 0, math.inf)
+    stop = first + _WINDOW * n if stop is None else as_count(stop, "stop of ranks", 1, math.inf)
     if stop - first < n:
-        raise ValueError(f"ranks is {ranks!r}, which holds {max(0, stop - first)} ranks, n is {n}")
+        raise ValueError(f"ranks is {ranks!r}, a window of {max(0, stop - first)} ranks, n is {n}")
     return first, stop
 
 

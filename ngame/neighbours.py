@@ -17,9 +17,9 @@ def haversine_neighbours(
 ) -> npt.NDArray[np.int32]:
     """Find the k nearest places of every place, by the great-circle (haversine) distance.
 
-    The longer the chord between two points of a sphere, the longer the arc: so a k-d tree over
-    points of the unit sphere finds them, exactly. It works in float64; cosines of float32 vectors
-    would confuse all places within kilometres of each other.
+    A longer chord between two points of a sphere means a longer arc, so a k-d tree over points of
+    the unit sphere is exact. It works in float64: cosines of float32 vectors cannot tell apart
+    places that are a few kilometres from each other.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ def haversine_neighbours(
     Returns
     -------
     int32 array of shape [n, k]
-        Ids, nearest first, a place itself left out; places at equal distance are in no stated
-        order. Where there are fewer than k others, the tail of a row is -1.
+        Ids, nearest first, without the place itself; ties in no defined order. Where there are
+        fewer than k others, the tail of a row is -1.
 
     Raises
     ------
     ValueError
-        The two differ in shape, there are no places, k is not positive, or a value is NaN,
-        infinite, or a latitude beyond 90 degrees.
+        Shapes differ, there are no places, k is not positive, or a value is NaN, infinite, or a
+        latitude beyond 90 degrees.
 
     Examples
     --------
@@ -56,18 +56,19 @@ def haversine_neighbours(
             raise ValueError(f"{name} has shape {angles.shape}, expected [n]")
         bad = ~np.isfinite(angles) | ((name == "latitude") & (np.abs(angles) > 90))
         if bad.any():
-            at = int(np.argmax(bad))
-            raise ValueError(f"{name}[{at}] is {angles[at]}, expected degrees")
+            place = int(np.argmax(bad))
+            raise ValueError(f"{name}[{place}] is {angles[place]}, expected degrees")
         places[name] = np.radians(angles.astype(np.float64))
-    north, east = places["latitude"], places["longitude"]
-    if len(north) != len(east):
-        raise ValueError(f"latitude has {len(north)} places, longitude has {len(east)}")
+    latitude, longitude = places["latitude"], places["longitude"]
+    if len(latitude) != len(longitude):
+        raise ValueError(f"latitude has {len(latitude)} places, longitude has {len(longitude)}")
     k = as_count(k, "k")
+    parallel = np.cos(latitude)  # radius of the circle of latitude
     points = np.stack(
-        [np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1
+        [parallel * np.cos(longitude), parallel * np.sin(longitude), np.sin(latitude)], axis=1
     )
     _, ids = cKDTree(points).query(points, k + 1, workers=as_threads(threads))
-    # A place is its own first neighbour, unless more than k others lie at the very same point.
+    # A place is its own first neighbour, unless more than k others are at the same point.
     own = ids == np.arange(len(points))[:, np.newaxis]
     own[~own.any(axis=1), -1] = True
     found = ids[~own].reshape(-1, k)
@@ -75,13 +76,13 @@ def haversine_neighbours(
 
 
 def embedding_neighbours(x: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:
-    """Find the k rows with the highest cosine for every row, itself left out.
+    """Find the k rows with the highest cosine for every row, without the row itself.
 
     Parameters
     ----------
     x : float32 or float16 array of shape [n, d]
     k : int
-        Where there are fewer than k other rows, the result is so much narrower.
+        Where there are fewer than k other rows, the result has fewer columns.
     threads : int
         0 means the CPUs this process may use.
 
@@ -105,12 +106,12 @@ def embedding_neighbours(x: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.
 
 
 def graph_neighbours(graph: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:
-    """List the k heaviest edges of every row of a weighted graph, loops left out.
+    """List the k heaviest edges of every row of a weighted graph, without loops.
 
     Parameters
     ----------
     graph : CSR matrix of shape [n, n]
-        Every stored entry is an edge; the larger its value, the nearer the neighbour.
+        Every stored entry is an edge. The higher its value, the nearer the neighbour.
     k : int
         1 or more.
     threads : int
@@ -138,7 +139,7 @@ def graph_neighbours(graph: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.
     kept = keep_topk(others, as_count(k, "k"), threads=threads)
     counts = np.diff(kept.indptr)
     row_of = np.repeat(np.arange(rows), counts)
-    # Stable, and columns ascend: of equal weights the lower id comes first.
+    # The sort is stable and columns ascend: ties go to the lower id.
     nearest_first = np.lexsort((-kept.data, row_of))
     ids = np.full((rows, k), -1, np.int32)
     ids[np.arange(k) < counts[:, np.newaxis]] = kept.indices[nearest_first]

@@ -303,9 +303,10 @@ def neighbour_order(neighbours, nearest, drawn, batch_size, random_rows, keys, s
 
 def haversine(latitude, longitude):
     """Great-circle distances of all pairs, in radians."""
-    north, east = np.radians(latitude), np.radians(longitude)
-    half = np.sin((north[:, None] - north) / 2) ** 2
-    half += np.cos(north[:, None]) * np.cos(north) * np.sin((east[:, None] - east) / 2) ** 2
+    latitude, longitude = np.radians(latitude), np.radians(longitude)
+    half = np.sin((latitude[:, None] - latitude) / 2) ** 2
+    parallels = np.cos(latitude[:, None]) * np.cos(latitude)
+    half += parallels * np.sin((longitude[:, None] - longitude) / 2) ** 2
     return 2 * np.arcsin(np.sqrt(np.minimum(half, 1)))
 
 

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "files": set(),
     "state": set(),
     "loss": set(),
-    "config": {"files"},
+    "config": {"arrays", "files"},
     # the doors to C++
     "cluster": {"_core", "arrays", "dispatch", "files"},
     "topk": {"_core", "arrays", "dispatch"},

@@ -120,8 +120,9 @@ def neighbourhoods(name: str, latitude: Any, longitude: Any, repeats: int) -> No
         seconds, plan = timed(sampler.plan, repeats)
         what = "Sample4Geo's filling" + (", batches shuffled" if shuffle else "")
         print(f"{what:38} {quarters(plan, nearest)} {sampler.rows_left_out:5} {seconds} s")
-    north, east = np.radians(latitude), np.radians(longitude)
-    x = np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], 1)
+    latitude, longitude = np.radians(latitude), np.radians(longitude)
+    parallel = np.cos(latitude)
+    x = np.stack([parallel * np.cos(longitude), parallel * np.sin(longitude), np.sin(latitude)], 1)
     for size in (32, 64, 128):
         sampler = ngame.ClusterBatchSampler(
             PLACES, BATCH, cluster_size=size, start_epoch=0, drop_last=True

@@ -48,8 +48,6 @@ class BatchSampler(ABC):
         rank: int,
     ) -> None:
         self.n_rows = as_count(n_rows, "n_rows")
-        if self.n_rows > np.iinfo(np.int32).max:
-            raise ValueError(f"n_rows is {n_rows}, at most 2**31 - 1 are possible")
         self.batch_size = as_count(batch_size, "batch_size")
         self.drop_last = bool(drop_last)
         self.epoch = 0

@@ -103,3 +103,57 @@ def test_core_checks_for_itself():
         _core.coherence(x, order[:3], offsets, 1)
     with pytest.raises(TypeError, match="must both be int32 or int64"):
         _core.label_pool((GOOD.indptr, GOOD.indices.astype(np.int64), 3), np.array([0]))
+
+
+X = np.eye(4, dtype=np.float32)
+Y = sp.csr_matrix(X)
+CLUSTERS = ngame.balanced_clusters(X, size=2)
+
+THREADED = {
+    "balanced_clusters": lambda n: ngame.balanced_clusters(X, size=2, threads=n),
+    "coherence": lambda n: CLUSTERS.coherence(X, threads=n),
+    "topk": lambda n: ngame.topk(X, X, 1, threads=n),
+    "cluster_shortlist": lambda n: ngame.cluster_shortlist(Y, CLUSTERS, threads=n),
+    "keep_topk": lambda n: ngame.keep_topk(Y, 1, threads=n),
+    "merge": lambda n: ngame.merge([Y, Y], threads=n),
+    "drop_pairs": lambda n: ngame.drop_pairs(Y, [], threads=n),
+    "evaluate": lambda n: metrics.evaluate(Y, Y, threads=n),
+    "mine_hard_negatives": lambda n: ngame.mine_hard_negatives(X, X, Y, 1, threads=n),
+    "haversine_neighbours": lambda n: ngame.haversine_neighbours([0, 1], [0, 1], 1, threads=n),
+}
+
+
+@pytest.mark.parametrize("call", THREADED)
+def test_number_of_threads(call):
+    for threads in (1025, 10**6, 2**31, 2**63, 2**70):
+        with pytest.raises(ValueError, match=f"threads is {threads}, expected at most 1024"):
+            THREADED[call](threads)
+    with pytest.raises(ValueError, match="threads is -1, expected 0 or more"):
+        THREADED[call](-1)
+    for threads in (1.0, "2", None):
+        with pytest.raises(TypeError, match=r"threads is a .*, expected an integer"):
+            THREADED[call](threads)
+    THREADED[call](np.int64(5))
+
+
+COUNTED = {
+    "k": lambda n: ngame.keep_topk(Y, n),
+    "limit": lambda n: ngame.cluster_shortlist(Y, CLUSTERS, limit=n),
+    "max_iter": lambda n: ngame.balanced_clusters(X, size=2, max_iter=n),
+    "ks": lambda n: metrics.evaluate(Y, Y, ks=[1, n]),
+    "n": lambda n: ngame.mine_hard_negatives(X, X, Y, n),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counts_beyond_32_bits(name):
+    for count in (2**31, 2**63, 2**70):
+        with pytest.raises(ValueError, match=f"{name} is {count}, expected at most 2147483647"):
+            COUNTED[name](count)
+    if name != "n":  # whose result would have as many columns
+        COUNTED[name](2**31 - 1)
+
+
+def test_any_integer_is_a_seed():
+    for seed in (0, -1, 2**63, -(2**70), 2**70):
+        assert len(ngame.balanced_clusters(X, size=2, seed=seed)) == 2

@@ -1,6 +1,7 @@
 """The settings of a run: files, ``--set``, and what wrong ones are told."""
 
 import dataclasses
+import re
 import tomllib
 
 import pytest
@@ -15,6 +16,7 @@ from ngame.config import (
     PredictionConfig,
     StageConfig,
     defaults_for,
+    described,
 )
 
 CHANGED = Config(
@@ -138,13 +140,16 @@ def test_sizes_without_a_schedule():
         ("encoder_stage.schedule={1 = 0}", "encoder_stage.schedule has size 0 from epoch 1"),
         ("encoder_stage.schedule={-1 = 4}", "encoder_stage.schedule has size 4 from epoch -1"),
         ("seed=-1", "^seed is -1, expected at least 0"),
-        ("validation=0", "validation is 0.0, expected a share between 0 and 1"),
+        ("validation=0", "validation is 0.0, expected more than 0 and less than 1"),
         ("validation=nan", "validation is nan"),
         ("encoder.dim=0", "encoder.dim is 0, expected at least 1"),
-        ("encoder.dropout=1", "encoder.dropout is 1.0, expected from 0 to less than 1"),
+        ("encoder.dropout=1", "encoder.dropout is 1.0, expected at least 0 and less than 1"),
         ("encoder.kind=transformer", "^encoder.model is empty, expected a model"),
         ("encoder_stage.temperature=0", "encoder_stage.temperature is 0.0, expected more than 0"),
-        ("encoder_stage.random_share=1.5", "encoder_stage.random_share is 1.5, expected a share"),
+        (
+            "encoder_stage.random_share=1.5",
+            "encoder_stage.random_share is 1.5, expected at least 0 and at",
+        ),
         ("classifier_stage.dropout=1", "classifier_stage.dropout is 1.0"),
         ("classifier_stage.batch_size=0", "classifier_stage.batch_size is 0, expected at least 1"),
         ("classifier_stage.encoder_learning_rate=0", "encoder_learning_rate is 0.0"),
@@ -155,6 +160,59 @@ def test_sizes_without_a_schedule():
 def test_wrong_settings(setting, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("?", r"\?")):
         Config.load(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Config(seed="one"), TypeError, "seed is 'one', expected int"),
+        (lambda: Config(seed=-1), ValueError, "seed is -1, expected at least 0"),
+        (
+            lambda: Config(threads=2**31),
+            ValueError,
+            "threads is 2147483648, expected at least 0 and",
+        ),
+        (lambda: Config(encoder={}), TypeError, "encoder is {}, expected a section"),
+        (lambda: EncoderConfig(dim=2.0), TypeError, r"dim is 2\.0, expected int"),
+        (lambda: EncoderConfig(kind="bert"), ValueError, "kind is 'bert', expected one of 'bag'"),
+        (lambda: StageConfig(schedule={2: 0}), ValueError, "schedule has size 0 from epoch 2"),
+        (lambda: StageConfig(schedule=[2]), TypeError, r"schedule is \[2\], expected {epoch"),
+        (lambda: PredictionConfig(k=0), ValueError, "k is 0, expected at least 1"),
+    ],
+)
+def test_settings_made_in_python_are_checked_too(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+SECTIONS = (
+    Config,
+    EncoderConfig,
+    EncoderStageConfig,
+    ClassifierStageConfig,
+    PredictionConfig,
+)
+
+
+def test_every_setting_has_a_meaning():
+    for section in SECTIONS:
+        for setting in dataclasses.fields(section):
+            if setting.default is not dataclasses.MISSING:
+                assert setting.metadata["meaning"].endswith(".")
+                assert (
+                    f"{setting.name} : {type(setting.default).__name__}, default" in section.__doc__
+                )
+
+
+def test_the_list_of_settings_changes_nothing_until_it_is_edited(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(described(), encoding="utf8")
+    assert Config.load(path, points=20_000, labels=50) == Config.load(points=20_000, labels=50)
+    # A setting is a line that begins with "#" and no space.
+    lines = [re.sub("^#(?! )", "", line) for line in described().splitlines()]
+    assert max(map(len, lines)) <= 100
+    path.write_text("\n".join(lines), encoding="utf8")
+    assert tomllib.loads(path.read_text(encoding="utf8")) == dataclasses.asdict(Config())
 
 
 def test_set_within_what_is_no_section(tmp_path):

@@ -249,8 +249,8 @@ def test_float16_and_memory_maps(rng, tmp_path):
     [
         ({"n": 0}, ValueError, "n is 0, expected 1 or more"),
         ({"n": 1.5}, TypeError, "n is a float"),
-        ({"ranks": (2, 4)}, ValueError, r"ranks is \(2, 4\), which holds 2 ranks, n is 3"),
-        ({"ranks": (4, 2)}, ValueError, "which holds 0 ranks"),
+        ({"ranks": (2, 4)}, ValueError, r"ranks is \(2, 4\), a window of 2 ranks, n is 3"),
+        ({"ranks": (4, 2)}, ValueError, "a window of 0 ranks"),
         ({"ranks": (-1, 9)}, ValueError, "first of ranks is -1"),
         ({"ranks": 5}, TypeError, r"ranks is 5, expected a pair \(first, stop\)"),
         ({"ranks": (0, 1, 2)}, TypeError, "expected a pair"),
