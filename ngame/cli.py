@@ -1,4 +1,4 @@
-"""The command line: ``ngame train | predict | evaluate | encode | cluster | demo | info``."""
+"""The command line, ``ngame COMMAND``; ``ngame --help`` lists the commands."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,40 @@ from safetensors import SafetensorError
 
 import ngame
 from ngame import metrics
+from ngame.arrays import as_threads
 from ngame.files import atomic_write
 
-# What the user can set right: in the arguments, the files, or the machine.
-_MISTAKES = (
-    ValueError,
-    TypeError,
-    IndexError,
-    OSError,
-    ImportError,
-    MemoryError,
-    SafetensorError,
-)
+# What the user can put right, in arguments or files.
+_MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
 _SHOWN = ("P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100")
+_WIDTH = 100
+"""Columns that a table may take."""
+
+_STATUS = """\
+exit status:
+  0    done
+  1    an error of ngame's own, with a traceback
+  2    wrong arguments or settings
+  3    an input file that is missing, malformed, or does not fit the others
+  4    the disk or the memory is full, or an output cannot be written
+  130  stopped by Ctrl-C
+  141  the reader of the output went away, as `head` does
+"""
+_TRAIN_EXAMPLE = """\
+example:
+  ngame train DATA -o RUN --set encoder.dim=512 --set encoder_stage.cluster_size=8
+
+`ngame config` lists every setting with its default and its meaning. Some that are not given are
+chosen by the size of the data; RUN/config.toml holds those that were used.
+"""
+
+
+class _InputError(ValueError):
+    """Something is wrong with an input file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Run one command and return its exit status (see `_STATUS`)."""
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -41,64 +59,134 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # PyTorch says of the GPU's predictions that their format may change.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support")
             options.run(options)
-    except _MISTAKES as error:
-        print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more at its end, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("ngame: stopped", file=sys.stderr)
         return 130
+    except (*_MISTAKES, ImportError, OSError, MemoryError) as error:
+        print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
+        if isinstance(error, _InputError | FileNotFoundError):
+            return 3
+        if isinstance(error, OSError | MemoryError) and not isinstance(error, FileExistsError):
+            return 4
+        return 2
     return 0
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Where input files are read and used: mistakes in here are theirs."""
+    try:
+        yield
+    except (*_MISTAKES, OSError) as error:
+        raise _InputError(str(error) or type(error).__name__) from error
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ngame", description=ngame.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="ngame",
+        description=ngame.__doc__,
+        epilog=_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"ngame {ngame.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about)
+    def command(name: str, run: Any, about: str, epilog: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         added.set_defaults(run=run)
         return added
 
-    train = command("train", _train, "Train on a data set and evaluate on its test points.")
-    train.add_argument("data", help="folder of trn, tst and lbl files, or a .jsonl of texts, tags")
+    train = command(
+        "train", _train, "Train on a data set and evaluate on its test points.", _TRAIN_EXAMPLE
+    )
+    train.add_argument(
+        "data",
+        metavar="DATA",
+        help="folder of trn, tst and lbl files, or a .jsonl file of texts with labels",
+    )
     train.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
     train.add_argument("--config", metavar="FILE", help="TOML file of settings")
     _settings(train)
-    train.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 
     predict = command("predict", _predict, "Predict labels of texts.")
     predict.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", action="append", help="a text; may be given several times")
-    source.add_argument("--texts", metavar="FILE", help="one text a line; - is standard input")
+    source.add_argument(
+        "--texts",
+        metavar="FILE",
+        help="one text a line, - for standard input; blank lines get no labels",
+    )
     source.add_argument("--data", metavar="DATA", help="the test points of a data set")
     predict.add_argument("-k", type=int, help="labels a text (10 when they are printed)")
     predict.add_argument(
-        "--scorer", default="fused", choices=["encoder", "classifier", "neighbours", "fused"]
+        "--scorer",
+        default="fused",
+        choices=["encoder", "classifier", "neighbours", "fused"],
+        help="who scores: labels' embeddings, their classifier vectors, the nearest training "
+        "points, or all three fused (default: %(default)s)",
     )
     predict.add_argument(
         "-o", "--output", metavar="FILE.npz", help="write a CSR matrix instead of printing"
     )
 
-    evaluate = command("evaluate", _evaluate, "Evaluate predictions, or a run, on test points.")
-    evaluate.add_argument("predictions", metavar="RUN|FILE.npz")
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "Evaluate predictions, or a run, on test points: P, N, R, PSP and PSN in percent.",
+    )
+    evaluate.add_argument(
+        "predictions", metavar="RUN|FILE.npz", help="folder of a run, or a CSR matrix of scores"
+    )
     evaluate.add_argument("data", metavar="DATA", help="data set whose test points are the truth")
-    evaluate.add_argument("-k", type=int, nargs="+", default=[1, 3, 5, 10, 100], metavar="K")
+    evaluate.add_argument(
+        "-k",
+        type=_rank,
+        nargs="+",
+        default=[1, 3, 5, 10, 100],
+        metavar="K",
+        help="cut-offs (default: 1 3 5 10 100)",
+    )
 
     encode = command("encode", _encode, "Encode texts with the encoder of a run.")
     encode.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
-    encode.add_argument("texts", metavar="FILE", help="one text a line; - is standard input")
-    encode.add_argument("-o", "--output", required=True, metavar="FILE.npy")
+    encode.add_argument(
+        "texts",
+        metavar="FILE",
+        help="one text a line, - for standard input; the vector of a blank line is 0",
+    )
+    encode.add_argument(
+        "-o", "--output", required=True, metavar="FILE.npy", help="float32 array [n, dim]"
+    )
 
     cluster = command("cluster", _cluster, "Cluster vectors into clusters of equal size.")
     cluster.add_argument("vectors", metavar="FILE.npy", help="float32 or float16 [n, d]")
     sizes = cluster.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--size", type=int, help="rows a cluster")
     sizes.add_argument("--clusters", type=int, help="number of clusters")
-    cluster.add_argument("--seed", type=int, default=0)
+    cluster.add_argument("--seed", type=int, default=0, help="any integer (default: 0)")
     cluster.add_argument("--threads", type=int, default=0, help="0: the CPUs this process may use")
-    cluster.add_argument("-o", "--output", required=True, metavar="FILE.npz")
+    cluster.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE.npz",
+        help="arrays `order` (row ids, cluster after cluster) and `offsets`",
+    )
+
+    command("config", _config, "List every setting with its default and meaning, as TOML.")
 
     demo = command("demo", _demo, "Train on the docstrings of numpy and scipy: no download.")
     demo.add_argument(
@@ -128,7 +216,7 @@ def _train(options: argparse.Namespace) -> None:
     going_on = options.resume and begun.exists() and not (options.config or options.set)
     # Read here for its errors: a mistake in the settings shows before a long read of the data.
     config = Config.load(begun if going_on else options.config, options.set)
-    dataset = ngame.load_dataset(options.data)
+    dataset = _dataset(options.data)
     print(dataset)
     if not going_on:
         points, labels = dataset.train_labels.shape
@@ -142,63 +230,87 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    model = ngame.Model.load(options.run_folder, device="auto")
+    model = _model(options.run_folder)
     drop = None
     if options.data:
-        texts, _, drop = _test_points(ngame.load_dataset(options.data))
+        texts, _, drop = _test_points(_dataset(options.data))
     elif options.texts:
         texts = _read_lines(options.texts)
     else:
         texts = options.text
         if not all(text.strip() for text in texts):
             raise ValueError("--text is empty")
+    k = options.k
+    if k is None and not options.output:
+        k = min(10, len(model.label_texts))
+    rows = [row for row, text in enumerate(texts) if text or options.data]
+    found = model.predict([texts[row] for row in rows], k, scorer=options.scorer, drop=drop)
+    if len(rows) < len(texts):
+        counts = np.zeros(len(texts), np.int64)
+        counts[rows] = np.diff(found.indptr)
+        offsets = np.append(0, np.cumsum(counts))
+        shape = len(texts), found.shape[1]
+        found = sp.csr_matrix((found.data, found.indices, offsets), shape=shape)
     if options.output:
-        found = model.predict(texts, options.k, scorer=options.scorer, drop=drop)
         with atomic_write(options.output) as aside, open(aside, "wb") as file:
             sp.save_npz(file, found)
         print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
-        return
-    k = min(10, len(model.label_texts)) if options.k is None else options.k
-    _print_predictions(model, texts, model.predict(texts, k, scorer=options.scorer, drop=drop))
+    else:
+        _print_predictions(model, texts, found)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
-        model = ngame.Model.load(path, device="auto")
-        texts, truth, drop = _test_points(ngame.load_dataset(options.data))
+        model = _model(path)
+        texts, truth, drop = _test_points(_dataset(options.data))
         k = min(max(options.k), len(model.label_texts))
         scores = model.scores(model.encode(texts), k, drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
-    found = sp.csr_matrix(_load(path, _load_npz))
-    dataset = ngame.load_dataset(options.data)
-    _, truth, drop = _test_points(dataset)
-    weights = metrics.inverse_propensity(dataset.train_labels)
-    scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
+    with _reading():
+        found = sp.csr_matrix(_load(path, _load_npz))
+        dataset = _dataset(options.data)
+        _, truth, drop = _test_points(dataset)
+        weights = metrics.inverse_propensity(dataset.train_labels)
+        scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
+    most = int(np.diff(found.indptr).max())
+    beyond = [str(k) for k in sorted({*options.k}) if min(k, found.shape[1]) > most]
+    if beyond:
+        warnings.warn(
+            f"no row of {path.name} has more than {most} predictions: scores at "
+            f"{', '.join(beyond)} count the missing ones as wrong",
+            stacklevel=2,
+        )
     _print_table({path.name: scored}, every=True)
 
 
 def _encode(options: argparse.Namespace) -> None:
     from ngame.encoders.vectors import to_numpy
 
-    model = ngame.Model.load(options.run_folder, device="auto")
-    vectors = to_numpy(model.encode(_read_lines(options.texts)))
+    model = _model(options.run_folder)
+    texts = _read_lines(options.texts)
+    rows = [row for row, text in enumerate(texts) if text]
+    found = to_numpy(model.encode([texts[row] for row in rows]))
+    vectors = np.zeros((len(texts), found.shape[1]), found.dtype)
+    vectors[rows] = found
     with atomic_write(options.output) as aside, open(aside, "wb") as file:
         np.save(file, vectors)
     print(f"{vectors.shape[0]} vectors of width {vectors.shape[1]}: {options.output}")
 
 
 def _cluster(options: argparse.Namespace) -> None:
-    vectors = _load(Path(options.vectors), partial(np.lib.format.open_memmap, mode="r"))
-    clusters, seconds = _timed(
-        ngame.balanced_clusters,
-        vectors,
-        size=options.size,
-        n_clusters=options.clusters,
-        seed=options.seed,
-        threads=options.threads,
-    )
+    threads = as_threads(options.threads)
+    with _reading():
+        vectors = _load(Path(options.vectors), partial(np.lib.format.open_memmap, mode="r"))
+        clusters, seconds = _timed(
+            ngame.balanced_clusters,
+            vectors,
+            size=options.size,
+            n_clusters=options.clusters,
+            seed=options.seed,
+            threads=threads,
+        )
     clusters.save(options.output)
     sizes = np.diff(clusters.offsets)
     print(
@@ -232,6 +344,17 @@ def _demo(options: argparse.Namespace) -> None:
     print(f'Ask it: ngame predict {options.output} --text "solve a linear system"')
 
 
+def _config(_: argparse.Namespace) -> None:
+    from ngame.config import described
+
+    print(
+        "# The settings of `ngame train` with their defaults. Edit a copy and pass it as --config\n"
+        "# FILE, or pass a single setting as --set encoder.dim=512. Some that are not given are\n"
+        "# chosen by the size of the data instead: epochs, dropout, losses.\n"
+    )
+    print(described(), end="")
+
+
 def _info(_: argparse.Namespace) -> None:
     from ngame import _core
 
@@ -240,7 +363,7 @@ def _info(_: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "SIMD": f"{_core.simd_level()} (of {', '.join(_core.simd_levels())})",
-        "threads": str(len(os.sched_getaffinity(0))),
+        "threads": str(_core.usable_cpus()),
     }
     try:
         import torch
@@ -260,24 +383,43 @@ def _info(_: argparse.Namespace) -> None:
         print(f"{name:8} {value}")
 
 
+def _rank(text: str) -> int:
+    rank = int(text)
+    if rank < 1:
+        raise argparse.ArgumentTypeError(f"{rank} is less than 1")
+    return rank
+
+
+def _model(folder: Any) -> Any:
+    with _reading():
+        return ngame.Model.load(folder, device="auto")
+
+
+def _dataset(path: str) -> ngame.Dataset:
+    with _reading():
+        return ngame.load_dataset(path)
+
+
 def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]:
     if dataset.test_texts is None or dataset.test_labels is None:
-        raise ValueError(f"{dataset.name} has no test points")
+        raise _InputError(f"{dataset.name} has no test points")
     return dataset.test_texts, dataset.test_labels, dataset.drop_test
 
 
 def _read_lines(path: str) -> list[str]:
-    """The lines of a file, or of standard input for "-"; ValueError says which one is at fault."""
-    file = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    lines = []
-    for number, line in enumerate(file.removesuffix(b"\n").split(b"\n"), 1):
+    """The lines of a file, or of standard input for "-", without the space around them."""
+    with _reading():
+        file = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    *lines, last = file.split(b"\n")
+    if last:
+        lines.append(last)
+    texts = []
+    for number, line in enumerate(lines, 1):
         try:
-            lines.append(line.decode("utf8").strip())
+            texts.append(line.decode("utf8").strip())
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None
-        if not lines[-1]:
-            raise ValueError(f"{path}:{number}: the text is empty")
-    return lines
+            raise _InputError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None
+    return texts
 
 
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -294,13 +436,22 @@ def _load_npz(path: Path) -> Any:
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False) -> None:
-    """Metrics in percent, a scorer a row."""
+    """Metrics in percent, a scorer a row; too many columns go into several tables."""
     first = next(iter(rows.values()))
-    columns = list(first) if every else [name for name in _SHOWN if name in first]
-    width = max(len(name) for name in rows)
-    print(" " * width, *(f"{name:>7}" for name in columns))
-    for name, values in rows.items():
-        print(f"{name:{width}}", *(f"{100 * values[column]:7.2f}" for column in columns))
+    names = list(first) if every else [name for name in _SHOWN if name in first]
+    width = min(36, max(len(name) for name in rows))
+    fitting = (_WIDTH - width) // 8
+    family = sum(name.startswith("P@") for name in names)
+    if family <= fitting:  # a table holds whole families: P at every k, N at every k
+        fitting -= fitting % family
+    for start in range(0, len(names), fitting):
+        columns = names[start : start + fitting]
+        if start:
+            print()
+        print(" " * width, *(f"{name:>7}" for name in columns))
+        for name, values in rows.items():
+            scores = (f"{100 * values[column]:7.2f}" for column in columns)
+            print(f"{_short(name, width):{width}}", *scores)
 
 
 def _print_predictions(

@@ -1,11 +1,11 @@
-"""Writing files so that a reader, or a killed process, only ever sees a whole one."""
+"""Writing files whole: a reader sees the old file or the new one, even after a crash."""
 
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +13,33 @@ if TYPE_CHECKING:
     import torch
 
 _ASIDE = ".partial-"
-# The names of what a killed process leaves behind: ours, and those of safetensors' own writing.
+# Names of temporary files: ours, and those of safetensors.
 _LEFTOVERS = (f"{_ASIDE}*", ".tmp??????")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path to write aside; on success it takes the place of `path`, on error it goes.
+    """Give a temporary path to write to. On success it replaces `path`, on error it is removed.
 
-    The name that is given keeps the suffix of `path` and lies in the same folder, so that the final
-    rename stays on one file system. The content is flushed to the disk before the rename.
+    The temporary file is in the folder of `path`, so that the final rename stays on one file
+    system, and has its suffix. It is flushed to the disk before the rename.
 
     Raises
     ------
     OSError
-        The file cannot be written, say because the disk is full; the message names `path`.
+        The file cannot be written, for example on a full disk; the message names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         with open(aside, "rb") as written:
             os.fsync(written.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -47,10 +48,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The same for a folder: it is filled aside and then takes the place of `path`.
+    """The same for a folder: it is filled under a temporary name and then replaces `path`.
 
-    A folder cannot replace a full one in a single step, so an old one is moved away first: a
-    process killed in between leaves no folder, never half of one.
+    A folder cannot replace a full one in one step, so an old one is moved away first. A process
+    that is killed in between leaves no folder, never half of one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing anywhere in `folder` and did not finish."""
+    """Remove the unfinished files and folders that killed processes left anywhere in `folder`."""
     for name in _LEFTOVERS:
         for path in list(folder.rglob(name)):
             if path.is_dir():
@@ -93,27 +94,27 @@ def write_tensors(
     tensors: "Mapping[str, torch.Tensor]",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write contiguous tensors, on any device and free to share memory, in safetensors format."""
-    # Here, since those who write no tensors need not wait for the import.
+    """Write tensors in safetensors format; they may be on any device and share memory."""
+    # Imported here: those who write no tensors do not wait for it.
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    alone: dict[str, torch.Tensor] = {}
+    separate: dict[str, torch.Tensor] = {}
     memory = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
-        # The format refuses two names of one memory, as the tied weights of a module have.
-        place = tensor.untyped_storage().data_ptr()
+        # The format refuses tensors that share memory, such as the tied weights of a module.
+        address = tensor.untyped_storage().data_ptr()
         tensor = tensor.contiguous()
-        alone[name] = tensor.clone() if place in memory else tensor
-        memory.add(place)
+        separate[name] = tensor.clone() if address in memory else tensor
+        memory.add(address)
     path = Path(path)
     with atomic_write(path) as aside:
         try:
-            save_file(alone, aside, None if metadata is None else dict(metadata))
-        except SafetensorError as error:  # which a full disk raises too
+            save_file(separate, aside, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # raised on a full disk too
             raise OSError(str(error)) from error
-        # The library makes files that nobody but the owner reads; this one is like its folder.
+        # The library makes files that only the owner can read; give it its folder's permissions.
         aside.chmod(path.parent.stat().st_mode & 0o666)
 
 

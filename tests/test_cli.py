@@ -74,10 +74,10 @@ def call(capsys):
 def mistake(call, tmp_path):
     """Run a command that fails; its message. Nothing may be written, not even a part."""
 
-    def run_command(*arguments):
+    def run_command(*arguments, status=2):
         before = sorted(tmp_path.rglob("*"))
-        status, _, err = call(*arguments)
-        assert status == 2
+        found, _, err = call(*arguments)
+        assert found == status
         assert "Traceback" not in err
         assert sorted(tmp_path.rglob("*")) == before
         return err
@@ -184,6 +184,33 @@ def test_a_line_is_what_ends_in_a_line_feed(call, run, tmp_path, monkeypatch):
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
+def test_blank_lines_get_empty_results(call, run, tmp_path, monkeypatch):
+    one, two = tiny.dataset().test_texts[:2]
+    alone = [call("predict", run, "--text", text, "-k", 3)[1] for text in (one, two)]
+    raw = f"\n{one}\n \n{two}\n\n".encode()
+    for source in ("-", tmp_path / "texts.txt"):
+        (tmp_path / "texts.txt").write_bytes(raw)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        status, out, err = call("predict", run, "--texts", source, "-k", 3)
+        assert (status, err) == (0, "")
+        assert out == f"\n\n{alone[0]}\n\n{alone[1]}\n\n"
+    found = tmp_path / "found.npz"
+    assert call("predict", run, "--texts", tmp_path / "texts.txt", "-k", 3, "-o", found)[0] == 0
+    assert np.diff(sp.load_npz(found).indptr).tolist() == [0, 3, 0, 3, 0]
+    assert call("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy")[0] == 0
+    x = np.load(tmp_path / "x.npy")
+    assert x.dtype == np.float32
+    assert x.any(axis=1).tolist() == [False, True, False, True, False]
+    np.testing.assert_array_equal(x[[1, 3]], ngame.Model.load(run).encode([one, two]))
+
+
+def test_no_lines_at_all(call, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert call("predict", run, "--texts", "-") == (0, "", "")
+    assert call("encode", run, "-", "-o", tmp_path / "x.npy")[0] == 0
+    assert np.load(tmp_path / "x.npy").shape == (0, 16)
+
+
 @pytest.mark.parametrize("scorer", ["encoder", "classifier", "neighbours", "fused"])
 def test_predict_into_a_file_and_evaluate(call, run, data, tmp_path, scorer):
     path = tmp_path / "found.npz"
@@ -205,6 +232,35 @@ def test_predict_into_a_file_and_evaluate(call, run, data, tmp_path, scorer):
     table = call("evaluate", run, data, "-k", 1, 10)[1].splitlines()
     (line,) = [line for line in table if line.startswith(scorer)]
     assert line.split()[1] == precision
+
+
+def test_evaluate_beyond_what_was_predicted(call, run, data, tmp_path):
+    path = tmp_path / "found.npz"
+    call("predict", run, "--data", data, "-k", 5, "-o", path)
+    assert call("evaluate", path, data, "-k", 1, 5)[2] == ""
+    assert call("evaluate", path, data, "-k", 5, 20, 10)[2] == (
+        "ngame: warning: no row of found.npz has more than 5 predictions: "
+        "scores at 10, 20 count the missing ones as wrong\n"
+    )
+    # All that there are is not too few.
+    call("predict", run, "--data", data, "-k", 24, "--scorer", "encoder", "-o", path)
+    assert call("evaluate", path, data, "-k", 24, 100)[2] == ""
+
+
+def test_tables_fit_100_columns(call, run, data, tmp_path):
+    path = tmp_path / ("a name that is much longer than tables have room for " * 2 + ".npz")
+    call("predict", run, "--data", data, "-o", path)
+    for what in (run, path):
+        for ks in ([1, 3, 5, 10, 100], [1], range(1, 20)):
+            out = call("evaluate", what, data, "-k", *ks)[1]
+            assert max(map(len, out.splitlines())) <= 100
+            headers = " ".join(line for line in out.splitlines() if "@" in line)
+            assert headers.split() == [
+                f"{name}@{k}" for name in ("P", "N", "R", "PSP", "PSN") for k in ks
+            ]
+    # Whole families in each table, where they fit.
+    headers = [line.split() for line in call("evaluate", run, data)[1].splitlines() if "@" in line]
+    assert [len(header) for header in headers] == [10, 10, 5]
 
 
 def test_encode(call, run, data, tmp_path):
@@ -242,9 +298,40 @@ def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
     status, out, _ = call("--help")
     assert status == 0
-    for command in ("train", "predict", "evaluate", "encode", "cluster", "demo", "info"):
+    for code in (0, 1, 2, 3, 4, 130, 141):
+        assert f"\n  {code:<4} " in out
+    for command in ("train", "predict", "evaluate", "encode", "cluster", "config", "demo", "info"):
         assert f"\n    {command} " in out
         assert call(command, "--help")[0] == 0
+    out = call("train", "--help")[1]
+    (example,) = [line for line in out.splitlines() if line.startswith("  ngame train DATA")]
+    settings = re.findall(r"--set (\S+)", example)
+    assert ngame.Config.load(None, settings).encoder.dim == 512
+    assert "ngame config" in out
+
+
+def test_config(call, tmp_path):
+    status, out, err = call("config")
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 100
+    (tmp_path / "mine.toml").write_text(out.replace("#dim = 256", "dim = 64"))
+    config = ngame.Config.load(tmp_path / "mine.toml")
+    assert config == ngame.Config(encoder=ngame.config.EncoderConfig(dim=64))
+
+
+def test_run_as_a_module():
+    command = [sys.executable, "-m", "ngame", "--version"]
+    assert subprocess.check_output(command, text=True) == f"ngame {ngame.__version__}\n"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly():
+    """As `ngame config | head -n 1` does, but with a pipe that is surely closed in time."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ngame", "config"]
+    child = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (child.returncode, child.stderr) == (141, "")
 
 
 def test_demo(call, tmp_path):
@@ -287,7 +374,8 @@ def test_wrong_settings(mistake, data, tmp_path):
     err = mistake("train", data, "-o", output, "--set", "encoder.dims=5")
     assert err == ("ngame: error: there is no setting encoder.dims, did you mean encoder.dim?\n")
     assert "expected key=value" in mistake("train", data, "-o", output, "--set", "seed")
-    assert "no.toml" in mistake("train", data, "-o", output, "--config", tmp_path / "no.toml")
+    err = mistake("train", data, "-o", output, "--config", tmp_path / "no.toml", status=3)
+    assert "no.toml" in err
     assert "device is 'gpu'" in mistake("train", data, "-o", output, "--set", "device=gpu")
     assert "no setting seeds" in mistake("demo", "-o", output, "--set", "seeds=1")
 
@@ -299,36 +387,34 @@ def test_wrong_data(mistake, run, tmp_path):
         ("predict", run, "--data", missing),
         ("evaluate", run, missing),
     ):
-        assert f"{missing}: no such file or folder" in mistake(*arguments)
+        assert f"{missing}: no such file or folder" in mistake(*arguments, status=3)
     (tmp_path / "a.jsonl").write_text('{"text": "a", "labels": ["b"]}\n{"text": \n')
     assert "a.jsonl:2: malformed JSON" in mistake(
-        "train", tmp_path / "a.jsonl", "-o", tmp_path / "run"
+        "train", tmp_path / "a.jsonl", "-o", tmp_path / "run", status=3
     )
     whole = tiny.dataset()
     bare = ngame.Dataset(whole.train_texts, whole.train_labels, whole.label_texts)
     save_dataset(bare, tmp_path / "bare")
-    assert "bare has no test points" in mistake("evaluate", run, tmp_path / "bare")
-    assert "bare has no test points" in mistake("predict", run, "--data", tmp_path / "bare")
+    for arguments in (("evaluate", run), ("predict", run, "--data")):
+        err = mistake(*arguments, tmp_path / "bare", status=3)
+        assert "bare has no test points" in err
 
 
 def test_wrong_texts(mistake, run, tmp_path):
     path, output = tmp_path / "texts.txt", tmp_path / "x.npy"
-    for content, message in (
-        (b"one\n\nthree\n", "texts.txt:2: the text is empty"),
-        (b"", "texts.txt:1: the text is empty"),
-        (b"one\nt\xff\n", "texts.txt:2: not UTF-8 at byte 2"),
-    ):
-        path.write_bytes(content)
-        assert message in mistake("encode", run, path, "-o", output)
-        assert message in mistake("predict", run, "--texts", path)
+    path.write_bytes(b"one\nt\xff\n")
+    for arguments in (("encode", run, path, "-o", output), ("predict", run, "--texts", path)):
+        assert "texts.txt:2: not UTF-8 at byte 2" in mistake(*arguments, status=3)
     assert "--text is empty" in mistake("predict", run, "--text", "a", "--text", " ")
-    assert "nothing.txt" in mistake("encode", run, tmp_path / "nothing.txt", "-o", output)
+    err = mistake("encode", run, tmp_path / "nothing.txt", "-o", output, status=3)
+    assert "nothing.txt" in err
 
 
 def test_wrong_numbers(mistake, run):
     for k, message in ((0, "k is 0"), (25, "k is 25, items has only 24"), (-1, "k is -1")):
         assert message in mistake("predict", run, "--text", "ba", "-k", k)
     assert "invalid int value: 'x'" in mistake("predict", run, "--text", "ba", "-k", "x")
+    assert "argument -k: 0 is less than 1" in mistake("evaluate", run, "data", "-k", 1, 0)
 
 
 def test_not_a_run(mistake, data, tmp_path):
@@ -338,22 +424,22 @@ def test_not_a_run(mistake, data, tmp_path):
         ("evaluate", tmp_path / "empty", data),
         ("encode", tmp_path / "nowhere", "texts.txt", "-o", tmp_path / "x.npy"),
     ):
-        assert "holds no finished run" in mistake(*arguments)
+        assert "holds no finished run" in mistake(*arguments, status=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00"])
 def test_damaged_arrays(mistake, data, tmp_path, content):
     path = tmp_path / "damaged"
     path.write_bytes(content)
-    assert f"{path} cannot be read" in mistake("evaluate", path, data)
     output = tmp_path / "c.npz"
-    assert f"{path} cannot be read" in mistake("cluster", path, "--size", 2, "-o", output)
+    for arguments in (("evaluate", path, data), ("cluster", path, "--size", 2, "-o", output)):
+        assert f"{path} cannot be read" in mistake(*arguments, status=3)
 
 
 def test_wrong_arrays(mistake, data, tmp_path):
     sp.save_npz(tmp_path / "p.npz", sp.csr_matrix(np.ones((60, 5), np.float32)))
     assert "truth has shape (60, 24), predictions has (60, 5)" in mistake(
-        "evaluate", tmp_path / "p.npz", data
+        "evaluate", tmp_path / "p.npz", data, status=3
     )
     output = tmp_path / "c.npz"
     x = np.ones((5, 2), np.float32)
@@ -365,27 +451,32 @@ def test_wrong_arrays(mistake, data, tmp_path):
         (np.array([{}]), "cannot be read"),
     ):
         np.save(tmp_path / "x.npy", array, allow_pickle=True)
-        assert message in mistake("cluster", tmp_path / "x.npy", "--size", 2, "-o", output)
+        arguments = "cluster", tmp_path / "x.npy", "--size", 2, "-o", output
+        assert message in mistake(*arguments, status=3)
     np.save(tmp_path / "x.npy", np.ones((5, 2), np.float32))
     assert "size is 6, x has only 5 rows" in mistake(
-        "cluster", tmp_path / "x.npy", "--size", 6, "-o", output
+        "cluster", tmp_path / "x.npy", "--size", 6, "-o", output, status=3
     )
+    err = mistake("cluster", tmp_path / "x.npy", "--size=2", "--threads=5000", "-o", output)
+    assert "threads is 5000, expected at most 1024" in err
 
 
 def test_damaged_run(mistake, call, data, tmp_path):
     assert call("train", data, "-o", tmp_path / "run", *SETS)[0] == 0
     with open(tmp_path / "run" / "vectors.safetensors", "r+b") as file:
         file.truncate(100)
-    assert mistake("predict", tmp_path / "run", "--text", "a").startswith("ngame: error: ")
+    err = mistake("predict", tmp_path / "run", "--text", "a", status=3)
+    assert err.startswith("ngame: error: ")
 
 
 def test_output_that_cannot_be_written(mistake, run, tmp_path):
     (tmp_path / "texts.txt").write_text("ba\n")
     (tmp_path / "x.npy").mkdir()
-    err = mistake("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy")
+    err = mistake("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy", status=4)
     assert "x.npy cannot be written" in err
     (tmp_path / "file").touch()
-    assert "file" in mistake("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "file/x.npy")
+    output = tmp_path / "file" / "x.npy"
+    assert "file" in mistake("encode", run, tmp_path / "texts.txt", "-o", output, status=4)
 
 
 def test_stopped_by_hand(call, data, tmp_path, monkeypatch):

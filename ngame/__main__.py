@@ -1,0 +1,7 @@
+"""``python -m ngame``."""
+
+import sys
+
+from ngame.cli import main
+
+sys.exit(main())
