@@ -14,10 +14,6 @@ Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 """A CSR pattern as the core takes it: indptr, indices (both int32 or both int64), columns."""
 
 
-# More threads than this are never started, whatever is asked for; the core has the same limit.
-_MOST_THREADS = 1024
-
-
 def on_gpu(value: Any) -> bool:
     """Whether an array or tensor lies on a CUDA device; found out without importing its library."""
     device = getattr(value, "device", None)
@@ -175,7 +171,7 @@ def as_cutoffs(ks: Iterable[Any]) -> list[int]:
 
 
 MAX_THREADS = 1024
-"""Most threads of a call. More than the machine has CPUs take memory and gain nothing."""
+"""Most threads of a call, as in the core. More than the machine has CPUs gain nothing."""
 
 
 def as_threads(threads: Any) -> int:

