@@ -1,0 +1,47 @@
+# All ints named for arrays are addresses on the device; ngame/cuda.py has checked what lies there.
+from collections.abc import Callable, Sequence
+
+_Where = tuple[int, int, Callable[[int], int]]  # device, stream, allocate(bytes) -> address
+# address, rows, columns, elements from one row to the next, "f32", "f16" or "bf16"
+_Dense = tuple[int, int, int, int, str]
+# indptr, indices, rows, columns, stored entries, whether the ids are int64
+_Csr = tuple[int, int, int, int, int, bool]
+_Pattern = tuple[int, int, int]  # indptr, indices, stored entries
+
+architectures: str
+
+def devices() -> tuple[int, str]: ...
+def balanced_clusters(
+    where: _Where,
+    x: _Dense,
+    offsets: Sequence[int],
+    seed: int,
+    max_iterations: int,
+    order: int,
+) -> None: ...
+def evaluate(
+    where: _Where,
+    predictions: _Csr,
+    scores: int,
+    scores_are_double: bool,
+    truth: _Csr,
+    drop: _Csr | None,
+    inverse_propensity: int,
+    ks: Sequence[int],
+) -> dict[str, list[float]]: ...
+def in_batch_positives(
+    where: _Where, labels: _Csr, rows: int, row_count: int, columns: int, column_count: int
+) -> _Pattern: ...
+def label_pool(
+    where: _Where, labels: _Csr, rows: int, row_count: int
+) -> tuple[int, int, _Pattern]: ...
+def topk(
+    where: _Where,
+    queries: _Dense,
+    items: _Dense,
+    drop: _Csr | None,
+    k: int,
+    cosine: bool,
+    scores: int,
+    ids: int,
+) -> None: ...
