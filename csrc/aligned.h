@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace ngame {
 
-// On cache line borders: a load of a whole vector then never straddles two lines.
+// On cache line borders: a load of a whole vector then never straddles two lines. Elements that a
+// vector grows by have no value until they are given one: it would be written twice.
 template <class Element>
 struct Aligned {
   using value_type = Element;
@@ -20,6 +22,14 @@ struct Aligned {
     return static_cast<Element*>(::operator new(count * sizeof(Element), kLine));
   }
   void deallocate(Element* memory, size_t) { ::operator delete(memory, kLine); }
+  template <class Other>
+  void construct(Other* place) {
+    ::new (static_cast<void*>(place)) Other;
+  }
+  template <class Other, class... Arguments>
+  void construct(Other* place, Arguments&&... arguments) {
+    ::new (static_cast<void*>(place)) Other(std::forward<Arguments>(arguments)...);
+  }
   bool operator==(const Aligned&) const = default;
 };
 template <class Element>

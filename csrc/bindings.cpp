@@ -239,11 +239,45 @@ py::tuple separate_(const Array<int32_t>& rows, const KeyArrays& keys, int64_t b
       compute([&](Cancel& cancel) { return separate(span_of(rows), *view, batch_size, cancel); }));
 }
 
-py::tuple topk_(const py::array& queries, const py::array& items, int64_t k, bool cosine,
+// Prepared items as their arrays: (norms, longest, panels, weights, errors, lengths).
+using Prepared =
+    std::tuple<Array<double>, double, Array<uint32_t>, Array<float>, Array<float>, Array<float>>;
+
+py::tuple prepare_items_(const py::array& items, bool cosine, int threads) {
+  const MatrixView view = matrix_view(items, "items");
+  PreparedItems prepared = compute(
+      [&](Cancel& cancel) { return prepare_items(view, cosine, thread_count(threads), cancel); });
+  return py::make_tuple(
+      to_numpy(std::move(prepared.norms)), prepared.longest,
+      to_numpy(std::move(prepared.codes.panels)), to_numpy(std::move(prepared.codes.weights)),
+      to_numpy(std::move(prepared.codes.errors)), to_numpy(std::move(prepared.codes.lengths)));
+}
+
+PreparedView prepared_view(const Prepared& prepared, const MatrixView& items) {
+  const auto& [norms, longest, panels, weights, errors, lengths] = prepared;
+  constexpr auto kPanel = static_cast<int64_t>(kPanelItems);
+  const int64_t count = (items.rows + kPanel - 1) / kPanel;
+  const int64_t words = Coding::in_bytes(items.cols).words;
+  PreparedView view{norms.data(), longest, std::nullopt};
+  if (panels.size() > 0) {
+    view.codes = {panels.data(), weights.data(), errors.data(), lengths.data(), 0, items.rows};
+  }
+  if (norms.size() != items.rows ||
+      (view.codes && (panels.size() != count * kPanel * words || weights.size() != count * kPanel ||
+                      errors.size() != count || lengths.size() != count))) {
+    throw std::invalid_argument("prepared does not belong to items");
+  }
+  return view;
+}
+
+py::tuple topk_(const py::array& queries, const py::array& items,
+                const std::optional<Prepared>& prepared, int64_t k, bool cosine,
                 const std::optional<Csr>& drop, int threads) {
   const MatrixView query_view = matrix_view(queries, "queries");
   const MatrixView item_view = matrix_view(items, "items");
   const TopkParams params{k, cosine, thread_count(threads)};
+  std::optional<PreparedView> kept;
+  if (prepared) kept = prepared_view(*prepared, item_view);
   py::array_t<float> scores({query_view.rows, k});
   py::array_t<int32_t> ids({query_view.rows, k});
   float* const scores_out = scores.mutable_data();
@@ -252,7 +286,8 @@ py::tuple topk_(const py::array& queries, const py::array& items, int64_t k, boo
     std::optional<CsrView<decltype(index)>> pairs;
     if (drop) pairs = csr_view<decltype(index)>(*drop, "drop");
     compute([&](Cancel& cancel) {
-      topk(query_view, item_view, pairs ? &*pairs : nullptr, params, cancel, scores_out, ids_out);
+      topk(query_view, item_view, kept ? &*kept : nullptr, pairs ? &*pairs : nullptr, params,
+           cancel, scores_out, ids_out);
     });
   };
   drop ? with_index(*drop, search) : search(int32_t{});
@@ -421,8 +456,9 @@ PYBIND11_MODULE(_core, m) {
         py::arg("keys").noconvert(), py::arg("seed"));
   m.def("separate", &separate_, py::arg("rows").noconvert(), py::arg("keys").noconvert(),
         py::arg("batch_size"));
-  m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("k"), py::arg("cosine"),
-        py::arg("drop"), py::arg("threads"));
+  m.def("prepare_items", &prepare_items_, py::arg("items"), py::arg("cosine"), py::arg("threads"));
+  m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("prepared").noconvert(),
+        py::arg("k"), py::arg("cosine"), py::arg("drop"), py::arg("threads"));
   m.def("pair_scores", &pair_scores_, py::arg("queries"), py::arg("items"), py::arg("pairs"),
         py::arg("cosine"), py::arg("threads"));
   m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"), py::arg("rows").noconvert(),

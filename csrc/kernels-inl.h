@@ -345,13 +345,13 @@ inline int32_t collect(const Vector* values, float limit, int32_t first_id, floa
 }
 
 // The end of either tile: `sums` become values, and the candidates are kept.
-template <class Sums>
-inline int32_t finish_tile(const Sums (&sums)[kTileQueries][2], const float* weights,
+template <size_t kQueries, class Sums>
+inline int32_t finish_tile(const Sums (&sums)[kQueries][2], const float* weights,
                            const float* limits, int32_t first_id, const Candidates& out) {
   const Vector weight[2] = {load(weights), load(weights + kWidth)};
   int32_t most = 0;
 #pragma GCC unroll 16
-  for (size_t query = 0; query < kTileQueries; ++query) {
+  for (size_t query = 0; query < kQueries; ++query) {
     const Vector values[2] = {__builtin_convertvector(sums[query][0], Vector) * weight[0],
                               __builtin_convertvector(sums[query][1], Vector) * weight[1]};
     const size_t row = query * out.stride;
@@ -363,94 +363,133 @@ inline int32_t finish_tile(const Sums (&sums)[kTileQueries][2], const float* wei
   return most;
 }
 
-int32_t score_tile(const void* queries, const void* items, size_t words, const float* weights,
-                   const float* limits, int32_t first_id, const Candidates& out) {
-  const auto* query_words = static_cast<const float*>(queries);
-  const auto* item_words = static_cast<const float*>(items);
-  Vector sums[kTileQueries][2];
-  for (size_t query = 0; query < kTileQueries; ++query) {
-    sums[query][0] = sums[query][1] = broadcast(query_words[query]);
+// Products of floats, and of codes: how `sum` takes up a word of items and one of a query.
+struct FloatProducts {
+  using Word = float;
+  using Sums = Vector;
+  static Sums start(Word word) { return broadcast(word); }
+  static void add(Sums& sum, const Word* items, Word query) {
+    sum += broadcast(query) * load(items);
   }
-  for (size_t word = 0; word < words; ++word) {
-    query_words += kTileQueries;
-    const Vector first = load(item_words);
-    const Vector second = load(item_words + kWidth);
-#pragma GCC unroll 16
-    for (size_t query = 0; query < kTileQueries; ++query) {
-      const Vector value = broadcast(query_words[query]);
-      sums[query][0] += value * first;
-      sums[query][1] += value * second;
-    }
-    item_words += kTileItems;
-  }
-  return finish_tile(sums, weights, limits, first_id, out);
-}
+};
 
+typedef int32_t Integers __attribute__((vector_size(NGAME_VECTOR_BYTES)));
+
+#if NGAME_VECTOR_BYTES >= 32
+// Unsigned codes of items by signed codes of queries, added up in fours.
+struct CodeProducts {
+  using Word = int32_t;
+  using Sums = Integers;
+  static Sums start(Word word) { return word - Sums{}; }
+#if NGAME_VECTOR_BYTES == 64
+  static void add(Sums& sum, const Word* items, Word query) {
+    const __m512i codes = _mm512_loadu_si512(items);
+    const __m512i with = _mm512_set1_epi32(query);
 #ifdef __AVX512VNNI__
-// One instruction multiplies 64 unsigned by 64 signed codes and adds them up in fours.
-typedef int32_t Sums __attribute__((vector_size(64)));
+    sum = reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), codes, with));
+#else
+    const __m512i pairs = _mm512_maddubs_epi16(codes, with);
+    sum += reinterpret_cast<Sums>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+  }
+#else
+  static void add(Sums& sum, const Word* items, Word query) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items));
+    const __m256i pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(query));
+    sum += reinterpret_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+#endif
+};
+#endif
 
-int32_t code_tile(const void* queries, const void* items, size_t words, const float* weights,
-                  const float* limits, int32_t first_id, const Candidates& out) {
-  const auto* query_words = static_cast<const int32_t*>(queries);
-  const auto* item_words = static_cast<const int32_t*>(items);
-  Sums sums[kTileQueries][2];
+template <size_t kQueries, class Products>
+int32_t tile_of(const void* queries, const void* items, size_t words, const float* weights,
+                const float* limits, int32_t first_id, const Candidates& out) {
+  using Word = typename Products::Word;
+  const auto* query_words = static_cast<const Word*>(queries);
+  const auto* item_words = static_cast<const Word*>(items);
+  typename Products::Sums sums[kQueries][2];
 #pragma GCC unroll 16
-  for (size_t query = 0; query < kTileQueries; ++query) {
-    sums[query][0] = sums[query][1] = query_words[query] - Sums{};
+  for (size_t query = 0; query < kQueries; ++query) {
+    sums[query][0] = sums[query][1] = Products::start(query_words[query]);
   }
   for (size_t word = 0; word < words; ++word) {
     query_words += kTileQueries;
-    const __m512i first = _mm512_loadu_si512(item_words);
-    const __m512i second = _mm512_loadu_si512(item_words + kWidth);
 #pragma GCC unroll 16
-    for (size_t query = 0; query < kTileQueries; ++query) {
-      const __m512i value = _mm512_set1_epi32(query_words[query]);
-      Sums* const sum = sums[query];
-      sum[0] = reinterpret_cast<Sums>(
-          _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[0]), first, value));
-      sum[1] = reinterpret_cast<Sums>(
-          _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[1]), second, value));
+    for (size_t query = 0; query < kQueries; ++query) {
+      Products::add(sums[query][0], item_words, query_words[query]);
+      Products::add(sums[query][1], item_words + kWidth, query_words[query]);
     }
-    item_words += kTileItems;
+    item_words += kPanelItems;
   }
   return finish_tile(sums, weights, limits, first_id, out);
 }
 
-float encode(const float* row, size_t dim, int8_t* codes, float* scale, int32_t* sum) {
-  Vector largest{};
-  for (size_t at = 0; at < dim; at += kWidth) {
-    const Vector part = dim - at < kWidth ? load_part(row + at, dim - at) : load(row + at);
-    const Vector size = part < 0 ? -part : part;
-    largest = size > largest ? size : largest;
+// Few queries are not made to pay for sums that nobody asked for.
+template <class Products>
+int32_t tile(const void* queries, size_t query_count, const void* items, size_t words,
+             const float* weights, const float* limits, int32_t first_id, const Candidates& out) {
+  auto* chosen = tile_of<kTileQueries, Products>;
+  if (query_count <= 1) {
+    chosen = tile_of<1, Products>;
+  } else if (query_count <= 2) {
+    chosen = tile_of<2, Products>;
+  } else if (query_count <= 4) {
+    chosen = tile_of<4, Products>;
+#if NGAME_VECTOR_BYTES == 64
+  } else if (query_count <= 8) {
+    chosen = tile_of<8, Products>;
+#endif
   }
-  float most = 0;
-  for (size_t lane = 0; lane < kWidth; ++lane) most = largest[lane] > most ? largest[lane] : most;
-  *scale = most / 127;
+  return chosen(queries, items, words, weights, limits, first_id, out);
+}
+
+#if NGAME_VECTOR_BYTES >= 32
+constexpr Tile code_tile = tile<CodeProducts>;
+#else
+constexpr Tile code_tile = nullptr;
+#endif
+#if NGAME_VECTOR_BYTES >= 32 && !defined(__AVX512VNNI__)
+// Two products are added up in 16 bits: 2 * 255 * 64 is less than 2^15.
+constexpr int32_t kQueryCodes = 64;
+#else
+constexpr int32_t kQueryCodes = 127;
+#endif
+
+float encode(const float* row, size_t dim, int32_t most, int8_t* codes, float* scale,
+             int32_t* sum) {
+  typedef int8_t Codes __attribute__((vector_size(NGAME_VECTOR_BYTES / 4)));
+  Vector sizes{};
+  for (size_t column = 0; column < dim; column += kWidth) {
+    const Vector part = load_up_to(row, column, dim);
+    const Vector size = part < 0 ? -part : part;
+    sizes = size > sizes ? size : sizes;
+  }
+  float largest = 0;
+  for (size_t lane = 0; lane < kWidth; ++lane) {
+    largest = sizes[lane] > largest ? sizes[lane] : largest;
+  }
+  *scale = largest / static_cast<float>(most);
   const Vector step = broadcast(*scale);
-  const Vector inverse = broadcast(most > 0 ? 127 / most : 0.0f);
+  const Vector inverse = broadcast(largest > 0 ? static_cast<float>(most) / largest : 0.0f);
   // Adding it pushes all bits below the units out, rounded.
   const Vector shift = broadcast(0x1.8p23f);
   Vector distance{};
-  Sums total{};
-  for (size_t at = 0; at < dim; at += kWidth) {
-    const Vector part = dim - at < kWidth ? load_part(row + at, dim - at) : load(row + at);
+  Integers total{};
+  for (size_t column = 0; column < dim; column += kWidth) {
+    const Vector part = load_up_to(row, column, dim);
     const Vector nearest = (part * inverse + shift) - shift;
     const Vector rest = part - nearest * step;
     distance += rest * rest;
-    const Sums code = __builtin_convertvector(nearest, Sums);
+    const Integers code = __builtin_convertvector(nearest, Integers);
     total += code;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + at),
-                     _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(code)));
+    const Codes narrow = __builtin_convertvector(code, Codes);
+    __builtin_memcpy(codes + column, &narrow, sizeof(narrow));
   }
   *sum = 0;
   for (size_t lane = 0; lane < kWidth; ++lane) *sum += total[lane];
   return sum_lanes(distance);
 }
-#else
-constexpr Tile code_tile = nullptr;
-constexpr float (*encode)(const float*, size_t, int8_t*, float*, int32_t*) = nullptr;
-#endif
 
 // Doubles: half as many a vector.
 typedef double Wide __attribute__((vector_size(NGAME_VECTOR_BYTES)));
@@ -492,10 +531,27 @@ double dot(const Element* row, const double* direction, size_t dim) {
 
 extern const Kernels table;
 const Kernels table = {
-    NGAME_TEXT(NGAME_ISA),  project<float>,    project<uint16_t>, pack<float>, pack<uint16_t>,
-    project_packed,         accumulate_packed, extremes,          count_below, squared_norm<float>,
-    squared_norm<uint16_t>, scale<float>,      scale<uint16_t>,   dot<float>,  dot<uint16_t>,
-    kTileQueries,           kTileItems,        score_tile,        code_tile,   encode,
+    NGAME_TEXT(NGAME_ISA),
+    project<float>,
+    project<uint16_t>,
+    pack<float>,
+    pack<uint16_t>,
+    project_packed,
+    accumulate_packed,
+    extremes,
+    count_below,
+    squared_norm<float>,
+    squared_norm<uint16_t>,
+    scale<float>,
+    scale<uint16_t>,
+    dot<float>,
+    dot<uint16_t>,
+    kTileQueries,
+    kTileItems,
+    tile<FloatProducts>,
+    code_tile,
+    kQueryCodes,
+    encode,
 };
 
 }  // namespace ngame::NGAME_ISA

@@ -15,12 +15,19 @@ struct Candidates {
   int32_t* counts;
 };
 
-// Rows come interleaved, in words of one float or four codes: word w of item i stands at
-// items[w * tile_items + i]. Codes of items are offset by 128. The queries' first word is where
-// the sum starts. The value of query q and item i is (start + sum of products) * weights[i]; it is
-// a candidate, with id first_id + i, if above limits[q]. Returns the largest of the counts.
-using Tile = int32_t (*)(const void* queries, const void* items, size_t words, const float* weights,
-                         const float* limits, int32_t first_id, const Candidates& out);
+// Items of a search come in panels of so many, their words interleaved.
+constexpr size_t kPanelItems = 32;
+
+// A word is one float, or four 8-bit codes. `items` points to the first of tile_items items of a
+// panel: word w of item i stands at items[w * kPanelItems + i]. Codes of items are offset by 128.
+// Word w of query q stands at queries[(w + 1) * tile_queries + q], and before these stand the
+// numbers that the sums start from. The value of query q and item i is
+// (start + sum of products) * weights[i]; it is a candidate, with id first_id + i, if above
+// limits[q]. Only the first query_count queries, at most tile_queries, are looked at; the others,
+// and their limits, must be readable, and so must be the counts. Returns the largest of the counts.
+using Tile = int32_t (*)(const void* queries, size_t query_count, const void* items, size_t words,
+                         const float* weights, const float* limits, int32_t first_id,
+                         const Candidates& out);
 
 // Packed rows are zero-padded to a multiple of this many elements: whole cache lines.
 constexpr size_t kPackedUnit = 32;
@@ -83,16 +90,18 @@ struct Kernels {
 
   // Approximate products of tile_queries x tile_items rows, of which those above their query's
   // limit are appended to its candidates. score_tile is the one on floats; code_tile, on 8-bit
-  // codes, is null at levels where it would not be faster.
+  // codes, is null at levels where it would not be faster. It takes codes of queries from
+  // -query_codes to query_codes.
   size_t tile_queries;
   size_t tile_items;
   Tile score_tile;
   Tile code_tile;
+  int32_t query_codes;
 
-  // The nearest row of whole multiples of *scale, as codes from -127 to 127 with zeros up to a
-  // multiple of 16; null where code_tile is. Returns the square of the distance. *sum is that of
-  // the codes.
-  float (*encode)(const float* row, size_t dim, int8_t* codes, float* scale, int32_t* sum);
+  // The nearest row of whole multiples of *scale, as codes from -largest to largest with zeros up
+  // to a multiple of 16. Returns the square of the distance. *sum is that of the codes.
+  float (*encode)(const float* row, size_t dim, int32_t largest, int8_t* codes, float* scale,
+                  int32_t* sum);
 };
 
 // The table in use: the best that this machine can run, unless NGAME_SIMD or `set_simd_level` chose

@@ -10,36 +10,34 @@
 
 namespace ngame {
 
+// The norm of every row, in double. Throws std::invalid_argument naming the first row with NaN or
+// infinity.
+std::vector<double> norms_of(const MatrixView& matrix, int threads, Cancel& cancel);
+
+// A matrix and the norms of its rows.
+struct Rows {
+  MatrixView matrix;
+  const double* norms;
+
+  double longest() const;  // 0 without rows
+};
+
 // Scores pairs from the rows themselves, in double. One score is the same whoever asks for it.
 class Scorer {
  public:
-  // Throws std::invalid_argument naming the first row with NaN or infinity, or where products of
-  // the two matrices may overflow float.
-  Scorer(const MatrixView& queries, const MatrixView& items, bool cosine, int threads,
-         Cancel& cancel);
+  // `longest` is the largest norm of the items. Throws std::invalid_argument where products of the
+  // two matrices may overflow float.
+  Scorer(const Rows& queries, const Rows& items, double longest, bool cosine);
 
-  // 0 for those whose cosines are to be 0.
-  double query_norm(int64_t row) const { return query_norms_[static_cast<size_t>(row)]; }
-  double item_norm(int64_t row) const { return item_norms_[static_cast<size_t>(row)]; }
-  // The longest item's norm; 1 where rows are divided by theirs.
-  double longest() const { return longest_; }
+  // A query in double, as `score` takes it.
+  void widen(int64_t query, std::vector<float>& narrow, std::vector<double>& wide) const;
 
-  // A query's row in double, by way of float.
-  static void widen(const MatrixView& queries, int64_t row, std::vector<float>& narrow,
-                    std::vector<double>& wide);
-
-  // The score of an item and the query `row`, which is widened already.
-  float operator()(int64_t row, const std::vector<double>& wide, int64_t item) const;
+  float score(int64_t query, const std::vector<double>& wide, int64_t item) const;
 
  private:
-  double product(const MatrixView& matrix, int64_t row, const double* with) const;
-  std::vector<double> norms(const MatrixView& matrix, int threads, Cancel& cancel) const;
-
-  const Kernels& use_ = kernels();
-  const MatrixView& items_;
+  const Rows queries_, items_;
   const bool cosine_;
-  const std::vector<double> query_norms_, item_norms_;
-  double longest_ = 1;
+  const Kernels& use_ = kernels();
 };
 
 // scores[e] is the score of the query and the item of stored entry e of `pairs`, [queries, items],

@@ -5,6 +5,14 @@ import numpy.typing as npt
 
 _Csr = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 _Keys = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], int]
+_Prepared = tuple[
+    npt.NDArray[np.float64],
+    float,
+    npt.NDArray[np.uint32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+]
 _Sparse = tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]
 
 __version__: str
@@ -55,9 +63,11 @@ def group_order(
 def separate(
     rows: npt.NDArray[np.int32], keys: _Keys, batch_size: int
 ) -> tuple[npt.NDArray[np.int32], int]: ...
+def prepare_items(items: npt.NDArray[Any], cosine: bool, threads: int) -> _Prepared: ...
 def topk(
     queries: npt.NDArray[Any],
     items: npt.NDArray[Any],
+    prepared: _Prepared | None,
     k: int,
     cosine: bool,
     drop: _Csr | None,

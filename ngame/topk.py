@@ -80,7 +80,7 @@ def topk_arrays(
     dropped: Pattern | None = None
     if drop is not None:
         dropped = pattern(as_pairs(drop, "drop", (len(queries), len(items))))
-    return _core.topk(queries, items, k, cosine, dropped, as_threads(threads))
+    return _core.topk(queries, items, None, k, cosine, dropped, as_threads(threads))
 
 
 def pair_scores(
