@@ -36,8 +36,8 @@ constexpr int64_t kPairsPerScore = 16;
 constexpr int64_t kProductsPerThread = int64_t{1} << 20;
 // A range of items has so many for each that is wanted: the first ones are all scored.
 constexpr int64_t kItemsPerWanted = 32;
-// Panels between two looks at whether to go on.
-constexpr int64_t kPanelsPerCheck = 64;
+// Products between two looks at whether to go on.
+constexpr int64_t kProductsPerCheck = int64_t{1} << 20;
 constexpr auto kPanel = static_cast<int64_t>(kPanelItems);
 // Scores are -1 or more in the units of the filter: a bound that lets all items pass.
 constexpr double kNoBound = -2;
@@ -236,11 +236,13 @@ class Search {
     const Tile tile = coding.bytes ? use_.code_tile : use_.score_tile;
     const int64_t most_scored = job.queries * (item_count_ / ranges_ / kPairsPerScore);
     const int64_t row_words = (coding.words + 1) * tile_queries_;
+    const int64_t panel_products = kPanel * job.queries * std::max<int64_t>(cols_, 1);
+    const int64_t panels_per_check = divided_up(kProductsPerCheck, panel_products);
     begin(job, coding, scratch);
     const int64_t last_panel = divided_up(end - codes.first, kPanel);
     int64_t panel = (job.next - codes.first) / kPanel;
     for (; panel < last_panel; ++panel) {
-      if (panel % kPanelsPerCheck == 0) cancel_.check();
+      if (panel % panels_per_check == 0) cancel_.check();
       const float error = codes.errors[panel];
       const float length = codes.lengths[panel];
       for (size_t query = 0; query < static_cast<size_t>(job.queries); ++query) {

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ngame.shortlist import drop_pairs as drop_pairs
     from ngame.shortlist import keep_topk as keep_topk
     from ngame.shortlist import merge as merge
+    from ngame.topk import ExactIndex as ExactIndex
     from ngame.topk import topk as topk
     from ngame.topk import topk_arrays as topk_arrays
     from ngame.training.loops import train as train
@@ -59,6 +60,7 @@ _HOMES = {
     "Dataset": "ngame.data.dataset",
     "EmbeddingBank": "ngame.encoders.bank",
     "Encoder": "ngame.encoders.base",
+    "ExactIndex": "ngame.topk",
     "GroupBatchSampler": "ngame.batches",
     "Model": "ngame.prediction.model",
     "NeighbourBatchSampler": "ngame.batches",

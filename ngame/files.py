@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 _ASIDE = ".partial-"
@@ -116,6 +117,77 @@ def write_tensors(
             raise OSError(str(error)) from error
         # The library makes files that only the owner can read; give it its folder's permissions.
         aside.chmod(path.parent.stat().st_mode & 0o666)
+
+
+# Types of arrays, by the names that safetensors has for them.
+_DTYPES = {"U8": "<u1", "U32": "<u4", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_ALIGNMENT = 64
+_BLOCK_BYTES = 1 << 26
+
+
+def write_arrays(
+    path: str | os.PathLike[str],
+    arrays: "Mapping[str, npt.NDArray[Any]]",
+    metadata: Mapping[str, str],
+) -> None:
+    """Write arrays in safetensors format, in their order and without a copy in memory.
+
+    That library's own function for NumPy copies all arrays first. The first one begins at a
+    multiple of 64 bytes.
+    """
+    import numpy as np
+
+    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        shape = list(array.shape)
+        header[name] = {"dtype": names[array.dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    with atomic_write(path) as aside, open(aside, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            rows = max(1, _BLOCK_BYTES // max(1, array[:1].nbytes))
+            for first in range(0, len(array), rows):
+                file.write(np.ascontiguousarray(array[first : first + rows]).data)
+
+
+def map_arrays(
+    path: str | os.PathLike[str],
+) -> "tuple[dict[str, npt.NDArray[Any]], dict[str, str]]":
+    """Map the arrays of a file in safetensors format into memory, and read its metadata.
+
+    Raises
+    ------
+    ValueError
+        The file is no such file, or cut short; the message names it.
+    """
+    import numpy as np
+
+    try:
+        if os.path.getsize(path) < 8:
+            raise ValueError("it is too short")
+        content = np.memmap(path, np.uint8, "r")
+        begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        if begin > len(content):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(content[8:begin].tobytes())
+        metadata = header.pop("__metadata__", {})
+        arrays, last = {}, 0
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            if not 0 <= first <= last <= len(content) - begin:
+                raise ValueError(f"{name} reaches beyond the end of the file")
+            part = content[begin + first : begin + last].view(np.ndarray)
+            arrays[name] = part.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if begin + last != len(content):
+            raise ValueError("there is more behind its arrays")
+        return arrays, {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        message = f"{os.fspath(path)} is not a whole file in safetensors format: {error}"
+        raise ValueError(message) from error
 
 
 def _aside(path: Path) -> Path:

@@ -1,5 +1,7 @@
 """Exact search: the items with the highest cosine or dot product."""
 
+import os
+import zlib
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +15,17 @@ from ngame.arrays import (
     as_pairs,
     as_threads,
     new_csr,
+    on_gpu,
     pattern,
 )
 from ngame.dispatch import dispatched
+from ngame.files import map_arrays, write_arrays
 
 Metric = Literal["cosine", "dot"]
+_Arrays = dict[str, npt.NDArray[Any]]
+
+# Of a file of `ExactIndex.save`. The number changes where older readers would misread the arrays.
+_FORMAT = "ngame.ExactIndex 1"
 
 
 @dispatched
@@ -73,14 +81,162 @@ def topk_arrays(
     >>> ids.tolist()
     [[0], [1]]
     """
-    queries, items, cosine = _searched(queries, items, metric)
+    items, cosine = _as_items(items, metric)
+    return _search(queries, items, None, k, cosine, drop, threads)
+
+
+class ExactIndex:
+    """Items prepared once for many searches: `topk_arrays` without what it does anew at each call.
+
+    Kept beside the rows, which are not copied, are their norms and 8-bit codes: about a quarter of
+    the bytes of float32 rows, half of those of float16. Searches from several threads, and in
+    forked processes, are safe. The rows must not change while the index is in use.
+
+    Parameters
+    ----------
+    items : float32 or float16 array of shape [m, d]
+        On the host. Copied only if the elements of a row are not contiguous.
+    metric : "cosine" or "dot"
+        The cosine of a zero row with anything is 0.
+    threads : int
+        0 means the CPUs this process may use.
+
+    Raises
+    ------
+    TypeError
+        Another dtype than float32 and float16, or a CUDA tensor.
+    ValueError
+        `items` has not two dimensions, `metric` is unknown, or a row (the first is named) has NaN
+        or infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> index = ExactIndex(np.eye(3, dtype=np.float32), metric="dot")
+    >>> scores, ids = index.search(np.array([[0, 2, 1]], np.float32), 2)
+    >>> ids.tolist(), scores.tolist()
+    ([[1, 2]], [[2.0, 1.0]])
+    """
+
+    def __init__(self, items: Any, metric: Metric = "cosine", *, threads: int = 0) -> None:
+        _on_host(items, "items")
+        self._items, cosine = _as_items(items, metric)
+        self._metric: Metric = metric
+        self._prepared = _core.prepare_items(self._items, cosine, as_threads(threads))
+
+    def search(
+        self, queries: Any, k: int, *, drop: Any = None, threads: int = 0
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Find the k items with the highest score for every query.
+
+        Parameters, results and errors are those of `topk_arrays`, to the bit.
+        """
+        _on_host(queries, "queries")
+        cosine = self._metric == "cosine"
+        return _search(queries, self._items, self._prepared, k, cosine, drop, threads)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write items and what was prepared, in safetensors format.
+
+        The file is written aside and then takes the place of `path`.
+        """
+        norms, _, panels, weights, errors, lengths = self._prepared
+        checked: _Arrays = {"norms": norms, "weights": weights, "errors": errors}
+        checked["lengths"] = lengths
+        metadata = {
+            "format": _FORMAT,
+            "metric": self._metric,
+            "checksum": _checksum(checked),
+        }
+        # The panels first: they then begin at the start of a cache line.
+        write_arrays(path, {"panels": panels, **checked, "items": self._items}, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ExactIndex":
+        """Map a file that `save` wrote into memory.
+
+        Rows and codes are read when searches need them. What is checked here is the structure of
+        the file, and a checksum of everything else.
+
+        Raises
+        ------
+        ValueError
+            The file is cut short, damaged, or holds something else; the message names it.
+        """
+        arrays, metadata = map_arrays(path)
+        metric: Metric = "cosine" if metadata.get("metric") == "cosine" else "dot"
+        if metadata.get("format") != _FORMAT or metadata.get("metric") != metric:
+            raise ValueError(f"{os.fspath(path)} does not hold an ExactIndex of this version")
+        try:
+            items, panels = arrays.pop("items"), arrays.pop("panels")
+            if metadata.get("checksum") != _checksum(arrays):
+                raise ValueError("its checksum does not fit")
+            norms, weights = arrays["norms"], arrays["weights"]
+            longest = float(norms.max(initial=0))
+            prepared = (norms, longest, panels, weights, arrays["errors"], arrays["lengths"])
+            # The core compares dtypes and shapes.
+            none = np.zeros((0, items.shape[1]), np.float32)
+            _core.topk(none, items, prepared, 1, metric == "cosine", None, 1)
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
+        index = cls.__new__(cls)
+        index._items, index._metric, index._prepared = items, metric, prepared
+        return index
+
+    @property
+    def items(self) -> npt.NDArray[Any]:
+        """The rows, [m, d]."""
+        return self._items
+
+    @property
+    def metric(self) -> Metric:
+        """The metric: "cosine" or "dot"."""
+        return self._metric
+
+    @property
+    def dim(self) -> int:
+        """Columns of the items."""
+        return int(self._items.shape[1])
+
+    def __len__(self) -> int:
+        """Give the number of items."""
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"ExactIndex({len(self)} items of {self.dim} columns, metric={self._metric!r})"
+
+
+def _checksum(arrays: _Arrays) -> str:
+    """CRC-32 of some arrays, whatever their order."""
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, total)
+    return f"{total:08x}"
+
+
+def _on_host(value: Any, name: str) -> None:
+    if on_gpu(value):
+        raise TypeError(f"{name} lies on a CUDA device, expected an array on the host")
+
+
+def _search(
+    queries: Any,
+    items: npt.NDArray[Any],
+    prepared: Any,
+    k: int,
+    cosine: bool,
+    drop: Any,
+    threads: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Search items that are checked already; `prepared` is None where nothing was."""
+    queries = _as_queries(queries, items)
     k = as_count(k, "k")
     if k > len(items):
         raise ValueError(f"k is {k}, items has only {len(items)} rows")
     dropped: Pattern | None = None
     if drop is not None:
         dropped = pattern(as_pairs(drop, "drop", (len(queries), len(items))))
-    return _core.topk(queries, items, None, k, cosine, dropped, as_threads(threads))
+    return _core.topk(queries, items, prepared, k, cosine, dropped, as_threads(threads))
 
 
 def pair_scores(
@@ -105,23 +261,28 @@ def pair_scores(
     TypeError, ValueError, IndexError
         As `topk_arrays`.
     """
-    queries, items, cosine = _searched(queries, items, metric)
+    items, cosine = _as_items(items, metric)
+    queries = _as_queries(queries, items)
     asked = as_pairs(pairs, "pairs", (len(queries), len(items)))
     return _core.pair_scores(queries, items, pattern(asked), cosine, as_threads(threads))
 
 
-def _searched(
-    queries: Any, items: Any, metric: str
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], bool]:
-    """Both matrices after a check, and whether the metric is the cosine."""
-    queries, items = as_matrix(queries, "queries"), as_matrix(items, "items")
-    if queries.shape[1] != items.shape[1]:
-        raise ValueError(f"queries has {queries.shape[1]} columns, items has {items.shape[1]}")
-    if len(items) > np.iinfo(np.int32).max:
-        raise ValueError(f"items has {len(items)} rows, at most 2**31 - 1 are possible")
+def _as_items(items: Any, metric: str) -> tuple[npt.NDArray[Any], bool]:
+    """The items after a check, and whether the metric is the cosine."""
+    matrix = as_matrix(items, "items")
+    if len(matrix) > np.iinfo(np.int32).max:
+        raise ValueError(f"items has {len(matrix)} rows, at most 2**31 - 1 are possible")
     if metric not in ("cosine", "dot"):
         raise ValueError(f'metric is {metric!r}, expected "cosine" or "dot"')
-    return queries, items, metric == "cosine"
+    return matrix, metric == "cosine"
+
+
+def _as_queries(queries: Any, items: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The queries after a check that they fit the items."""
+    matrix = as_matrix(queries, "queries")
+    if matrix.shape[1] != items.shape[1]:
+        raise ValueError(f"queries has {matrix.shape[1]} columns, items has {items.shape[1]}")
+    return matrix
 
 
 def topk(

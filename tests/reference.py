@@ -28,9 +28,11 @@ def topk(queries, items, k, metric="cosine", drop=None):
 
     A score is rounded once, to float32, and compared as such.
     """
+    queries, items = np.asarray(queries, np.float64), np.asarray(items, np.float64)
+    products = queries @ items.T
     if metric == "cosine":
-        queries, items = unit(queries), unit(items)
-    products = np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T
+        norms = np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(items, axis=1))
+        products = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
     scores = products.astype(np.float32)
     best_scores = np.full((len(scores), k), -np.inf, np.float32)
     best_ids = np.full((len(scores), k), -1)

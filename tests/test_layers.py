@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"arrays", "files"},
     # the doors to C++
     "cluster": {"_core", "arrays", "dispatch", "files"},
-    "topk": {"_core", "arrays", "dispatch"},
+    "topk": {"_core", "arrays", "dispatch", "files"},
     "shortlist": {"_core", "arrays", "cluster"},
     "positives": {"_core", "arrays", "dispatch"},
     "metrics": {"_core", "arrays", "dispatch"},

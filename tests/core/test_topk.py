@@ -1,6 +1,9 @@
-"""Exact search: `topk`, `topk_arrays` and `pair_scores`."""
+"""Exact search: `topk`, `topk_arrays`, `ExactIndex` and `pair_scores`."""
 
 import functools
+import json
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ngame
+from ngame import _core
 from ngame.topk import pair_scores
 
 # What a filter of 8-bit codes finds easy or hard: name -> items [3000, 24] by a generator.
@@ -43,6 +47,43 @@ def filtered_case(kind, metric, dropping):
     drop = rng.random((len(q), len(x))) < 0.05
     drop[5] = True
     return q, x, drop, *reference.topk(q, x, 11, metric, drop if dropping else None)
+
+
+def rows_of_any_scale(rng, count, dim):
+    """Rows whose norms lie as far apart as float32 allows, or all at one end of it."""
+    x = rng.standard_normal((count, dim))
+    if rng.random() < 0.5:
+        x = rng.integers(-2, 3, (count, dim)).astype(np.float64)
+    scale = (
+        lambda: 10.0 ** rng.uniform(-44, 19, (count, 1)),
+        lambda: 10.0 ** rng.choice([-44, -38, -30, -22, -12, 0, 19], (count, 1)),
+        lambda: 10.0 ** rng.uniform(-44, 19),
+        lambda: 10.0 ** rng.uniform(-24, -20),  # products of two such rows are subnormal
+        lambda: 10.0 ** rng.uniform(-44, 18, (count, dim)),
+    )[rng.integers(5)]()
+    x = x * scale
+    if rng.random() < 0.2:
+        return np.clip(x, -6e4, 6e4).astype(np.float16)
+    return x.astype(np.float32)
+
+
+@functools.cache
+def extreme_cases():
+    """Searches and what the reference finds. Sums of two products do not depend on the order."""
+    rng = np.random.default_rng(11)
+    cases = []
+    while len(cases) < 1000:
+        items = int(rng.choice([3, 40, 130, 700], p=[0.3, 0.4, 0.25, 0.05]))
+        dim = int(rng.integers(1, 3))
+        q, x = rows_of_any_scale(rng, 2, dim), rows_of_any_scale(rng, items, dim)
+        if rng.random() < 0.3:
+            x = x[rng.integers(items, size=items)]
+        k = min(items, int(rng.choice([1, 2, 5, 60])))
+        metric = "cosine" if rng.random() < 0.3 else "dot"
+        norms = [np.linalg.norm(rows.astype(np.float64), axis=1).max() for rows in (q, x)]
+        if metric == "cosine" or norms[0] * norms[1] < 3e38:
+            cases.append((q, x, k, metric, *reference.topk(q, x, k, metric)))
+    return cases
 
 
 SHAPES = [(1, 1, 1, 1), (3, 40, 5, 40), (17, 33, 8, 3), (100, 31, 64, 7), (29, 300, 65, 1)]
@@ -163,6 +204,68 @@ class TestTopk:
             kept = column >= 0
             assert (found.toarray()[row[kept], column[kept]] == score[kept]).all()
 
+    @pytest.mark.filterwarnings("ignore:.*encountered in cast:RuntimeWarning")
+    def test_extreme_scales(self, simd):
+        for q, x, k, metric, expected, expected_ids in extreme_cases():
+            scores, ids = ngame.topk_arrays(q, x, k, metric=metric, threads=1)
+            assert (scores == expected).all()
+            assert (ids == expected_ids).all()
+
+    def test_norms_far_apart(self, simd):
+        q = np.array([[1, 0]], np.float32)
+        x = np.array([[-1e20, 0], [-1e-12, 2e-10], [-1e-15, 0]], np.float32)
+        assert ngame.topk_arrays(q, x, 1, metric="dot")[1].tolist() == [[2]]
+
+    def test_subnormal_scores_tie(self, rng, simd):
+        q = (1e-22 * rng.standard_normal((5, 16))).astype(np.float32)
+        x = (1e-22 * rng.standard_normal((2000, 16))).astype(np.float32)
+        scores, ids = ngame.topk_arrays(q, x, 20, metric="dot")
+        expected, expected_ids = reference.topk(q, x, 20, "dot")
+        assert (np.diff(scores, axis=1) == 0).any()
+        assert (scores == expected).all()
+        assert (ids == expected_ids).all()
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_codes_are_as_near_as_they_claim(self, simd, seed):
+        rng = np.random.default_rng(seed)
+        x = rows_of_any_scale(rng, 70, int(rng.integers(1, 40))).astype(np.float32)
+        for metric in ("dot", "cosine"):
+            prepared = _core.prepare_items(x, metric == "cosine", 1)
+            norms, longest, panels, weights, errors, lengths = prepared
+            exact = x.astype(np.float64)
+            assert np.allclose(norms, np.linalg.norm(exact, axis=1), rtol=1e-12, atol=0)
+            unit = norms[:, None] if metric == "cosine" else longest
+            exact = np.divide(exact, unit, out=np.zeros_like(exact), where=exact != 0)
+            # [panel, word, item, byte] -> [item, column]
+            codes = panels.view(np.uint8).reshape(len(errors), -1, 32, 4).transpose(0, 2, 1, 3)
+            codes = codes.reshape(len(weights), -1)[:, : x.shape[1]] - 128.0
+            far = np.linalg.norm(exact - (weights[:, None] * codes)[:70], axis=1)
+            panel = np.arange(70) // 32
+            assert (far <= errors[panel] * (1 - 2.0**-20)).all()
+            assert (np.linalg.norm(exact, axis=1) <= lengths[panel] * (1 + 2.0**-20)).all()
+            assert np.isnan(weights[70:]).all()
+
+    @pytest.mark.parametrize("kind", ["spread", "near duplicates", "ties"])
+    def test_few_queries_share_out_the_items(self, rng, kind):
+        x = rng.standard_normal((40_000, 128), dtype=np.float32)
+        if kind == "near duplicates":
+            x = 1 + np.float32(1e-3) * x
+        if kind == "ties":
+            x = x[rng.integers(100, size=len(x))]
+        q = rng.standard_normal((3, 128), dtype=np.float32)
+        q[2] = 0
+        drop = [[0, 5], [2, 0], [2, 2]]
+        expected = ngame.topk_arrays(q, x, 9, drop=drop, threads=1)
+        assert expected[1][2].tolist() == [1, 3, 4, 5, 6, 7, 8, 9, 10]
+        index = ngame.ExactIndex(x)
+        for threads in (2, 3, 16):
+            for found in (
+                ngame.topk_arrays(q, x, 9, drop=drop, threads=threads),
+                index.search(q, 9, drop=drop, threads=threads),
+            ):
+                assert (found[0] == expected[0]).all()
+                assert (found[1] == expected[1]).all()
+
     def test_rejects_bad_input(self, rng):
         q = rng.standard_normal((4, 3), dtype=np.float32)
         x = rng.standard_normal((5, 3), dtype=np.float32)
@@ -189,6 +292,138 @@ class TestTopk:
             ngame.topk(q, x, 1, drop=sp.csr_matrix((4, 4)))
         with pytest.raises(IndexError, match=r"drop\[1\] has column 5, out of range for 5"):
             ngame.topk(q, x, 1, drop=[[0, 0], [1, 5]])
+
+
+class TestExactIndex:
+    @pytest.mark.parametrize("metric", ["cosine", "dot"])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    @pytest.mark.parametrize("shape", [(1, 1), (40, 5), (1000, 33), (3000, 64), (5, 0)])
+    def test_same_bits_as_a_search_without_it(self, rng, simd, tmp_path, metric, dtype, shape):
+        x = rng.standard_normal(shape).astype(dtype)
+        q = rng.standard_normal((20, shape[1])).astype(np.float32)
+        k = min(7, len(x))
+        drop = sp.csr_matrix(rng.random((20, len(x))) < 0.1)
+        made = ngame.ExactIndex(x, metric)
+        made.save(tmp_path / "index")
+        assert np.shares_memory(made.items, x) or x.size == 0
+        for index in (made, ngame.ExactIndex.load(tmp_path / "index")):
+            assert (len(index), index.dim, index.metric) == (*shape, metric)
+            assert (index.items == x).all()
+            for part in (q, q[:1], q[:0]):
+                scores, ids = index.search(part, k, drop=drop[: len(part)])
+                expected = ngame.topk_arrays(part, x, k, metric=metric, drop=drop[: len(part)])
+                assert (scores == expected[0]).all()
+                assert (ids == expected[1]).all()
+
+    def test_a_file_serves_every_level(self, rng, tmp_path):
+        x, q = rng.standard_normal((2, 500, 24), dtype=np.float32)
+        before = _core.simd_level()
+        for writer in _core.simd_levels():
+            _core.set_simd_level(writer)
+            ngame.ExactIndex(x, "dot").save(tmp_path / writer)
+        for reader in _core.simd_levels():
+            _core.set_simd_level(reader)
+            expected = ngame.topk_arrays(q, x, 3, metric="dot")
+            for writer in _core.simd_levels():
+                found = ngame.ExactIndex.load(tmp_path / writer).search(q, 3)
+                assert (found[0] == expected[0]).all()
+                assert (found[1] == expected[1]).all()
+        _core.set_simd_level(before)
+
+    def test_rows_apart_and_more_columns_than_codes_hold(self, rng, tmp_path):
+        wide = rng.standard_normal((30, 131_080), dtype=np.float32)
+        for x in (wide[:, :131_073], wide[::3, 2:9]):
+            index = ngame.ExactIndex(x)
+            assert np.shares_memory(index.items, x)
+            index.save(tmp_path / "index")
+            found = ngame.ExactIndex.load(tmp_path / "index").search(x, 3)
+            expected = ngame.topk_arrays(x, x, 3)
+            assert (found[0] == expected[0]).all()
+            assert (found[1] == expected[1]).all()
+
+    @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+    def test_many_threads_and_forked_processes_search_it(self, rng):
+        x = rng.standard_normal((5000, 32), dtype=np.float32)
+        index = ngame.ExactIndex(x)
+        expected = index.search(x[:50], 5)[1]
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda _: index.search(x[:50], 5, threads=2), range(20)):
+                assert (found[1] == expected).all()
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=lambda: sender.send(index.search(x[:50], 5, threads=2)[1]))
+        process.start()
+        assert receiver.poll(30)
+        assert (receiver.recv() == expected).all()
+        process.join(30)
+        assert process.exitcode == 0
+
+    def test_no_items(self, tmp_path):
+        index = ngame.ExactIndex(np.zeros((0, 3), np.float32))
+        index.save(tmp_path / "index")
+        assert len(ngame.ExactIndex.load(tmp_path / "index")) == 0
+        with pytest.raises(ValueError, match="k is 1, items has only 0 rows"):
+            index.search(np.zeros((1, 3), np.float32), 1)
+
+    def test_rejects_bad_input(self):
+        x = np.ones((4, 3), np.float32)
+        with pytest.raises(ValueError, match="items has NaN or infinity in row 2"):
+            ngame.ExactIndex(np.where(np.arange(4)[:, None] == 2, np.inf, x).astype(np.float32))
+        with pytest.raises(ValueError, match="metric is 'l2'"):
+            ngame.ExactIndex(x, "l2")
+        with pytest.raises(TypeError, match="items has dtype float64"):
+            ngame.ExactIndex(x.astype(np.float64))
+        index = ngame.ExactIndex(x * np.float32(1e20), "dot")
+        with pytest.raises(ValueError, match="queries has 2 columns, items has 3"):
+            index.search(x[:, :2], 1)
+        with pytest.raises(ValueError, match="k is 5, items has only 4 rows"):
+            index.search(x, 5)
+        with pytest.raises(ValueError, match="may overflow float32"):
+            index.search(x * np.float32(1e20), 1)
+        with pytest.raises(ValueError, match="queries has NaN or infinity in row 0"):
+            index.search(x * np.float32(np.nan), 1)
+        on_gpu = type("Tensor", (), {"__cuda_array_interface__": {}})()
+        with pytest.raises(TypeError, match="items lies on a CUDA device"):
+            ngame.ExactIndex(on_gpu)
+        with pytest.raises(TypeError, match="queries lies on a CUDA device"):
+            index.search(on_gpu, 1)
+
+    def test_load_rejects_other_and_damaged_files(self, rng, tmp_path):
+        path = tmp_path / "index"
+        ngame.ExactIndex(rng.standard_normal((70, 5), dtype=np.float32)).save(path)
+        whole = path.read_bytes()
+        header_end = 8 + int.from_bytes(whole[:8], "little")
+        header = json.loads(whole[8:header_end])
+
+        def rejected(content, message):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=message) as raised:
+                ngame.ExactIndex.load(path)
+            assert str(path) in str(raised.value)
+
+        def changed(change):
+            other = json.loads(json.dumps(header))
+            change(other)
+            text = json.dumps(other).encode()
+            return len(text).to_bytes(8, "little") + text + whole[header_end:]
+
+        for length in (0, 7, 8, header_end - 3, header_end, len(whole) - 1):
+            rejected(whole[:length], "not a whole file")
+        rejected(whole + b"x", "there is more behind its arrays")
+        rejected(b"PK\x03\x04" + bytes(500), "not a whole file")
+        rejected(changed(lambda h: h["items"].update(dtype="BF16")), "not a whole file")
+        rejected(changed(lambda h: h["items"].update(shape=[70, 6])), "not a whole file")
+        rejected(changed(lambda h: h["items"].update(shape=[35, 10])), "damaged")
+        rejected(changed(lambda h: h["items"].update(shape=[350])), "damaged")
+        rejected(changed(lambda h: h["panels"].update(data_offsets=[-64, 0])), "not a whole file")
+        rejected(changed(lambda h: h.pop("norms")), "damaged")
+        rejected(changed(lambda h: h["__metadata__"].update(format="x")), "does not hold")
+        rejected(changed(lambda h: h["__metadata__"].update(metric="l2")), "does not hold")
+        rejected(changed(lambda h: h.pop("__metadata__")), "does not hold")
+        norms = header_end + header["norms"]["data_offsets"][0]
+        rejected(whole[:norms] + b"\x01" + whole[norms + 1 :], "checksum does not fit")
+        with pytest.raises(FileNotFoundError):
+            ngame.ExactIndex.load(tmp_path / "absent")
 
 
 class TestPairScores:
