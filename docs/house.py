@@ -94,7 +94,7 @@ def comment(path: Path) -> str:
 def sentence(text: str) -> str:
     """A text up to its first full stop."""
     words = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"(?<=[^.]\.)\s", words)[0].removesuffix(".").replace("``", "`")
+    return re.split(r"(?<=[^.]\.)\s", words)[0].removesuffix(".").replace("`", "")
 
 
 if __name__ == "__main__":

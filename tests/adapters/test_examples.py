@@ -62,9 +62,9 @@ def test_example_is_short(path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "stated_in"),
     [
-        ("lightning", ["README.md", "examples/with_lightning.py"]),
-        ("sentence-transformers", ["README.md", "ngame/adapters/sentence_transformers.py"]),
-        ("transformers", ["README.md", "ngame/adapters/transformers.py"]),
+        ("lightning", ["docs/loops.md", "examples/with_lightning.py"]),
+        ("sentence-transformers", ["docs/loops.md", "ngame/adapters/sentence_transformers.py"]),
+        ("transformers", ["docs/loops.md", "ngame/adapters/transformers.py"]),
         ("accelerate", ["ngame/adapters/transformers.py"]),
     ],
 )
