@@ -2,8 +2,8 @@
 
     pytest bench/bench_cluster.py --peers PYTHON --embeddings FILE
 
-`bytes` is the input, once: no clustering can do with less. How many operations there are depends on
-the data, so they are not counted.
+`bytes` is the input read once, the least that any clustering needs. The number of operations
+depends on the data, so it is not counted.
 """
 
 import resource
@@ -19,7 +19,7 @@ SIZE = 32
 
 
 def cluster(benchmark, x, *, rounds=3, **options):
-    """Time ours on `x`; sizes are checked, the rest is told."""
+    """Time ours on `x`, check the sizes, record the rest."""
     found = benchmark.pedantic(
         ngame.balanced_clusters, (x,), options, rounds=rounds, warmup_rounds=1
     )
@@ -33,14 +33,14 @@ def cluster(benchmark, x, *, rounds=3, **options):
 
 
 def tell(benchmark, x, clusters):
-    """Put down what was clustered and how tightly."""
+    """Record what was clustered and how tightly."""
     benchmark.extra_info["size"] = f"{len(x):,} x {x.shape[1]} {x.dtype}, {len(clusters):,}"
     benchmark.extra_info["bytes"] = x.nbytes
     benchmark.extra_info["coherence"] = clusters.coherence(x)
 
 
 def beside(benchmark, peer, who, x):
-    """Time one of us at the number of clusters PECOS makes: a power of two, sizes within one."""
+    """Time ours or a peer at the number of clusters that PECOS makes: a power of two."""
     n_clusters = 2 ** int(np.ceil(np.log2(len(x) / SIZE)))
     if who == "ours":
         cluster(benchmark, x, n_clusters=n_clusters, threads=2)
@@ -70,7 +70,7 @@ def test_embeddings(benchmark, peer, quick, embeddings, who):
 
 @pytest.mark.parametrize("who", ["ours", "sklearn"])
 def test_few_large_clusters(benchmark, peer, quick, who):
-    """What scikit-learn can do in reasonable time: few clusters. It balances none: any sizes."""
+    """Few clusters, which scikit-learn can do in reasonable time. Its sizes are not balanced."""
     x = inputs.mixture(5000 if quick else 50_000, 64)
     if who == "ours":
         cluster(benchmark, x, n_clusters=64, threads=2)
@@ -85,7 +85,7 @@ def test_few_large_clusters(benchmark, peer, quick, who):
 def test_points(benchmark, quick, n):
     """Growth with the number of points, in float16; the cost of a point, and the peak memory."""
     x = inputs.mixture(n // 100 if quick else n, 128, np.float16)
-    # Of the process: it only rises, so sizes ascend.
+    # The peak of the whole process only rises, so the sizes ascend.
     cluster(benchmark, x, size=SIZE, threads=2)
     benchmark.extra_info["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     seconds = benchmark.stats.stats.median
@@ -113,7 +113,7 @@ def test_threads(benchmark, quick, threads):
 
 @pytest.mark.parametrize("level", _core.simd_levels())
 def test_simd(benchmark, quick, level):
-    """Each set of instructions."""
+    """Each SIMD level."""
     before = _core.simd_level()
     _core.set_simd_level(level)
     try:

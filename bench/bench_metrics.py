@@ -2,7 +2,7 @@
 
     pytest bench/bench_metrics.py --peers PYTHON
 
-`bytes` is the predictions, once.
+`bytes` is the predictions, read once.
 """
 
 import inputs
@@ -33,7 +33,7 @@ def test_all_five(benchmark, quick, threads):
 
 @pytest.mark.parametrize("who", ["ours", "napkinxc"])
 def test_beside(benchmark, peer, quick, who):
-    """Ours gives P, N and R; napkinXC P alone, of lists of ids that were sorted before."""
+    """Ours gives P, N and R. napkinXC gives P alone, of lists of ids that are already sorted."""
     predicted, truth = inputs.predictions(2000 if quick else 20_000)
     if who == "ours":
         evaluate(benchmark, predicted, truth, ks=[1, 2, 3, 4, 5], threads=2)

@@ -2,7 +2,7 @@
 
     pytest bench/bench_positives.py
 
-Batches change from call to call, as they do in training: on one batch alone, caches and branch
+The batch changes from call to call, as in training. With one batch alone, caches and branch
 predictors learn the answer. The peers are one line each, so they run in this process.
 """
 
@@ -17,7 +17,7 @@ import ngame
 
 
 def batches(y, size):
-    """An endless stream of (rows, the labels that they have), 64 of them in turn."""
+    """An endless stream of (rows, their labels): 64 batches in turn."""
     rng = np.random.default_rng(0)
     drawn = [rng.choice(y.shape[0], size, replace=False) for _ in range(64)]
     return itertools.cycle([(rows, np.unique(y[rows].indices)) for rows in drawn])
@@ -70,7 +70,7 @@ def test_label_pool(benchmark, quick, size, who):
 
 @pytest.mark.parametrize("labels", [10_000, 1_000_000, 10_000_000])
 def test_labels(benchmark, quick, labels):
-    """The cost is the batch's, not the label set's."""
+    """The cost depends on the batch, not on the number of labels."""
     y = inputs.labels(100_000, labels)
     timed(
         benchmark, y, 1024, lambda rows, columns: ngame.in_batch_positives(y, rows, columns), quick

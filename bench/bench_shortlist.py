@@ -1,4 +1,4 @@
-"""Shortlists from clusters and what is done to them, beside SciPy.
+"""Making and changing shortlists, beside SciPy.
 
     pytest bench/bench_shortlist.py
 
@@ -14,7 +14,7 @@ import ngame
 
 
 def case(rows, size=32):
-    """Labels of points, and clusters of rows at random: the worst for the caches."""
+    """Labels of points, and clusters of random rows: the worst case for the caches."""
     offsets = np.append(np.arange(0, rows, size), rows)
     order = np.random.default_rng(0).permutation(rows).astype(np.int32)
     return inputs.labels(rows), ngame.Clusters(order, offsets)
@@ -27,7 +27,7 @@ def timed(benchmark, call, *arguments, **options):
 
 
 def by_product(y, clusters):
-    """Cluster mates' labels as SciPy gives them: members x labels, then less one's own."""
+    """Labels of cluster mates by SciPy: a product of matrices, then one's own labels removed."""
     rows, count = y.shape[0], len(clusters)
     ones = np.ones(rows, np.float32)
     member = sp.csr_matrix((ones, (np.arange(rows), clusters.assignment)), shape=(rows, count))

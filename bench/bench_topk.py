@@ -1,9 +1,9 @@
-"""Exact search beside what one could use instead, and at every level of instructions.
+"""Exact search beside other libraries, and at every SIMD level.
 
     pytest bench/bench_topk.py --peers PYTHON
 
-Ids of a sample of the queries are compared with those of float64. `operations` is the products:
-what they take at float32 is the limit, which 8-bit codes can undercut.
+The ids of a sample of the queries are compared with those of float64. `operations` counts the
+products. Their time in float32 is the limit; 8-bit codes can be faster than it.
 """
 
 import inputs
@@ -14,7 +14,7 @@ import ngame
 from ngame import _core
 
 QUERIES, ITEMS, DIM, K = 20_000, 131_073, 384, 100
-# Name of each peer, its function, its options, and the least share of the ids that it must find.
+# Each peer: name, function, options, least share of the ids that it must find.
 PEERS = {
     "faiss": ("faiss_topk", {"k": K}, 0.999),
     "torch float32": ("torch_topk", {"k": K, "dtype": "float32", "block": 500}, 0.999),
@@ -32,7 +32,7 @@ def case(quick, queries=QUERIES):
 
 
 def tell(benchmark, queries, items, ids=None):
-    """Put down the size, and the share of the ids that are those of float64 or tie with them."""
+    """Record the size, and the share of the ids that equal those of float64 or tie with them."""
     benchmark.extra_info["size"] = f"{len(queries):,}, {len(items):,} x {items.shape[1]}"
     benchmark.extra_info["operations"] = 2 * len(queries) * items.size
     if ids is None:
@@ -70,13 +70,13 @@ def test_search(benchmark, peer, quick, who):
 
 @pytest.mark.parametrize("k", [1, 10, 1000])
 def test_labels_wanted(benchmark, quick, k):
-    """At k = 1 there is hardly any selection: nearly the products alone."""
+    """At k = 1 there is little to select: the time is nearly that of the products."""
     ours(benchmark, *case(quick, 4000), min(k, 100) if quick else k)
 
 
 @pytest.mark.parametrize("level", _core.simd_levels())
 def test_simd(benchmark, quick, level):
-    """Each set of instructions."""
+    """Each SIMD level."""
     before = _core.simd_level()
     _core.set_simd_level(level)
     try:

@@ -19,8 +19,8 @@ from ngame import _core
 PEERS = Path(__file__).with_name("peers.py")
 # OpenBLAS, OpenMP and MKL read them when they are loaded.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# Threads of OpenMP that wait by spinning lose by it several times over wherever other work runs
-# beside them, which would flatter us.
+# OpenMP threads that wait by spinning become several times slower on a busy machine. That would
+# make ours look better than it is.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
-    """What the results say of the machine, in place of the plugin's own account."""
+    """The machine, as the results describe it; replaces the plugin's own description."""
     return {
         "cpu": _cpu(),
         "cpus": _core.usable_cpus(),
@@ -74,8 +74,8 @@ def embeddings(request: pytest.FixtureRequest) -> Any:
 class Peer:
     """A function of peers.py with its arguments loaded, in a process of its own.
 
-    A call runs it once and waits for it; arguments and results travel before and after, so that
-    the call can be timed like one of ours.
+    A call runs it once and waits for it. Arguments and results are sent before and after, so the
+    call can be timed like one of ours.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Peer:
         )
 
     def load(self) -> None:
-        """Wait until library and arguments are there; skip the benchmark if a library is not."""
+        """Wait until library and arguments are loaded; skip if the library is missing."""
         self._wait()
 
     def __call__(self) -> None:

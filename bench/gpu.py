@@ -2,13 +2,13 @@
 
     python bench/gpu.py                             # needs a CUDA GPU, nvcc and torch
     python bench/gpu.py --train DATA --model MODEL  # and a training with that transformer
-    python bench/gpu.py -o rows.jsonl               # each row, too, as soon as it is there
+    python bench/gpu.py -o rows.jsonl               # also writes each row at once
 
-The core is built for this GPU into a temporary folder, unless ``--installed`` takes the one that
-is there. Times are of CUDA events, medians after a warm-up. Beside them stand floors: the bytes
-that must move, at the rate of a copy that is measured first, or the bfloat16 matrix product alone.
-What the machine lacks is said in one line, with exit status 2; where an answer is wrong or a test
-fails the status is 1.
+The core is built for this GPU into a temporary folder; ``--installed`` uses the installed one.
+Times are of CUDA events, medians after a warm-up. The floors beside them are the bytes that must
+move, at the rate of a copy that is measured first, or the bfloat16 matrix product alone. If the
+machine lacks something, one line says what, and the exit status is 2. If an answer is wrong or a
+test fails, it is 1.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CHECKED_QUERIES = 32
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of everything that is timed."""
+    """The sizes of everything that is timed."""
 
     clusterings: tuple[tuple[int, int, str, str], ...] = (
         (294_805, 384, "float32", "40 ms"),
@@ -74,7 +74,7 @@ class Row:
     passed: bool = True
 
     def cells(self) -> list[str]:
-        """As text."""
+        """The cells of a row, as text."""
         median = statistics.median(self.times) if self.times else 0.0
         return [
             self.what,
@@ -89,7 +89,7 @@ class Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do all of it, in a process that finds what was built."""
+    """Build, then test and time in a process that imports what was built."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--train", metavar="DATA", help="data set to train on")
     parser.add_argument("--model", help="transformer to train: a folder or a name")
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def missing(installed: bool) -> list[str]:
-    """What the machine would need to have, in words."""
+    """What the machine lacks, in words."""
     modules = MODULES if installed else MODULES + BUILDERS
     lacking = [name for name in modules if importlib.util.find_spec(name) is None]
     if not installed and shutil.which("nvcc") is None:
@@ -134,13 +134,13 @@ def missing(installed: bool) -> list[str]:
 
 
 def build(folder: Path) -> Path:
-    """Install the package with both cores within a folder, and say where."""
+    """Install the package with both cores into a folder, and return where."""
     import torch
 
     site = folder / "site"
     major, minor = torch.cuda.get_device_capability()
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
-    # A build folder of its own: what the usual one has cached stays as it is.
+    # A build folder of its own, so that the cache of the usual one does not change.
     command += ["--no-build-isolation", f"-Cbuild-dir={folder / 'build'}"]
     command += ["-Ccmake.define.NGAME_CUDA=ON"]
     command += [f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={major}{minor}", ROOT]
@@ -151,7 +151,7 @@ def build(folder: Path) -> Path:
 
 
 def measured(options: argparse.Namespace) -> Iterator[Row]:
-    """All rows, the tests first: what is wrong is not timed."""
+    """All rows. The tests run first: wrong code is not timed."""
     tests = tested("25 random shapes of each function", [])
     yield tests
     if not tests.passed:
@@ -168,7 +168,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def report(rows: Iterator[Row], output: Path | None) -> int:
-    """Print the table when all rows are there, keep each row at once; 1 where one failed."""
+    """Write each row at once, print the table at the end; return 1 if a row failed."""
     kept = []
     for row in rows:
         say(" | ".join(row.cells()))
@@ -190,18 +190,18 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def say(text: str) -> None:
-    """Where it is, for those who wait."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def tested(what: str, before: Sequence[str]) -> Row:
-    """The tests that need a GPU, by whatever runs them."""
+    """Run the tests that need a GPU, with the given runner."""
     say(what)
     start = time.perf_counter()
     done = subprocess.run(
         [*before, sys.executable, *TESTS],
         cwd=ROOT,
-        # Without PyTorch's cache each tensor is memory of its own, whose bounds can be watched.
+        # Without PyTorch's cache each tensor is its own allocation, so its bounds are checked.
         env={**os.environ, "PYTHONSAFEPATH": "1"}
         | ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if before else {}),
         capture_output=True,
@@ -211,7 +211,7 @@ def tested(what: str, before: Sequence[str]) -> Row:
     if done.returncode:
         say(done.stdout + done.stderr)
     summary = re.findall(r"\d+ (?:passed|failed|skipped|error)\w*", done.stdout)
-    # Skipped is not passed: every test of these has what it needs here.
+    # A skipped test is a failure: these tests have all they need here.
     passed = done.returncode == 0 and not any("skipped" in part for part in summary)
     return Row(what, times=[took], checked=", ".join(summary) or "failed", passed=passed)
 
@@ -247,7 +247,7 @@ def limits(device: str, sizes: Sizes) -> tuple[Row, Row]:
 
 
 def copy_times(device: str, size: int) -> list[float]:
-    """Of so many bytes; each is read and written."""
+    """Times of copies; each byte is read and written."""
     import torch
 
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
@@ -256,7 +256,7 @@ def copy_times(device: str, size: int) -> list[float]:
 
 
 def product_times(device: str, side: int) -> list[float]:
-    """Of two square matrices."""
+    """Times of products of two square matrices."""
     import torch
 
     left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
@@ -274,13 +274,13 @@ def clustering(device: str, rows: int, dim: int, scalar: str, bar: str, bandwidt
     x = mixture(rows, dim, scalar, device)
     times = timed(lambda: ngame.balanced_clusters(x, size=CLUSTER), device)
     found = ngame.balanced_clusters(x, size=CLUSTER)
-    # NumPy has no bfloat16; what float16 rounds otherwise is nothing to the clusters.
+    # NumPy has no bfloat16. float16 rounds differently, which hardly changes the clusters.
     host = (x if x.dtype == torch.float32 else x.half()).cpu().numpy()
     expected = ngame.balanced_clusters(host, size=CLUSTER)
     quality = found.coherence(host) / expected.coherence(host)
     exact = np.array_equal(found.offsets, expected.offsets)
     exact = exact and np.array_equal(np.sort(found.order), np.arange(rows))
-    # Every element is read once at least, and an id a row is written.
+    # At least every element is read once, and one id a row is written.
     floor = (x.numel() * x.element_size() + 4 * rows) / bandwidth
     return Row(
         f"clusters of {CLUSTER}",
@@ -294,7 +294,7 @@ def clustering(device: str, rows: int, dim: int, scalar: str, bar: str, bandwidt
 
 
 def search(device: str, sizes: Sizes) -> Iterator[Row]:
-    """The exact search beside the matrix product that no method can do without."""
+    """The exact search beside the matrix product alone."""
     import torch.nn.functional as F
 
     import ngame
@@ -311,7 +311,7 @@ def search(device: str, sizes: Sizes) -> Iterator[Row]:
     cosines = F.normalize(queries[:CHECKED_QUERIES].double()) @ F.normalize(items.double()).T
     best = cosines.topk(k).values
     found = cosines.gather(1, ids.long())
-    # In float64 to its rounding: what was found is as good, rank by rank, and is what it says.
+    # Compared in float64, to rounding: each rank is as good, and each score belongs to its id.
     wrong = ((found - best).abs() > 1e-7) | ((scores.double() - found).abs() > 1e-6)
     distinct = all(len(row.unique()) == k for row in ids)
     exact = distinct and not bool(wrong.any())
@@ -328,7 +328,7 @@ def search(device: str, sizes: Sizes) -> Iterator[Row]:
 
 
 def block_times(queries: Any, items: Any, at_once: int, device: str) -> list[float]:
-    """Of the bfloat16 product of all queries and items, so many queries at once."""
+    """Times of the bfloat16 product of all queries and items, a block of queries at once."""
     import torch
 
     left, right = queries.bfloat16(), items.bfloat16().T
@@ -398,7 +398,7 @@ def trained(data: str, model: str) -> Iterator[Row]:
         settings = ["encoder.kind=transformer", f"encoder.model={model}", "device=cuda"]
         command = [sys.executable, "-m", "ngame.cli", "train", data, "-o", str(run)]
         command += [part for setting in settings for part in ("--set", setting)]
-        # Its progress is for those who wait.
+        # The child's output is progress.
         if subprocess.run(command, stdout=sys.stderr).returncode:
             yield Row("train", data, checked="failed", passed=False)
             return

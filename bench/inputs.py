@@ -1,7 +1,7 @@
 """What the benchmarks run on: embeddings and sparse matrices, the same on every run.
 
 The defaults are the sizes in bench/results. Arrays are read-only, because those of the last
-call are kept for the next benchmark that asks for the same.
+call are kept for the next benchmark with the same arguments.
 """
 
 from functools import lru_cache
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-# Rows that are made at a time, so that float16 rows are never all there as float32.
+# Rows made at a time, so that float16 input never exists as a whole in float32.
 BLOCK = 1 << 16
 
 
@@ -21,9 +21,9 @@ def mixture(
 ) -> npt.NDArray[Any]:
     """Make points on the unit sphere that gather around topics, and topics around parents.
 
-    There is a topic for every 50 points, and as many parents as the square root of that. Topics
-    deviate from their parent by 0.7 a dimension, points from their topic by 1: clusters overlap as
-    those of text embeddings do.
+    There is a topic for every 50 points, and as many parents as the square root of that. The
+    standard deviation is 0.7 a dimension for topics around their parent and 1 for points around
+    their topic. So clusters overlap, as those of text embeddings do.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def mixture(
 
 
 def fill_mixture(x: npt.NDArray[Any], seed: int = 0) -> None:
-    """Write what `mixture` gives for that shape into an array, which may be a mapped file."""
+    """Fill an array with what `mixture` gives for its shape. It may be a mapped file."""
     n, dim = x.shape
     rng = np.random.default_rng(seed)
     topics = max(16, n // 50)
@@ -74,12 +74,12 @@ def labels(
 def predictions(
     n: int = 134_835, n_labels: int = 131_073, k: int = 100, seed: int = 0
 ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Make random predictions, and a truth of which they hold about half.
+    """Make random predictions, and a truth: half of it is among the predictions.
 
     Returns
     -------
     predictions : float32 CSR matrix of shape [n, n_labels], indices sorted
-        About k a row: of a label drawn twice the scores are added.
+        About k a row. The scores of a label that is drawn twice are added.
     truth : float32 CSR matrix of ones, of the same shape, indices sorted
         2.3 labels a row on average, at least one.
     """

@@ -2,10 +2,10 @@
 
     OPENBLAS_NUM_THREADS=1 python bench/limits.py
 
-prints JSON, by the number of threads: ``copy`` and ``read`` of memory far beyond the caches, in
-bytes a second (a copied byte is read and written: two), and ``product``, a float32 matrix product
-by NumPy's BLAS, in operations a second (a multiplication and an addition are two). Each is the best
-of several rounds. The threads are Python's, so BLAS itself must have one.
+prints JSON, by the number of threads: ``copy`` and ``read``, of memory much larger than the caches,
+in bytes a second (a copied byte counts twice: it is read and written); ``product``, a float32
+matrix product by NumPy's BLAS, in operations a second (a multiplication and an addition are two).
+Each is the best of several rounds. The threads are Python's, so BLAS itself must have one.
 """
 
 import json
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def measure(threads: int) -> dict[str, float]:
-    """The limits of so many threads, each on memory of its own."""
+    """The limits for a number of threads, each on its own memory."""
     source = np.ones((threads, BYTES // 4 // threads), np.float32)
     target = np.zeros_like(source)
     factors = np.ones((threads, SIDE, SIDE), np.float32)

@@ -1,11 +1,11 @@
-"""What users would take instead, each as one function; conftest.py runs it, under any NumPy.
+"""The libraries we compare with, one function each; conftest.py runs them, under any NumPy.
 
     python peers.py FUNCTION FOLDER
 
 FOLDER holds the arguments: ``NAME.npy``, ``NAME.npz`` (sparse) and ``options.json``. A function
-loads its library, does what a user does once (an index, say), and returns what is to be timed. Each
-line of standard input, ``run`` or ``save``, is answered by ``done``; ``save`` writes what the last
-run gave to ``result.npz``. A library that is not there is answered by ``missing`` and the reason.
+loads its library, does what a user does once (such as an index), and returns the function to time.
+Each line of standard input is ``run`` or ``save``, and the answer is ``done``; ``save`` writes the
+last result to ``result.npz``. If a library is missing the answer is ``missing`` and the reason.
 """
 
 import json
@@ -95,7 +95,7 @@ def torch_topk(queries: Any, items: Any, k: int, dtype: str, block: int, threads
 
 
 def torch_product(queries: Any, items: Any, dtype: str, block: int, threads: int) -> Run:
-    """The matrix product of a search alone, nothing selected: a limit rather than a peer."""
+    """The matrix product of a search without the selection: a limit rather than a peer."""
     import torch
 
     torch.set_num_threads(threads)
@@ -122,7 +122,7 @@ def hnswlib_build(items: Any, m: int, ef: int, threads: int) -> Run:
 def hnswlib_topk(
     queries: Any, items: Any, k: int, m: int, ef: int, search_ef: int, threads: int
 ) -> Run:
-    """Approximate search by inner product in a graph index, which is built before."""
+    """Approximate search by inner product in a graph index that is already built."""
     index = hnswlib_index(items, m, ef, threads)
     index.set_ef(search_ef)
 
@@ -164,8 +164,8 @@ def csr_arrays(matrix: Any) -> dict[str, Any]:
 
 
 def main(name: str, folder: Path) -> None:
-    """Load the arguments, then answer what is asked."""
-    # Libraries print; the answers must not be mixed with that.
+    """Load the arguments, then answer the requests."""
+    # Libraries print: keep that apart from the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     arguments = json.loads((folder / "options.json").read_text(encoding="utf8"))

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 BEGIN, END = "<!-- bench/run.py: begin -->\n", "<!-- bench/run.py: end -->\n"
 OURS = "ours"
-# Distributions whose versions are told, as far as the peers' interpreter has them.
+# Distributions whose versions are listed, where the peers' interpreter has them.
 PEERS = (
     "libpecos",
     "faiss-cpu",
@@ -44,7 +44,7 @@ PEERS = (
 COLUMNS = ("size", "bytes", "operations")
 
 Benchmark = dict[str, Any]
-Limits = dict[int, dict[str, float]]  # of each number of threads the rates, per second
+Limits = dict[int, dict[str, float]]  # rates per second, by number of threads
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def measured_limits() -> Limits:
-    """What limits.py says, by the number of threads."""
+    """The output of limits.py, by the number of threads."""
     done = subprocess.run(
         [sys.executable, HERE / "limits.py"],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -90,7 +90,7 @@ def measured_limits() -> Limits:
 
 
 def better(first: Limits, second: Limits) -> Limits:
-    """The higher of each pair of rates: other work on the machine only ever lowers them."""
+    """The higher of each pair of rates: other work can only lower them."""
     return {
         threads: {name: max(rate, second[threads][name]) for name, rate in rates.items()}
         for threads, rates in first.items()
@@ -110,7 +110,7 @@ def peer_versions(python: str) -> dict[str, str]:
 
 
 def run(file: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run one file once; what pytest-benchmark reports. Its failures end the program."""
+    """Run one file once and return pytest-benchmark's report. A failure ends the program."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pytest", "-q", str(file), *arguments]
@@ -155,7 +155,7 @@ def section(
 
 
 def merged(passes: list[dict[str, Any]]) -> list[Benchmark]:
-    """The benchmarks of all passes, each with the seconds of all its rounds."""
+    """The benchmarks of all passes, each with the seconds of every round."""
     found: dict[str, Benchmark] = {}
     for one in passes:
         for benchmark in one["benchmarks"]:
@@ -165,7 +165,7 @@ def merged(passes: list[dict[str, Any]]) -> list[Benchmark]:
 
 
 def table(benchmarks: list[Benchmark], limits: Limits) -> list[str]:
-    """A row for everyone who did the same work, ours first, and below it where ours lost."""
+    """A row for ours and for each peer at the same work, then the list of losses."""
     lines = [
         "| what | size | who | median | lowest | / ours | quality | limit | / limit |",
         "|---|---|---|---:|---:|---:|---|---:|---:|",
@@ -215,7 +215,7 @@ def table(benchmarks: list[Benchmark], limits: Limits) -> list[str]:
 def limit(benchmark: Benchmark, limits: Limits) -> float:
     """Least seconds for the bytes and operations that a benchmark states; 0 where it states none.
 
-    On as many threads as its parameter `threads` says, otherwise on all that were measured.
+    For the number of threads in its parameter `threads`, else for the most that were measured.
     """
     threads = (benchmark["params"] or {}).get("threads", max(limits))
     rates = limits.get(threads, limits[max(limits)])

@@ -1,4 +1,4 @@
-"""NGAME batches in Lightning 2.6, resumed in the middle of an epoch where a run was killed there.
+"""NGAME batches in Lightning 2.6. A killed run resumes in the middle of its epoch.
 
 python examples/with_lightning.py [DATA]
 """

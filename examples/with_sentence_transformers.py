@@ -36,7 +36,7 @@ def train(data, model, **arguments):
     )
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=32,
-        # The pairs of one point are near, and no negatives of it: its keys keep them apart.
+        # Pairs of one point are near each other, and not negatives: keys keep them apart.
         batch_sampler=BatchSamplerFactory(pairs, cluster_size=8, keys=points),
         **arguments,
     )

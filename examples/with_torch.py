@@ -1,4 +1,4 @@
-"""NGAME batches in a loop of one's own, which can be killed, and run again to go on.
+"""NGAME batches in a loop of your own. A killed run goes on when it is started again.
 
 python examples/with_torch.py [DATA]
 """
@@ -23,7 +23,7 @@ def train(data, encoder, checkpoint, epochs=3, save_every=20):
     points, labels = encoder.tokenize(data.train_texts), encoder.tokenize(data.label_texts)
     same_text = np.unique(data.train_texts, return_inverse=True)[1]  # never twice in a batch
     loader = ngame.ClusterDataLoader(
-        range(len(points)),  # a batch is its row ids, since the texts are tokenized already
+        range(len(points)),  # a batch is a list of row ids: the texts are tokenized already
         ngame.ClusterBatchSampler(len(points), 32, cluster_size=8, keys=same_text),
         refresh=partial(
             ngame.refresh_sampler, encode=lambda rows: encoder(points.take(rows)), model=encoder

@@ -1,4 +1,4 @@
-"""NGAME batches in several processes: each encodes its share, one clusters, all plan the same.
+"""NGAME batches in several processes: each encodes its share, one clusters, all get the same plan.
 
 torchrun --nproc-per-node 2 examples/with_torchrun.py [DATA]
 """
@@ -27,7 +27,7 @@ def train(data, encoder, epochs=3, rate=5e-5):
     sampler = ngame.ClusterBatchSampler(
         len(points), 32, cluster_size=8, world_size=dist.get_world_size(), rank=dist.get_rank()
     )
-    # The bare encoder, not the parallel one, whose forward pass waits for the other processes.
+    # The bare encoder: a forward pass of the parallel one waits for the other processes.
     refresh = partial(
         ngame.refresh_sampler, encode=lambda rows: encoder(points.take(rows)), model=encoder
     )

@@ -53,7 +53,7 @@ def train(data, folder, **arguments):
         return embed(model, batch)
 
     args = TrainingArguments(per_device_train_batch_size=32, **arguments)
-    # The pairs of one point are near, and no negatives of it: its keys keep them apart.
+    # Pairs of one point are near each other, and not negatives: keys keep them apart.
     sampler = ngame.ClusterBatchSampler(len(pairs), 32, cluster_size=8, keys=points)
     trainer = Matcher(
         model, args, collate, pairs, callbacks=[RefreshCallback(encode)], batch_sampler=sampler

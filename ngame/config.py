@@ -265,7 +265,7 @@ class Config(_Section):
 
 
 def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
-    """The settings that go best with data of that size, as nested tables; see bench/RESULTS.md.
+    """The settings for data of that size, as nested tables; see bench/results/defaults.md.
 
     - Few points are visited more often, and their texts thinned for it.
     - Where a batch's labels are about all there are, the triplet loss ranks the first place

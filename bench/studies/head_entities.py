@@ -1,7 +1,7 @@
-"""A knowledge graph's data folder again, each point's own head entity added to its filter pairs.
+"""Copy a knowledge graph's data folder, and add each point's head entity to its filter pairs.
 
-The text of a (head, relation) point holds the whole text of its head, which is never its tail but
-always its nearest label. Points are recognised by their uid, ``HEAD|RELATION``, labels by theirs::
+The text of a (head, relation) point contains the whole text of its head. So the head is its nearest
+label, though never the right one. A point's uid is ``HEAD|RELATION``, a label's is its entity::
 
     python bench/studies/head_entities.py DATA OUT
 """

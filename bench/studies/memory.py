@@ -3,9 +3,9 @@
     python bench/studies/memory.py --rows 5600000 --dim 384 --limit-mb 1200
 
 writes a float16 file into `--folder` (removed at the end), then runs `balanced_clusters` on it
-twice, each time in a process of its own that finds nothing of the file in memory: with memory, page
-cache included, limited to so many megabytes by a control group, and without. The groups are made
-below this process's own one, of version 1; that takes root.
+twice: first with limited memory, page cache included, then without a limit. Each run has a process
+of its own, and finds nothing of the file in memory. The limit is a control group, version 1, below
+this process's own group; that needs root.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def own_group() -> Path | None:
 
 
 def measure(path: Path, parent: Path, limit: int | None) -> str:
-    """Print a row of the table; the digest of the clusters."""
+    """Print a row of the table, and return the digest of the clusters."""
     group = parent / f"ngame-{os.getpid()}"
     group.mkdir()
     try:
@@ -94,7 +94,7 @@ def measure(path: Path, parent: Path, limit: int | None) -> str:
 
 
 def forget(path: Path) -> None:
-    """Take a file out of the page cache, which else would serve, and count for, others."""
+    """Take a file out of the page cache, so that no run uses pages that another run read."""
     file = os.open(path, os.O_RDONLY)
     os.fsync(file)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -102,7 +102,7 @@ def forget(path: Path) -> None:
 
 
 def cluster(path: str, group: str) -> None:
-    """Enter a control group, cluster, print what it took as JSON."""
+    """Enter a control group, cluster, print time and bytes read as JSON."""
     Path(group, "cgroup.procs").write_text(str(os.getpid()))
     x = np.load(path, mmap_mode="r")
     cpu, start = cpu_seconds(), time.perf_counter()

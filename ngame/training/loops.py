@@ -46,7 +46,7 @@ def train(
     ----------
     dataset : the points and labels
     config : all settings; those suited to the size of the data if not given
-    folder : where to leave the run (see the README); nothing is written if not given
+    folder : where to leave the run (see docs/formats.md); nothing is written if not given
     resume : go on with the run that `folder` holds, or begin it; it ends in the same numbers as
         one that was never stopped, on the same machine with the same number of threads
     encoder : a module of your own that is an `ngame.encoders.base.Encoder`, trained in place
