@@ -122,26 +122,30 @@ def _gather(
 class ClusterDataLoader(DataLoader[Any]):
     """A `torch.utils.data.DataLoader` that refreshes its batches when due, and can be resumed.
 
-    For a loop of one's own and for Lightning. Call `set_epoch` before each epoch (Lightning does);
-    the refresh, if one is due, comes with the first batch. A checkpoint holds `state_dict`, taken
-    at any moment; a loader that loaded it goes on with the very batches that were to come. Of an
-    epoch that was over these are none, so a loop goes on from ``range(loader.epoch, epochs)``. Of
-    several processes, which are at the same batch, one saves and all load.
+    For a loop of your own, Lightning, and accelerate. Call `set_epoch` before each epoch (Lightning
+    and accelerate do); a refresh that is due comes with the first batch. A checkpoint holds
+    `state_dict`, taken at any moment; a loader that loads it continues with the next batch. After a
+    finished epoch no batch of it is left, so loop over ``range(loader.epoch, epochs)``. With several
+    processes, which are at the same batch, one saves and all load.
+
+    ``Accelerator().prepare(loader)`` builds another loader around the same batches: refreshes come
+    as here, but skipping batches after a restart is up to ``accelerator.skip_first_batches``.
 
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
         Of as many items as the sampler has rows.
     sampler : ClusterBatchSampler, or another `RefreshableSampler`
-        With several processes, made with `world_size` and `rank`. In Lightning these need
-        ``Trainer(use_distributed_sampler=False)``.
+        With several processes, made with `world_size` and `rank`; Lightning then needs
+        ``Trainer(use_distributed_sampler=False)``. For accelerate, which deals the batches to the
+        processes itself, made without them.
     refresh : callable, optional
         ``refresh(sampler)`` refreshes it: see `refresh_sampler`; or, from an `EmbeddingBank` that
         the loop fills and saves, ``lambda sampler: sampler.refresh(bank.vectors)``. If not given,
-        the caller does.
+        the caller refreshes the sampler.
     **options
-        Those of `torch.utils.data.DataLoader` that do not choose rows: `num_workers`,
-        `collate_fn`, ... The seeds of the workers follow from the epoch.
+        Options of `torch.utils.data.DataLoader` that do not choose rows: `num_workers`,
+        `collate_fn`, ... The epoch seeds the workers.
 
     Attributes
     ----------
@@ -151,7 +155,8 @@ class ClusterDataLoader(DataLoader[Any]):
     Raises
     ------
     ValueError
-        `dataset` and `sampler` differ in length.
+        `dataset` and `sampler` differ in length; or, at the first batch, a sampler made with
+        `world_size` is dealt out by accelerate once more.
     """
 
     def __init__(
@@ -164,8 +169,7 @@ class ClusterDataLoader(DataLoader[Any]):
     ) -> None:
         if len(dataset) != sampler.n_rows:
             raise ValueError(f"dataset has {len(dataset)} items, the sampler {sampler.n_rows} rows")
-        self._batches = _Batches(sampler)
-        self._refresh = refresh
+        self._batches = _Batches(sampler, refresh)
         self._delivered = 0
         self._resumed: tuple[int, int] | None = None
         # A generator of its own, since the loader would else draw from the global one every time
@@ -186,8 +190,6 @@ class ClusterDataLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches of the current epoch, planned when the first of them is asked for."""
         planner = self._batches.planner
-        if self._refresh is not None and planner.due(planner.epoch):
-            self._refresh(planner)
         epoch, delivered = self._resumed or (planner.epoch, 0)
         self._resumed = None
         self._delivered = delivered if epoch == planner.epoch else 0
@@ -221,10 +223,16 @@ class ClusterDataLoader(DataLoader[Any]):
 
 
 class _Batches:
-    """A sampler's batches less those skipped, with what trainers look for in a batch sampler."""
+    """The batch sampler of a `ClusterDataLoader`: refreshes on time, and skips what was delivered.
 
-    def __init__(self, planner: RefreshableSampler) -> None:
+    accelerate builds a new loader around this object, so what every loader needs is done here.
+    """
+
+    def __init__(
+        self, planner: RefreshableSampler, refresh: Callable[[Any], None] | None
+    ) -> None:
         self.planner = planner
+        self.refresh = refresh
         self.skipped = 0
         self.batch_size = planner.batch_size
         self.drop_last = planner.drop_last
@@ -237,4 +245,6 @@ class _Batches:
         return len(self.planner)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.refresh is not None and self.planner.due(self.planner.epoch):
+            self.refresh(self.planner)
         return islice(iter(self.planner), self.skipped, None)

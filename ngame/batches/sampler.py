@@ -1,5 +1,6 @@
 """What all samplers share: an epoch's length, its place in a run, processes, state, copies."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from operator import itemgetter
@@ -120,7 +121,20 @@ class BatchSampler(ABC):
         return -(-self._visited // self.batch_size) // self._world_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches of the current epoch as lists of row ids."""
+        """Batches of the current epoch as lists of row ids.
+
+        Raises
+        ------
+        ValueError
+            The epoch needs what pickling dropped; or the sampler was made with `world_size`, and
+            accelerate, which deals batches to the processes itself, iterates.
+        """
+        if self._world_size > 1 and _dealt_by_accelerate():
+            raise ValueError(
+                f"the batches are dealt out twice, by this {type(self).__name__}, made with "
+                f"world_size={self._world_size}, and by accelerate's prepare: leave out world_size "
+                "and rank, or do not prepare the loader"
+            )
         return map(np.ndarray.tolist, self.plan())
 
     @property
@@ -309,6 +323,23 @@ class _EpochProxy:
     def set_epoch(self, epoch: int) -> None:
         """Forward to the batch sampler."""
         self._batches.set_epoch(epoch)
+
+
+def _dealt_by_accelerate() -> bool:
+    """Whether accelerate's batch sampler for one of several processes is among the callers.
+
+    It knows nothing of `world_size`, and passes nothing on by which a sampler could know it.
+    """
+    frame = sys._getframe(1)
+    for _ in range(4):  # a loader's own batch sampler may lie in between
+        caller = frame.f_back
+        if caller is None:
+            return False
+        frame = caller
+        dealer = frame.f_locals.get("self")
+        if type(dealer).__name__ == "BatchSamplerShard":
+            return getattr(dealer, "num_processes", 1) > 1
+    return False
 
 
 def check_rows(name: str, rows: int, n_rows: int) -> None:

@@ -274,6 +274,39 @@ Path({str(tmp_path)!r}, f"{{trainer.global_rank}}.json").write_text(json.dumps(b
         assert len(set(seen)) == len(seen) == rows // 64 * 64
 
 
+def test_with_accelerate_in_two_processes(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    code = f"""
+import json, os, runpy, ngame
+from pathlib import Path
+refreshes, batches, rank = [], [], os.environ["RANK"]
+refresh, pool = ngame.ClusterBatchSampler.refresh, ngame.label_pool
+
+def recorded_refresh(self, source):
+    refreshes.append(self.epoch)
+    refresh(self, source)
+
+def recorded_pool(labels, rows):
+    batches.append(rows.tolist())
+    return pool(labels, rows)
+
+ngame.ClusterBatchSampler.refresh, ngame.label_pool = recorded_refresh, recorded_pool
+encoder = ngame.TransformerEncoder({str(tiny_model)!r}, max_length=16)
+os.environ["ACCELERATE_USE_CPU"] = "true"
+runpy.run_path({str(FOLDER / "with_accelerate.py")!r})["train"](
+    ngame.load_dataset({str(data)!r}), encoder, epochs=4)
+Path({str(tmp_path)!r}, rank + ".json").write_text(json.dumps([refreshes, batches]))
+"""
+    printed = in_two_processes(tmp_path / "run.py", code)
+    assert printed.count("epoch 3: 1 batches a process") == 1
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    # Rank 0 clusters, and sends its state to the other.
+    assert [refreshes for refreshes, _ in ranks] == [[1, 2, 3], []]
+    for both in zip(*(batches for _, batches in ranks), strict=True):
+        seen = sum(both, [])
+        assert len(set(seen)) == len(seen) == 64
+
+
 def test_with_torchrun(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     code = f"""
 import runpy, ngame, torch.distributed as dist

@@ -72,6 +72,52 @@ class Run:
         torch.set_rng_state(state["random"])
 
 
+# ---- accelerate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_accelerate_rebuilds_is_refreshed_on_time(workers: int) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    expected = Run()
+    expected.train(4)
+    run = Run(num_workers=workers)
+    prepared = accelerate.Accelerator(cpu=True).prepare(run.loader)
+    assert prepared is not run.loader
+    refreshed = []
+    for epoch in range(4):
+        for rows in prepared:
+            run.seen.append((epoch, rows.tolist()))
+            (run.model(rows) ** 3).sum().backward()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        refreshed.append(run.loader._batches.planner.refreshes)
+    assert refreshed == [0, 1, 2, 3]
+    assert run.seen == expected.seen
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_batches_are_dealt_to_processes_once(wrapped: bool) -> None:
+    data_loader = pytest.importorskip("accelerate.data_loader")
+    seen = []
+    for rank in range(2):
+        for own, theirs in ((2, 1), (1, 2), (2, 2)):
+            sampler = ClusterBatchSampler(
+                64, 8, cluster_size=2, world_size=own, rank=min(rank, own - 1)
+            )
+            loader: Any = torch.utils.data.DataLoader(range(64), batch_sampler=sampler)
+            if wrapped:
+                loader = ClusterDataLoader(range(64), sampler)
+            prepared = data_loader.prepare_data_loader(
+                loader, num_processes=theirs, process_index=min(rank, theirs - 1)
+            )
+            if own == theirs:
+                with pytest.raises(ValueError, match="dealt out twice.*leave out world_size"):
+                    list(prepared)
+            else:
+                seen += torch.cat(list(prepared)).tolist()
+    assert sorted(seen) == sorted(2 * list(range(64)))
+
+
 # ---- One process -----------------------------------------------------------------------------
 
 
