@@ -1,6 +1,7 @@
 """pyxclib's balanced clusters over ours: sizes, order, quality, and what it gets wrong."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -45,12 +46,13 @@ def test_every_row_once_in_clusters_of_even_size(n, wanted, is_sparse):
 
 def test_dense_is_the_core(mixture):
     x = mixture(500, 16)
-    clusters, _ = cluster_balance(x, [np.arange(500)], 32, b_kmeans_dense)
+    begin = [np.arange(500)]
+    clusters, _ = cluster_balance(x, begin, 32, b_kmeans_dense, seed=0)
     ours = ngame.balanced_clusters(x, n_clusters=32)
     assert [ids.tolist() for ids in clusters] == [ids.tolist() for ids in ours]
-    partial = cluster_balance(x, [np.arange(500)], 32, functools.partial(b_kmeans_dense))[0]
+    partial = cluster_balance(x, begin, 32, functools.partial(b_kmeans_dense), seed=0)[0]
     assert [ids.tolist() for ids in partial] == [ids.tolist() for ids in clusters]
-    float64 = cluster_balance(x.astype(float), [np.arange(500)], 32, b_kmeans_dense)[0]
+    float64 = cluster_balance(x.astype(float), begin, 32, b_kmeans_dense, seed=0)[0]
     assert [ids.tolist() for ids in float64] == [ids.tolist() for ids in clusters]
 
 
@@ -58,11 +60,16 @@ def test_the_seed_and_not_the_threads_decide(mixture):
     x = mixture(300, 8)
     args = [np.arange(300)], 16
     for X, first, second in (
-        (x, {"splitter": b_kmeans_dense}, {"splitter": b_kmeans_dense, "seed": 1}),
+        (x, {"splitter": b_kmeans_dense, "seed": 0}, {"splitter": b_kmeans_dense, "seed": 1}),
         (
             sp.csr_matrix(x),
-            {"splitter": b_kmeans_sparse},
-            {"splitter": functools.partial(b_kmeans_sparse, seed=1)},
+            {"splitter": b_kmeans_sparse, "seed": 0},
+            {"splitter": b_kmeans_sparse, "seed": 1},
+        ),
+        (
+            sp.csr_matrix(x),
+            {"splitter": functools.partial(b_kmeans_sparse, seed=0), "seed": 7},
+            {"splitter": functools.partial(b_kmeans_sparse, seed=1), "seed": 7},
         ),
     ):
         state = np.random.get_state()[1].tolist()  # noqa: NPY002
@@ -70,6 +77,29 @@ def test_the_seed_and_not_the_threads_decide(mixture):
         assert (one == cluster_balance(X, *args, **first, num_threads=-1)[1]).all()
         assert (one != cluster_balance(X, *args, **second)[1]).any()
         assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_without_a_seed_each_call_draws_one(mixture, is_sparse):
+    """NGAME's second stage clusters the same vectors again and again, for other mates."""
+    x = mixture(300, 8)
+    X, splitter = (sp.csr_matrix(x), b_kmeans_sparse) if is_sparse else (x, b_kmeans_dense)
+
+    def mappings(threads):
+        np.random.seed(5)  # noqa: NPY002
+        return [
+            cluster_balance(X, [np.arange(300)], 16, splitter, num_threads=threads)[1]
+            for _ in range(3)
+        ]
+
+    found = mappings(1)
+    assert all((one != other).any() for one, other in itertools.combinations(found, 2))
+    assert np.array_equal(found, mappings(-1))
+    np.random.seed(5)  # noqa: NPY002
+    halves = [splitter(X, np.arange(300))[0].tolist() for _ in range(6)]
+    assert len({tuple(half) for half in halves}) > 1
+    np.random.seed(5)  # noqa: NPY002
+    assert [splitter(X, np.arange(300))[0].tolist() for _ in range(6)] == halves
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])

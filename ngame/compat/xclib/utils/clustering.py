@@ -29,7 +29,7 @@ def cluster_balance(
     verbose: bool = True,
     use_sth_till: int = -1,
     *,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> tuple[list[Ids], npt.NDArray[np.int64]]:
     """Halve clusters, all of them, again and again until there are as many as asked for.
 
@@ -50,8 +50,10 @@ def cluster_balance(
         At most so many; 0 or less means the CPUs this process may use, which are never exceeded.
     verbose, use_sth_till
         No effect.
-    seed : int
-        Of `b_kmeans_dense`; give another splitter its own by `functools.partial`.
+    seed : int, optional
+        Of `b_kmeans_dense` and `b_kmeans_sparse`; by default drawn once from NumPy's global
+        generator, as in pyxclib: other clusters at every call, the same after ``np.random.seed``.
+        A splitter of your own has its own randomness.
 
     Returns
     -------
@@ -71,17 +73,18 @@ def cluster_balance(
 
     Notes
     -----
-    pyxclib draws from NumPy's global generator in several threads, so that no two runs agree;
-    does not end where there are fewer rows than clusters; makes twice as many clusters as asked
-    for at some powers of two from 2**29 on; and maps a row of no cluster to cluster 0.
+    pyxclib draws from the generator in several threads, so that no two runs agree; does not end
+    where there are fewer rows than clusters; makes twice as many clusters as asked for at some
+    powers of two from 2**29 on; and maps a row of no cluster to cluster 0.
     """
     rows = X.shape[0]
     leaves: list[Ids] = []
-    for at, ids in enumerate(clusters):
-        leaves.append(as_ids(ids, f"clusters[{at}]"))
+    for number, ids in enumerate(clusters):
+        name = f"clusters[{number}]"
+        leaves.append(as_ids(ids, name))
         outside = leaves[-1][(leaves[-1] < 0) | (leaves[-1] >= rows)]
         if len(outside):
-            raise IndexError(f"clusters[{at}] has id {outside[0]}, out of range for {rows} rows")
+            raise IndexError(f"{name} has id {outside[0]}, out of range for {rows} rows")
     if not leaves:
         raise ValueError("clusters is empty")
     if not 0 < num_clusters < math.inf:
@@ -89,17 +92,18 @@ def cluster_balance(
     wanted = 1 << (math.ceil(num_clusters) - 1).bit_length()
     threads = as_threads(0)
     threads = threads if num_threads <= 0 else min(num_threads, threads)
+    seed = _drawn(seed)
     if _is_dense(splitter):
         leaves = _dense_leaves(X, leaves, wanted, seed, threads)
     else:
-        leaves = _leaves(X, leaves, wanted, splitter, threads)
+        leaves = _leaves(X, leaves, wanted, splitter, seed, threads)
     mapping = np.full(rows, -1, np.int64)
     mapping[np.concatenate(leaves)] = np.repeat(np.arange(len(leaves)), [*map(len, leaves)])
     return leaves, mapping
 
 
 def b_kmeans_dense(
-    X: Any, index: Any, metric: str = "cosine", tol: float = 1e-4, *, seed: int = 0
+    X: Any, index: Any, metric: str = "cosine", tol: float = 1e-4, *, seed: int | None = None
 ) -> list[Ids]:
     """Split rows into two clusters of equal size, by balanced 2-means on the unit sphere.
 
@@ -112,7 +116,8 @@ def b_kmeans_dense(
     metric : "cosine"
     tol : no effect
         It ends when no row changes sides, or after 20 rounds.
-    seed : int
+    seed : int, optional
+        By default drawn from NumPy's global generator, as in pyxclib.
 
     Returns
     -------
@@ -128,13 +133,12 @@ def b_kmeans_dense(
 
     Notes
     -----
-    pyxclib draws the first centres from NumPy's global generator, has no bound on its rounds, and
-    takes no float16.
+    pyxclib has no bound on its rounds, and takes no float16.
     """
     X, index = _float32(X), _index(X, index, metric)
     if len(index) == 1:
         return [index]
-    halves = balanced_clusters(X, size=max(1, (len(index) + 1) // 2), seed=seed)
+    halves = balanced_clusters(X, size=max(1, (len(index) + 1) // 2), seed=_drawn(seed))
     return [index[ids] for ids in np.split(halves.order, halves.offsets[1:-1])]
 
 
@@ -145,7 +149,7 @@ def b_kmeans_sparse(
     tol: float = 1e-4,
     leakage: float | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> list[Ids]:
     """Split rows of a sparse matrix into two clusters of equal size, by balanced 2-means.
 
@@ -179,9 +183,8 @@ def b_kmeans_sparse(
 
     Notes
     -----
-    pyxclib unpacks the whole matrix every round, with no bound on their number, compares `tol` with
-    a sum over the rows rather than their mean, and draws the first centres from NumPy's global
-    generator.
+    pyxclib makes the matrix dense in every round, with no bound on their number, and compares `tol`
+    with a sum over the rows rather than their mean.
     """
     X = as_csr(X, "X")
     index = _index(X, index, metric)
@@ -193,7 +196,8 @@ def b_kmeans_sparse(
         return [index]
     X = normalize(X, copy=True)
     half = (len(index) + 1) // 2
-    centres = X[np.random.default_rng(as_seed(seed)).choice(len(index), 2, replace=False)].toarray()
+    rng = np.random.default_rng(as_seed(_drawn(seed)))
+    centres = X[rng.choice(len(index), 2, replace=False)].toarray()
     before = -math.inf
     for _ in range(_ROUNDS):
         cosines = X @ centres.T
@@ -215,6 +219,11 @@ def b_kmeans_sparse(
     return result
 
 
+def _drawn(seed: int | None) -> int:
+    """A seed; if none is given, one from the global generator, which pyxclib's callers seed."""
+    return int(np.random.randint(2**63)) if seed is None else seed  # noqa: NPY002
+
+
 def _is_dense(splitter: Splitter) -> bool:
     """Whether it is `b_kmeans_dense`, or that in a `functools.partial` without arguments."""
     if isinstance(splitter, functools.partial) and not splitter.args and not splitter.keywords:
@@ -222,16 +231,23 @@ def _is_dense(splitter: Splitter) -> bool:
     return splitter is b_kmeans_dense
 
 
+def _takes_seed(splitter: Splitter) -> bool:
+    """Whether it is one of the splitters here, with a seed that is still to be chosen."""
+    if isinstance(splitter, functools.partial):
+        return "seed" not in splitter.keywords and _takes_seed(splitter.func)
+    return splitter in (b_kmeans_dense, b_kmeans_sparse)
+
+
 def _dense_leaves(X: Any, leaves: list[Ids], wanted: int, seed: int, threads: int) -> list[Ids]:
     each = 1
     while each * len(leaves) < wanted:
         each *= 2
     result: list[Ids] = []
-    for at, ids in enumerate(leaves):
+    for number, ids in enumerate(leaves):
         if len(ids) < each:
             raise ValueError(
-                f"num_clusters, rounded up, is {wanted}: clusters[{at}] would make {each} of its "
-                f"{len(ids)} rows"
+                f"num_clusters, rounded up, is {wanted}: clusters[{number}] would make {each} of "
+                f"its {len(ids)} rows"
             )
         whole = len(ids) == len(X) and bool((np.diff(ids) == 1).all())
         rows = _float32(X if whole else X[ids])
@@ -240,12 +256,21 @@ def _dense_leaves(X: Any, leaves: list[Ids], wanted: int, seed: int, threads: in
     return result
 
 
-def _leaves(X: Any, leaves: list[Ids], wanted: int, splitter: Splitter, threads: int) -> list[Ids]:
+def _leaves(
+    X: Any, leaves: list[Ids], wanted: int, splitter: Splitter, seed: int, threads: int
+) -> list[Ids]:
+    rng = np.random.default_rng(as_seed(seed))
     with ThreadPoolExecutor(threads) as pool:
         while len(leaves) < wanted:
+            # Seeds are drawn before the threads share the work, in the order of the clusters.
+            options: list[dict[str, int]] = [{}] * len(leaves)
+            if _takes_seed(splitter):
+                options = [{"seed": one} for one in rng.integers(2**63, size=len(leaves)).tolist()]
             split = [
                 part
-                for parts in pool.map(lambda ids: splitter(X[ids], ids), leaves)
+                for parts in pool.map(
+                    lambda ids, option: splitter(X[ids], ids, **option), leaves, options
+                )
                 for part in parts
             ]
             if len(split) <= len(leaves):
