@@ -1,12 +1,16 @@
 """pyxclib's Shortlist over ours."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import reference
 
 from ngame.compat.xclib.utils.shortlist import Shortlist
 
-METHODS = ("brute", "brute_gpu", "hnswlib", "hnsw")
+needs_hnswlib = pytest.mark.skipif(find_spec("hnswlib") is None, reason="hnswlib is not installed")
+HNSWLIB = pytest.param("hnswlib", marks=needs_hnswlib)
+METHODS = ("brute", "brute_gpu", HNSWLIB, pytest.param("hnsw", marks=needs_hnswlib))
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_what_inherits_from_it(vectors):
     assert (np.diff(distances, axis=1) >= 0).all()
 
 
-@pytest.mark.parametrize("method", ["brute", "hnswlib"])
+@pytest.mark.parametrize("method", ["brute", HNSWLIB])
 def test_bad_arguments(method, vectors):
     items, queries = vectors
     index = Shortlist(method, 50)
