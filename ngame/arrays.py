@@ -1,4 +1,4 @@
-"""What comes in through the public functions: checked once, and copied only where it must be."""
+"""Arguments of the public functions: checked once, copied only where necessary."""
 
 import operator
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 
 
 def on_gpu(value: Any) -> bool:
-    """Whether an array or tensor lies on a CUDA device; found out without importing its library."""
+    """Whether an array or tensor is on a CUDA device; needs no import of its library."""
     device = getattr(value, "device", None)
     return getattr(device, "type", None) == "cuda" or hasattr(value, "__cuda_array_interface__")
 
 
 def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
-    """Give `value` as a float32 or float16 array of shape [n, d] whose rows are contiguous.
+    """Return `value` as a float32 or float16 array of shape [n, d] whose rows are contiguous.
 
-    Rows may lie apart (a slice of a wider or longer array is taken as it is). Copied, into the
-    same dtype, is only what has elements of a row apart from each other or a foreign byte order.
+    Only arrays with non-contiguous rows or foreign byte order are copied. There may be gaps
+    between rows: slices of a wider or longer array are not copied.
     """
     array = np.asarray(value)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4):
@@ -33,19 +33,19 @@ def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
         raise ValueError(f"{name} has shape {array.shape}, expected two dimensions")
     itemsize = array.itemsize
     row_bytes = array.shape[1] * itemsize
-    whole = array.shape[1] <= 1 or array.strides[1] == itemsize
-    apart = array.shape[0] <= 1 or (
+    rows_contiguous = array.shape[1] <= 1 or array.strides[1] == itemsize
+    rows_separate = array.shape[0] <= 1 or (
         array.strides[0] >= row_bytes and array.strides[0] % itemsize == 0
     )
-    if whole and apart and array.flags.aligned and array.dtype.isnative:
+    if rows_contiguous and rows_separate and array.flags.aligned and array.dtype.isnative:
         return array
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
-    """Give `value`, a CSR matrix or array, with sorted indices unless `any_order`.
+    """Check `value`, a CSR matrix or array, and sort its indices unless `any_order`.
 
-    A matrix whose indices are unsorted is sorted in a copy; the caller's is never changed.
+    Unsorted indices are sorted in a copy: the caller's matrix is never changed.
     """
     if not sp.issparse(value) or value.format != "csr":
         kind = f"{value.format} matrix" if sp.issparse(value) else type(value).__name__
@@ -53,8 +53,8 @@ def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
     if value.shape[1] > np.iinfo(np.int32).max:
         raise ValueError(f"{name} has {value.shape[1]} columns, at most 2**31 - 1 are possible")
     _check_arrays(value, name)
-    # What SciPy has on record of the order is cheap to ask for; the core looks at each row that it
-    # uses. SciPy's compiled code trusts indptr, so it gets to see a matrix only after a check.
+    # SciPy's flag is cheap to read, and the core checks the order of each row that it uses. SciPy's
+    # compiled code trusts indptr, so it must be checked before SciPy looks at the indices.
     if not any_order and getattr(value, "_has_canonical_format", None) is not True:
         check_rows(value, name)
         if not value.has_sorted_indices:
@@ -63,7 +63,7 @@ def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
 
 
 def canonical(matrix: Any) -> Any:
-    """A matrix from `as_csr` without duplicates: the same, or a copy in which they are summed."""
+    """A matrix from `as_csr` without duplicates, which are summed in a copy."""
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
@@ -71,7 +71,7 @@ def canonical(matrix: Any) -> Any:
 
 
 def check_rows(matrix: Any, name: str) -> None:
-    """Reject a CSR matrix whose rows do not follow each other within the stored entries."""
+    """Reject a CSR matrix whose indptr descends or points outside the stored entries."""
     starts, ends = matrix.indptr[:-1], matrix.indptr[1:]
     bad = (starts < 0) | (ends < starts) | (ends > len(matrix.indices))
     if bad.any():
@@ -81,7 +81,7 @@ def check_rows(matrix: Any, name: str) -> None:
 
 
 def _check_arrays(matrix: Any, name: str) -> None:
-    """Reject arrays that were exchanged for ones of another type or length."""
+    """Reject arrays of the wrong type or length, which SciPy lets a caller assign."""
     indptr, indices, data = matrix.indptr, matrix.indices, matrix.data
     if indptr.dtype != indices.dtype or indptr.dtype not in (np.int32, np.int64):
         raise TypeError(
@@ -101,7 +101,7 @@ def _check_arrays(matrix: Any, name: str) -> None:
 
 
 def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
-    """The arrays of a CSR matrix; with `dtype`, as that integer type."""
+    """The pattern of a CSR matrix, with ids of integer type `dtype` if given."""
     indptr, indices = matrix.indptr, matrix.indices
     if dtype is not None:
         indptr, indices = indptr.astype(dtype, copy=False), indices.astype(dtype, copy=False)
@@ -109,7 +109,7 @@ def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
 
 
 def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
-    """Give `value` as int64 of shape [n]; an empty list is taken as no ids."""
+    """Return `value` as int64 of shape [n]; an empty list means no ids."""
     array = np.asarray(value)
     if array.size == 0 and array.ndim == 1:
         return np.empty(0, np.int64)
@@ -121,10 +121,10 @@ def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
 
 
 def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
-    """Give (row, column) pairs as a CSR pattern of `shape`.
+    """Return (row, column) pairs as a CSR matrix of `shape`.
 
-    They come as an integer array [n, 2], repeats allowed, or as a CSR matrix whose stored entries
-    are the pairs, whatever their values.
+    `value` is an integer array [n, 2], repeats allowed, or a CSR matrix whose stored entries are
+    the pairs, whatever their values.
     """
     if sp.issparse(value):
         matrix = as_csr(value, name)
@@ -141,16 +141,16 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
     for axis, what in enumerate(("row", "column")):
         bad = (array[:, axis] < 0) | (array[:, axis] >= shape[axis])
         if bad.any():
-            at = int(np.argmax(bad))
+            pair = int(np.argmax(bad))
             raise IndexError(
-                f"{name}[{at}] has {what} {array[at, axis]}, out of range for {shape[axis]}"
+                f"{name}[{pair}] has {what} {array[pair, axis]}, out of range for {shape[axis]}"
             )
     ones = np.ones(len(array), np.bool_)
     return sp.csr_array((ones, (array[:, 0], array[:, 1])), shape=shape)
 
 
 def as_count(value: Any, name: str, least: float = 1, most: float = 2**31 - 1) -> int:
-    """Give `value` as an int from `least` to `most`; the core counts in 32 bits."""
+    """Return `value` as an int from `least` to `most`; the core counts in 32 bits."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -163,7 +163,7 @@ def as_count(value: Any, name: str, least: float = 1, most: float = 2**31 - 1) -
 
 
 def as_cutoffs(ks: Iterable[Any]) -> list[int]:
-    """Give the cut-offs of a ranking in ascending order, each once."""
+    """The distinct cut-offs of a ranking, ascending."""
     cuts = sorted({as_count(k, "ks") for k in ks})
     if not cuts:
         raise ValueError("ks is empty")
@@ -175,7 +175,7 @@ MAX_THREADS = 1024
 
 
 def as_threads(threads: Any) -> int:
-    """Number of threads to use; 0 stands for the CPUs that this process may use."""
+    """Number of threads to use; 0 means the CPUs this process may use."""
     return as_count(threads, "threads", 0, MAX_THREADS) or min(_core.usable_cpus(), MAX_THREADS)
 
 
@@ -185,7 +185,7 @@ def new_csr(
     offsets: npt.NDArray[Any],
     shape: tuple[int, int],
 ) -> sp.csr_matrix:
-    """A CSR matrix over arrays that the core made, with its sortedness on record."""
+    """A CSR matrix of arrays that the core made, flagged as sorted and without duplicates."""
     matrix = sp.csr_matrix((values, columns, offsets), shape=shape)
     matrix.has_sorted_indices = True
     matrix.has_canonical_format = True

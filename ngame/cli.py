@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            # PyTorch says of the GPU's predictions that their format may change.
+            # PyTorch warns that its sparse format may change.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support")
             options.run(options)
         sys.stdout.flush()
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Where input files are read and used: mistakes in here are theirs."""
+    """Turn errors within into errors of the input files."""
     try:
         yield
     except (*_MISTAKES, OSError) as error:
@@ -212,13 +212,13 @@ def _train(options: argparse.Namespace) -> None:
     from ngame.config import Config
 
     begun = Path(options.output) / "config.toml"
-    # A run goes on with its own settings; those of the command line, if any, must be the same.
-    going_on = options.resume and begun.exists() and not (options.config or options.set)
-    # Read here for its errors: a mistake in the settings shows before a long read of the data.
-    config = Config.load(begun if going_on else options.config, options.set)
+    # A run resumes with its own settings; settings on the command line, if any, must be the same.
+    resuming = options.resume and begun.exists() and not (options.config or options.set)
+    # Read before the data, which can take long, so that mistakes in the settings show at once.
+    config = Config.load(begun if resuming else options.config, options.set)
     dataset = _dataset(options.data)
     print(dataset)
-    if not going_on:
+    if not resuming:
         points, labels = dataset.train_labels.shape
         config = Config.load(options.config, options.set, points=points, labels=labels)
     model, seconds = _timed(
@@ -329,7 +329,7 @@ def _demo(options: argparse.Namespace) -> None:
     print(dataset)
     points, labels = dataset.train_labels.shape
     config = Config.load(None, options.set, points=points, labels=labels)
-    # A demo that was stopped goes on when it is asked for again.
+    # A demo that was stopped resumes when it is called again.
     model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
     texts, truth, drop = _test_points(dataset)
@@ -423,7 +423,7 @@ def _read_lines(path: str) -> list[str]:
 
 
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """What a reader of NumPy's formats finds in a file; ValueError if that is not its format."""
+    """Read a file of NumPy arrays with `reader`; ValueError if it has another format."""
     try:
         return reader(path)
     except (ValueError, KeyError, EOFError, BadZipFile) as error:
@@ -436,7 +436,7 @@ def _load_npz(path: Path) -> Any:
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False) -> None:
-    """Metrics in percent, a scorer a row; too many columns go into several tables."""
+    """Print metrics in percent, a scorer a row, in as many tables as the width needs."""
     first = next(iter(rows.values()))
     names = list(first) if every else [name for name in _SHOWN if name in first]
     width = min(36, max(len(name) for name in rows))
@@ -457,7 +457,7 @@ def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False
 def _print_predictions(
     model: Any, texts: Sequence[str], found: sp.csr_matrix, truth: sp.csr_matrix | None = None
 ) -> None:
-    """The labels of each text, best first; those that are right have a star if that is known."""
+    """Print the labels of each text, best first; correct ones get a star if `truth` is given."""
     for row, text in enumerate(texts):
         print(_short(text))
         right = set() if truth is None else set(truth[row].indices)

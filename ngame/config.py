@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from ngame.arrays import MAX_THREADS
 from ngame.files import atomic_write
 
-# Bounds of a number, and how a message puts them.
+# Bounds of a number: their words in a message, and their test.
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "least": ("at least", operator.ge),
     "above": ("more than", operator.gt),
@@ -69,7 +69,8 @@ class EncoderConfig(_Section):
     max_length: int = setting(128, "transformer: tokens of a text that are read.", least=1)
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto",
-        'transformer: of its forward pass; "auto" is bf16 on a GPU that has it, else float32.',
+        'transformer: precision of the forward pass; "auto" is bf16 on a GPU that has it, else '
+        "float32.",
     )
 
     def __post_init__(self) -> None:
@@ -91,14 +92,14 @@ class StageConfig(_Section):
         least=0,
         most=1,
     )
-    weight_decay: float = setting(0.01, "AdamW's; SparseAdam has none.", least=0)
+    weight_decay: float = setting(0.01, "Weight decay of AdamW; SparseAdam has none.", least=0)
     clip: float = setting(1.0, "Largest norm of the gradient; 0 leaves it as it is.", least=0)
     loss: Literal["triplet", "softmax"] = setting(
         "softmax",
         "Triplet margin over the hardest negatives, or softmax of each positive against the "
         "negatives.",
     )
-    temperature: float = setting(0.05, "softmax: divides the scores.", above=0)
+    temperature: float = setting(0.05, "softmax: temperature, which divides the scores.", above=0)
     margin: float = setting(0.3, "triplet: by how much a positive must beat a negative.", least=0)
     negatives: int = setting(10, "triplet: hardest negatives of each point.", least=1)
     cluster_size: int = setting(
@@ -118,11 +119,11 @@ class StageConfig(_Section):
     )
     refresh_every: int = setting(1, "Epochs from one clustering to the next.", least=1)
     random_share: float = setting(
-        0.0, "Share of the points that is batched at random all the same.", least=0, most=1
+        0.0, "Share of the points that still go into random batches.", least=0, most=1
     )
 
     def sizes(self) -> dict[int, int]:
-        """Cluster size by first epoch, whichever way it was given."""
+        """Cluster size by first epoch, from `schedule` or from `cluster_size` and `start_epoch`."""
         return dict(self.schedule) or {self.start_epoch: self.cluster_size}
 
 
@@ -130,11 +131,11 @@ class StageConfig(_Section):
 class EncoderStageConfig(StageConfig):
     """The encoder stage."""
 
-    learning_rate: float = setting(2e-3, "AdamW's.", above=0)
+    learning_rate: float = setting(2e-3, "Learning rate of AdamW.", above=0)
     sparse_learning_rate: float = setting(
         5e-3,
-        "SparseAdam's, which updates the parameters with sparse gradients: few batches meet any "
-        "one of their rows.",
+        "Learning rate of SparseAdam, which updates the parameters with sparse gradients: their "
+        "rows are in few batches.",
         above=0,
     )
     positives: Literal["one", "all"] = setting(
@@ -152,13 +153,13 @@ class EncoderStageConfig(StageConfig):
 class ClassifierStageConfig(StageConfig):
     """The classifier stage."""
 
-    learning_rate: float = setting(5e-3, "Of the labels' vectors.", above=0)
-    dropout: float = setting(0.5, "Of the points' vectors.", least=0, below=1)
+    learning_rate: float = setting(5e-3, "Learning rate of the labels' vectors.", above=0)
+    dropout: float = setting(0.5, "Dropout of the points' vectors.", least=0, below=1)
     finetune: bool = setting(
         False, "Also train the encoder, with `encoder_learning_rate`, instead of freezing it."
     )
     encoder_learning_rate: float = setting(
-        2e-4, "Of all the encoder's parameters, where `finetune` is true.", above=0
+        2e-4, "Learning rate of the encoder if `finetune` is true.", above=0
     )
 
 
@@ -169,7 +170,7 @@ class PredictionConfig(_Section):
     k: int = setting(100, "Labels kept a text.", least=1)
     neighbours: int = setting(100, "Training points that vote.", least=1)
     vote_temperature: float = setting(
-        0.05, "Of the softmax over the similarities of these points.", above=0
+        0.05, "Temperature of the softmax over their similarities.", above=0
     )
     search: Literal["exact", "hnsw"] = setting(
         "exact",
@@ -182,8 +183,10 @@ class PredictionConfig(_Section):
 class Config(_Section):
     """All settings of a run."""
 
-    seed: int = setting(0, "Of every random choice.", least=0)
-    threads: int = setting(0, "0 means the CPUs this process may use.", least=0, most=MAX_THREADS)
+    seed: int = setting(0, "Seed of every random choice.", least=0)
+    threads: int = setting(
+        0, "Threads; 0 means the CPUs this process may use.", least=0, most=MAX_THREADS
+    )
     device: str = setting("auto", 'A torch device; "auto" takes a GPU if there is one.')
     validation: float = setting(
         0.05,
@@ -198,7 +201,7 @@ class Config(_Section):
         "Which epoch's weights a stage ends with: those of the best P@1 on the held-out points, "
         "or the last.",
     )
-    checkpoint_minutes: float = setting(2.0, "Time between two checkpoints.", least=0)
+    checkpoint_minutes: float = setting(2.0, "Minutes from one checkpoint to the next.", least=0)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     encoder_stage: EncoderStageConfig = field(default_factory=EncoderStageConfig)
     classifier_stage: ClassifierStageConfig = field(default_factory=ClassifierStageConfig)
@@ -213,22 +216,25 @@ class Config(_Section):
         points: int | None = None,
         labels: int | None = None,
     ) -> Self:
-        """Read a TOML file, then apply ``key=value`` settings, the keys dotted.
+        """Read a TOML file, then apply ``key=value`` settings with dotted keys.
 
         Parameters
         ----------
-        path : the file; none if not given
-        sets : the settings, which go before the file's
-        points, labels : how many the data have. They and the kind of encoder then decide the
-            settings that neither names (see `defaults_for`); else these have their plain defaults.
+        path : str or path, optional
+            The TOML file.
+        sets : sequence of str
+            Settings such as ``"encoder.dim=512"``, which override the file's.
+        points, labels : int, optional
+            The size of the data. If given, settings that are neither in the file nor in `sets`
+            are those of `defaults_for`.
 
         Raises
         ------
         FileNotFoundError
             There is no such file.
         ValueError
-            A line is no TOML; a key does not exist (the nearest that does is named); a value is
-            not of its type or out of its range.
+            The file is not TOML, a setting does not exist (the message suggests the nearest), or
+            a value has the wrong type or is out of bounds.
         """
         table: dict[str, Any] = {}
         if path is not None:
@@ -265,13 +271,13 @@ class Config(_Section):
 
 
 def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
-    """The settings for data of that size, as nested tables; see bench/results/defaults.md.
+    """The settings that did best on data of that size, as nested tables: bench/results/defaults.md.
 
-    - Few points are visited more often, and their texts thinned for it.
-    - Where a batch's labels are about all there are, the triplet loss ranks the first place
-      better, and so does an encoder that the classifier stage trains on; where they are a
-      sample, the softmax, and an encoder left alone.
-    - A transformer makes small batches of one positive a point, clustered; and small steps.
+    - Fewer points are trained on for more epochs, with more dropout of tokens.
+    - If there are no more labels than a batch has points, the triplet loss and fine-tuning the
+      encoder in the classifier stage give the better P@1. With more labels, the softmax and a
+      frozen encoder do.
+    - A transformer trains on small clustered batches, one positive a point, with small steps.
     """
     epochs = min(max(round(2500 / math.sqrt(max(points, 1))), 3), 60)
     encoder: dict[str, Any] = {"dropout": round(max(0.0, 0.4 * (1 - 5 / epochs)), 2)}
@@ -295,7 +301,7 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
 
 
 def _over(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """`table`, and what `base` has beside it, section by section."""
+    """`base` overridden by `table`, section by section."""
     merged = dict(base)
     for key, value in table.items():
         below = merged.get(key)
@@ -305,7 +311,7 @@ def _over(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(kind: type[Any], table: Mapping[str, Any], prefix: str) -> Any:
-    """Make a section of a table, sections within it included; errors name the dotted key."""
+    """Make a section, and the sections within it, from a table; errors name the dotted key."""
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
@@ -320,7 +326,7 @@ def _build(kind: type[Any], table: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _hint(key: str, siblings: Iterable[str], prefix: str) -> str:
-    """The setting most like `key`: of its own section, or else of any."""
+    """Suggest the setting with the most similar name, in the same section or else in any."""
     everywhere: dict[str, str] = {}
     for name, kind in typing.get_type_hints(Config).items():
         everywhere.setdefault(name, name)
@@ -334,7 +340,7 @@ def _hint(key: str, siblings: Iterable[str], prefix: str) -> str:
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
-    """A value as the type that a setting has; TypeError if it is of another."""
+    """Convert a value to the type of its setting; TypeError if it has another type."""
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
@@ -365,7 +371,7 @@ def _in_words(bounds: Mapping[str, float]) -> str:
 
 
 def described(kind: type[Any] = Config, name: str = "") -> str:
-    """Every setting with its default and its meaning, as a TOML file that leaves all as it is."""
+    """Every setting with its default and meaning, as a TOML file in which all is commented out."""
     text = f"[{name}]\n" if name else ""
     sections = ""
     for one in dataclasses.fields(kind):
@@ -380,7 +386,7 @@ def described(kind: type[Any] = Config, name: str = "") -> str:
 
 
 def _limits(one: dataclasses.Field[Any]) -> str:
-    """What values a setting takes, in a sentence; nothing if its type says it all."""
+    """The choices or bounds of a setting as a sentence; empty if it has neither."""
     if typing.get_origin(one.type) is Literal:
         return f"One of {', '.join(map(_literal, typing.get_args(one.type)))}."
     bounds = _in_words(one.metadata.get("bounds", {}))
@@ -393,7 +399,7 @@ def _default(one: dataclasses.Field[Any]) -> Any:
 
 
 def _attributes(kind: type[Any]) -> str:
-    """The settings of a section for its docstring."""
+    """The settings of a section as part of its docstring."""
     text = "\n\n    Attributes\n    ----------\n"
     for one in dataclasses.fields(kind):
         default = _default(one)
@@ -418,7 +424,7 @@ def _toml(table: Mapping[str, Any], name: str = "") -> str:
 
 
 def _literal(value: str | bool | int | float) -> str:
-    """A value as TOML has it: like JSON, but for infinity and the escapes of odd characters."""
+    """A value in TOML, which differs from JSON in infinity and in the escape of DEL."""
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -18,9 +18,9 @@ import torch
 
 from ngame.arrays import as_count, as_csr, as_cutoffs, as_pairs, canonical, on_gpu
 
-Pattern = tuple[int, int, int, int, int, bool]
-"""A CSR pattern as the module takes it: addresses of indptr and indices, rows, columns, stored
-entries, whether the ids are int64."""
+Addresses = tuple[int, int, int, int, int, bool]
+"""A CSR pattern for `ngame._cuda`: addresses of indptr and indices, number of rows, columns and
+stored entries, whether ids are int64."""
 
 
 def _load() -> ModuleType | None:
@@ -36,7 +36,7 @@ _cuda = _load()
 
 
 def describe() -> str:
-    """What of the GPU core is there, or why not, in one line."""
+    """The state of the GPU core in one line: its devices, or why it cannot be used."""
     if _cuda is None:
         return "not built (no CUDA compiler was found, or NGAME_CUDA=OFF)"
     count, reason = _cuda.devices()
@@ -44,7 +44,7 @@ def describe() -> str:
 
 
 def why_not(device: torch.device) -> str:
-    """Why the GPU core cannot be used on a CUDA device; nothing where it can."""
+    """Why the GPU core cannot be used on a CUDA device; an empty string if it can."""
     if _cuda is None or not _cuda.devices()[0]:
         return describe()
     major, minor = torch.cuda.get_device_capability(device)
@@ -55,9 +55,9 @@ def why_not(device: torch.device) -> str:
 
 
 class _Call:
-    """One call of the module on one device: its current stream, and all memory that it asks for.
+    """One call of `ngame._cuda` on the current stream of a device, and the memory it allocates.
 
-    What is not taken goes back to PyTorch's allocator with the call; the stream keeps the order.
+    Buffers that are not taken return to PyTorch's allocator after the call.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -72,7 +72,7 @@ class _Call:
         self._buffers: dict[int, torch.Tensor] = {}
 
     def run(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the module by name."""
+        """Call a function of `ngame._cuda` by name."""
         if self.device.type != "cuda":  # the emulation, in tests
             return getattr(_cuda, function)((0, 0, self._allocate), *arguments)
         with torch.cuda.device(self.device):
@@ -81,17 +81,17 @@ class _Call:
             return getattr(_cuda, function)((index, stream, self._allocate), *arguments)
 
     def _allocate(self, size: int) -> int:
-        # At least a byte: an address for each buffer.
+        # At least a byte, so that every buffer has its own address.
         buffer = torch.empty(max(1, size), dtype=torch.uint8, device=self.device)
         self._buffers[buffer.data_ptr()] = buffer
         return buffer.data_ptr()
 
     def take(self, address: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """The buffer at an address that the module gave back."""
+        """The buffer at an address that `run` returned."""
         return self._buffers[address][: count * dtype.itemsize].view(dtype)
 
     def take_pattern(self, found: tuple[int, int, int], shape: tuple[int, int]) -> torch.Tensor:
-        """A bool CSR matrix from what the module gave back."""
+        """A bool CSR matrix of the buffers that `run` returned."""
         indptr, indices, nonzeros = found
         return torch.sparse_csr_tensor(
             self.take(indptr, shape[0] + 1, torch.int32),
@@ -102,7 +102,7 @@ class _Call:
         )
 
     def ids(self, value: Any, name: str) -> torch.Tensor:
-        """Give `value`, an array or tensor from anywhere, as int64 [n] on the device."""
+        """Return `value`, an array or a tensor on any device, as int64 [n] on this device."""
         value = _as_tensor(value)
         if value.numel() == 0 and value.ndim == 1:
             return torch.empty(0, dtype=torch.int64, device=self.device)
@@ -136,7 +136,7 @@ def _csr(value: Any, name: str) -> torch.Tensor:
 
 
 def _upload(matrix: Any, device: torch.device) -> torch.Tensor:
-    """A SciPy CSR matrix as a tensor."""
+    """Copy a SciPy CSR matrix to a device."""
     return torch.sparse_csr_tensor(
         torch.as_tensor(matrix.indptr, dtype=torch.int64),
         torch.as_tensor(matrix.indices, dtype=torch.int64),
@@ -148,7 +148,7 @@ def _upload(matrix: Any, device: torch.device) -> torch.Tensor:
 
 
 def _pairs(value: Any, name: str, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """What `ngame.arrays.as_pairs` takes, or a sparse CSR tensor, as a pattern on the device."""
+    """Return the pairs that `ngame.arrays.as_pairs` takes, or a sparse CSR tensor, on a device."""
     if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
         if tuple(value.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
@@ -162,7 +162,7 @@ _SCALARS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def as_matrix(value: Any, name: str, device: torch.device | None = None) -> torch.Tensor:
-    """Give `value` as a float tensor [n, d] whose rows are contiguous, on its device or another."""
+    """Return `value` as a float tensor [n, d] with contiguous rows, on `device` or its own."""
     matrix = _as_tensor(value).detach()
     if matrix.dtype not in _SCALARS:
         raise TypeError(f"{name} has dtype {matrix.dtype}, expected float32, float16 or bfloat16")
@@ -171,8 +171,8 @@ def as_matrix(value: Any, name: str, device: torch.device | None = None) -> torc
     if matrix.shape[0] > 2**31 - 1:
         raise ValueError(f"{name} has {matrix.shape[0]} rows, at most 2**31 - 1 are possible")
     matrix = matrix.to(device or matrix.device)
-    whole = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
-    return matrix if whole else matrix.contiguous()
+    rows_contiguous = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
+    return matrix if rows_contiguous else matrix.contiguous()
 
 
 def _dense(matrix: torch.Tensor) -> tuple[int, int, int, int, str]:
@@ -181,7 +181,7 @@ def _dense(matrix: torch.Tensor) -> tuple[int, int, int, int, str]:
 
 
 class _Pattern:
-    """A CSR tensor's pattern as the module takes it, kept alive."""
+    """The pattern of a CSR tensor, which keeps its memory alive during a call."""
 
     def __init__(self, matrix: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         self.indptr = matrix.crow_indices().to(dtype or matrix.crow_indices().dtype).contiguous()
@@ -189,7 +189,7 @@ class _Pattern:
         self.shape = tuple(matrix.shape)
 
     @property
-    def arrays(self) -> Pattern:
+    def addresses(self) -> Addresses:
         """Addresses and sizes."""
         wide = self.indptr.dtype == torch.int64
         addresses = self.indptr.data_ptr(), self.indices.data_ptr()
@@ -199,27 +199,27 @@ class _Pattern:
 def balanced_order(
     x: torch.Tensor, offsets: npt.NDArray[np.int64], seed: int, max_iter: int
 ) -> npt.NDArray[np.int32]:
-    """The order of `ngame.balanced_clusters`, found on a device.
+    """The order of `ngame.balanced_clusters`, computed on a device.
 
     Parameters
     ----------
     x : float32, float16 or bfloat16 tensor of shape [n, d], from `as_matrix`
     offsets : int64 array of shape [k + 1]
-        Of the clusters within the order, ascending from 0 to n.
+        Where each cluster begins in the order, ascending from 0 to n.
     seed : int
-        0 .. 2**64 - 1. The same seed gives the same clusters; they are not those of the CPU.
+        0 .. 2**64 - 1. The same seed gives the same clusters, but not those of the CPU.
     max_iter : int
-        Most rounds of each 2-means.
+        Most iterations of each 2-means.
 
     Returns
     -------
     int32 array of shape [n]
-        On the host, where batches are planned.
+        On the host, because batches are planned there.
 
     Raises
     ------
     ValueError
-        `x` has NaN or infinity (the first such row is named).
+        `x` has NaN or infinity (the message names the first such row).
     """
     call = _Call("balanced_clusters", x.device)
     order = torch.empty(len(x), dtype=torch.int32, device=x.device)
@@ -239,7 +239,7 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
     labels : sparse CSR tensor of shape [n, l]
         Column ids must ascend within a row.
     rows, columns : integer array or tensor
-        From anywhere; copied to the device of `labels`.
+        On any device; copied to that of `labels`.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
     Raises
     ------
     ValueError
-        Column ids do not ascend strictly within a row that is asked for.
+        Column ids of a requested row do not ascend strictly.
     IndexError
         An id is out of range.
     """
@@ -258,7 +258,7 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
     pattern = _Pattern(matrix)
     found = call.run(
         "in_batch_positives",
-        pattern.arrays,
+        pattern.addresses,
         row_ids.data_ptr(),
         len(row_ids),
         column_ids.data_ptr(),
@@ -268,7 +268,7 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
 
 
 def label_pool(labels: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`ngame.label_pool` on a device; arguments and errors as of `in_batch_positives` here.
+    """`ngame.label_pool` on a device; arguments and errors are those of `in_batch_positives`.
 
     Returns
     -------
@@ -279,7 +279,7 @@ def label_pool(labels: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
     call = _Call("label_pool", matrix.device)
     row_ids = call.ids(rows, "rows")
     pattern = _Pattern(matrix)
-    pool, size, found = call.run("label_pool", pattern.arrays, row_ids.data_ptr(), len(row_ids))
+    pool, size, found = call.run("label_pool", pattern.addresses, row_ids.data_ptr(), len(row_ids))
     return call.take(pool, size, torch.int32), call.take_pattern(found, (len(row_ids), size))
 
 
@@ -305,17 +305,17 @@ def evaluate(
     inverse_propensity: Any = None,
     drop: Any = None,
 ) -> dict[str, float]:
-    """`ngame.metrics.evaluate` for predictions that lie on a device.
+    """`ngame.metrics.evaluate` on a device.
 
     Parameters
     ----------
     predictions : float32 or float64 sparse CSR tensor of shape [n, l]
         Column ids must ascend strictly within each row.
     truth : sparse CSR tensor or SciPy CSR matrix of shape [n, l]
-        Copied to the device of `predictions`, as are the others.
+        Copied to the device of `predictions`, like the arguments below.
     ks, inverse_propensity
-        As there.
-    drop : sparse CSR tensor, or as there
+        As for `ngame.metrics.evaluate`.
+    drop : sparse CSR tensor, CSR matrix or integer array
         Pairs that are left out.
 
     Returns
@@ -325,7 +325,7 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As there; ValueError also where column ids repeat or are out of order.
+        As `ngame.metrics.evaluate`; ValueError also if column ids repeat or are not sorted.
     """
     scored = _csr(predictions, "predictions")
     call = _Call("evaluate", scored.device)
@@ -360,11 +360,11 @@ def evaluate(
     scores = scored.values().contiguous()
     families = call.run(
         "evaluate",
-        pattern.arrays,
+        pattern.addresses,
         scores.data_ptr(),
         scores.dtype == torch.float64,
-        positive.arrays,
-        dropped.arrays if dropped else None,
+        positive.addresses,
+        dropped.addresses if dropped else None,
         0 if weights is None else weights.data_ptr(),
         cuts,
     )
@@ -384,10 +384,10 @@ def topk_arrays(
     Parameters
     ----------
     queries, items : float32, float16 or bfloat16 tensors of shape [n, d] and [m, d]
-        Where one lies on the CPU it is copied to the device of the other.
+        If one is on the CPU, it is copied to the device of the other.
     k, metric
-        As there.
-    drop : sparse CSR tensor, or as there
+        As for `ngame.topk_arrays`.
+    drop : sparse CSR tensor, CSR matrix or integer array
         (query, item) pairs that are left out.
 
     Returns
@@ -398,7 +398,7 @@ def topk_arrays(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As there; for "dot" also where a row is longer than 2**63.
+        As `ngame.topk_arrays`; for "dot" also if a row's norm exceeds 2**63.
     """
     device = _as_tensor(items if on_gpu(items) else queries).device
     call = _Call("topk_arrays", device)
@@ -420,7 +420,7 @@ def topk_arrays(
         "topk",
         _dense(queries),
         _dense(items),
-        dropped.arrays if dropped else None,
+        dropped.addresses if dropped else None,
         k,
         metric == "cosine",
         scores.data_ptr(),

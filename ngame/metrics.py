@@ -1,4 +1,4 @@
-"""Ranking metrics of sparse predictions, as the extreme-classification repository defines them."""
+"""Ranking metrics of sparse predictions, defined as in the extreme classification repository."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,36 +32,36 @@ def evaluate(
 ) -> dict[str, float]:
     r"""Score ranked predictions against the truth.
 
-    With the entries of a row ranked by score (ties by lower column), hits :math:`h_r`, positives
-    :math:`P`, inverse propensities :math:`w` and ideal
-    :math:`I_k = \sum_{r \le \min(k, |P|)} 1 / \log_2(r + 1)`, means being over all rows:
+    The entries of a row are ranked by score, ties by lower column. :math:`h_r` is 1 where the
+    entry at rank r is a positive and else 0, :math:`P` are the positives of the row, :math:`w_r` is
+    the inverse propensity of the label at rank r, and
+    :math:`I_k = \sum_{r \le \min(k, |P|)} 1 / \log_2(r + 1)`. Means are over all rows:
 
-    - P@k: mean of :math:`\frac1k \sum_{r \le k} h_r`; it divides by k also where fewer are
-      predicted;
+    - P@k: mean of :math:`\frac1k \sum_{r \le k} h_r`, also where fewer than k are predicted;
     - N@k: mean of :math:`\sum_{r \le k} h_r / \log_2(r + 1) \, / I_k`;
     - R@k: mean of :math:`\sum_{r \le k} h_r / |P|`;
     - PSP@k: mean of :math:`\frac1k \sum_{r \le k} w_r h_r`, divided by the same mean for the
       best possible ranking: a ratio of means;
-    - PSN@k: likewise of :math:`\sum_{r \le k} w_r h_r / \log_2(r + 1) \, / I_k`.
+    - PSN@k: the same ratio for :math:`\sum_{r \le k} w_r h_r / \log_2(r + 1) \, / I_k`.
 
     A row without positives counts as zero.
 
     Parameters
     ----------
     predictions : float32 or float64 CSR matrix of shape [n, l]
-        Higher is better. Stored zeros are predictions like others. It is not changed, nor need its
-        indices be sorted; a label stored twice in a row takes two ranks and counts once, at the
-        better one. A sparse CSR tensor on a CUDA device is scored there: see `ngame.cuda`.
+        Higher is better. Stored zeros count as predictions. Indices need not be sorted, and the
+        matrix is not changed. A label stored twice in a row takes two ranks and counts once, at
+        the better one. A sparse CSR tensor on a CUDA device is scored there: see `ngame.cuda`.
     truth : CSR matrix of shape [n, l]
-        Entries that are not zero are positives.
+        Nonzero entries are positives.
     ks : sequence of int
         Cut-offs, each 1 or more.
     inverse_propensity : float array of shape [l], optional
-        Positive weights, as `inverse_propensity` gives. With it come PSP and PSN.
+        Positive weights, see `inverse_propensity`. They add PSP and PSN to the result.
     drop : CSR matrix of shape [n, l] or integer array of shape [p, 2], optional
-        (row, label) pairs that are left out of predictions and truth alike.
+        (row, label) pairs that are left out of both predictions and truth.
     threads : int
-        0 means the CPUs this process may use. The sums do not depend on it.
+        0 means the CPUs this process may use. Results do not depend on it.
 
     Returns
     -------
@@ -71,10 +71,10 @@ def evaluate(
     Raises
     ------
     TypeError
-        An argument is no CSR matrix, or scores are neither float32 nor float64.
+        An argument is not a CSR matrix, or scores are neither float32 nor float64.
     ValueError
-        Shapes do not agree, there are no rows, a k is less than 1, a row (the first is named) has a
-        NaN score, or a weight is not positive.
+        Shapes differ, there are no rows, a k is less than 1, a row has a NaN score (the message
+        names the first), or a weight is not positive.
     IndexError
         A pair of `drop` is out of range.
 
@@ -130,19 +130,19 @@ def evaluate(
 def inverse_propensity(
     train_labels: Any, a: float = 0.55, b: float = 1.5
 ) -> npt.NDArray[np.float32]:
-    r"""Weight labels by how likely it is that a positive was missed, the rarer the more.
+    r"""Weight labels by how likely their positives are missing: rare labels weigh more.
 
-    With n training points and :math:`n_l` of them having label l,
+    With n training points, :math:`n_l` of which have label l,
     :math:`w_l = 1 + C \, (n_l + b)^{-a}` with :math:`C = (\ln n - 1) \, (b + 1)^a`
     (Jain, Prabhu and Varma, KDD 2016).
 
     Parameters
     ----------
     train_labels : CSR matrix of shape [n, l]
-        Entries that are not zero are positives.
+        Nonzero entries are positives.
     a, b : float
-        0.5 and 0.4 are usual for Wikipedia articles, 0.6 and 2.6 for Amazon products, 0.55 and 1.5
-        for all else.
+        Usual are 0.5 and 0.4 for Wikipedia articles, 0.6 and 2.6 for Amazon products, and 0.55
+        and 1.5 for everything else.
 
     Returns
     -------

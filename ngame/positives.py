@@ -1,6 +1,6 @@
-"""Which labels are known positives within a batch.
+"""The known positives of a batch.
 
-Where `labels` is a sparse CSR tensor on a CUDA device, results are CUDA tensors: see `ngame.cuda`.
+If `labels` is a sparse CSR tensor on a CUDA device, results are CUDA tensors: see `ngame.cuda`.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from ngame.dispatch import dispatched
 def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
     """Mark every known positive among the rows and labels of a batch.
 
-    The in-batch mask of NGAME (Dahiya et al., WSDM 2023): an entry that is marked is a positive
-    of its row in the whole of `labels`, so it must not serve as a negative.
+    This is the in-batch mask of NGAME (Dahiya et al., WSDM 2023). A marked entry is a positive
+    in `labels`, so it must not be used as a negative.
 
     Parameters
     ----------
     labels : CSR matrix of shape [n, l]
-        Stored entries are the positives, whatever their values. Indices that are unsorted are
-        sorted in a copy, each time: sort them once.
+        Stored entries are the positives, whatever their values. Unsorted indices are sorted in a
+        copy at every call: better sort them once.
     rows : integer array of shape [b]
         Row ids; may repeat.
     columns : integer array of shape [c]
@@ -33,7 +33,7 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
     -------
     bool CSR matrix of shape [b, c], indices sorted
         Entry (i, j) is True where ``labels[rows[i], columns[j]]`` is stored. Time and memory grow
-        with the entries of `rows` and with c, not with n or l.
+        with the stored entries of these rows and with c, not with n or l.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def label_pool(labels: Any, rows: Any) -> tuple[Any, Any]:
     Returns
     -------
     pool : int32 array of shape [u]
-        The labels that any of the rows has, ascending, each once.
+        The distinct labels of these rows, ascending.
     positives : bool CSR matrix of shape [b, u], indices sorted
         Entry (i, j) is True where row ``rows[i]`` has label ``pool[j]``.
 

@@ -1,4 +1,4 @@
-"""Sparse shortlists: labels of cluster mates; keep, merge and drop entries."""
+"""Sparse shortlists: labels of cluster mates; keep, merge and drop entries of score matrices."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,23 +22,24 @@ from ngame.cluster import Clusters
 def cluster_shortlist(
     labels: Any, clusters: Clusters, *, limit: int | None = None, threads: int = 0
 ) -> sp.csr_matrix:
-    """List for every row the labels of its cluster mates, less its own.
+    """List the labels of every row's cluster mates that are not its own.
 
     Parameters
     ----------
     labels : CSR matrix of shape [n, l]
-        Stored entries are the labels, whatever their values; sorted in a copy if unsorted.
+        Stored entries are the labels, whatever their values. Unsorted indices are sorted in a
+        copy.
     clusters : Clusters
         Of the same n rows.
     limit : int, optional
-        At most so many labels a row: the most frequent ones, ties by lower id.
+        Most labels a row. The most frequent ones are kept, ties by lower id.
     threads : int
         0 means the CPUs this process may use.
 
     Returns
     -------
     float32 CSR matrix of shape [n, l]
-        The value is the number of mates that have the label.
+        Values are the numbers of mates that have the label.
 
     Raises
     ------
@@ -63,23 +64,23 @@ def keep_topk(matrix: Any, k: int, *, threads: int = 0) -> sp.csr_matrix:
     Parameters
     ----------
     matrix : float32 or float64 CSR matrix
-        Stored zeros are entries like others, and may stay. Duplicates are summed in a copy.
+        Stored zeros count as entries. Duplicates are summed in a copy.
     k : int
-        0 or more; rows with fewer entries keep them all.
+        0 or more. Rows with fewer entries keep all of them.
     threads : int
         0 means the CPUs this process may use.
 
     Returns
     -------
     CSR matrix of the same shape and dtype, indices sorted
-        Of equal entries the lower columns stay.
+        Ties go to the lower column.
 
     Raises
     ------
     TypeError
-        `matrix` is no CSR matrix of float32 or float64.
+        `matrix` is not a CSR matrix of float32 or float64.
     ValueError
-        k is negative, or a row (the first is named) has NaN.
+        k is negative, or a row has NaN (the message names the first).
     """
     scores = _scores(matrix, "matrix")
     kept = _core.keep_topk(pattern(scores), scores.data, as_count(k, "k", 0), as_threads(threads))
@@ -89,21 +90,21 @@ def keep_topk(matrix: Any, k: int, *, threads: int = 0) -> sp.csr_matrix:
 def merge(
     shortlists: Sequence[Any], how: Literal["max", "sum"] = "max", *, threads: int = 0
 ) -> sp.csr_matrix:
-    """Unite sparse scores: every pair that any of them has.
+    """Unite score matrices: the result has every pair that any of them has.
 
     Parameters
     ----------
     shortlists : sequence of float32 or float64 CSR matrices of one shape
     how : "max" or "sum"
-        What is kept of the scores of a pair that several have. Where one has no entry, it has no
-        say: the maximum of -1 and nothing is -1. NaN stays NaN.
+        How the scores of a pair are combined. Only stored scores count: the maximum of -1 and no
+        entry is -1. NaN stays NaN.
     threads : int
         0 means the CPUs this process may use.
 
     Returns
     -------
     CSR matrix, indices sorted
-        float64 if any of the shortlists is, float32 otherwise. Sums are taken in the given order.
+        float64 if any of the shortlists is, else float32. Scores are added in the given order.
 
     Raises
     ------
@@ -112,13 +113,13 @@ def merge(
     """
     if how not in ("max", "sum"):
         raise ValueError(f'how is {how!r}, expected "max" or "sum"')
-    matrices = [_scores(one, f"shortlists[{at}]") for at, one in enumerate(shortlists)]
+    matrices = [_scores(one, f"shortlists[{i}]") for i, one in enumerate(shortlists)]
     if not matrices:
         raise ValueError("shortlists is empty")
-    for at, one in enumerate(matrices):
+    for i, one in enumerate(matrices):
         if one.shape != matrices[0].shape:
             raise ValueError(
-                f"shortlists[{at}] has shape {one.shape}, shortlists[0] has {matrices[0].shape}"
+                f"shortlists[{i}] has shape {one.shape}, shortlists[0] has {matrices[0].shape}"
             )
     if len(matrices) == 1:
         return sp.csr_matrix(matrices[0], copy=True)
@@ -139,15 +140,15 @@ def merge(
 
 
 def drop_pairs(matrix: Any, pairs: Any, *, threads: int = 0) -> sp.csr_matrix:
-    """Leave out the entries at given (row, column) pairs.
+    """Remove the entries at given (row, column) pairs.
 
     Parameters
     ----------
     matrix : float32 or float64 CSR matrix of shape [n, m]
-        Stored zeros are entries like others. Duplicates are summed in a copy.
+        Stored zeros count as entries. Duplicates are summed in a copy.
     pairs : integer array of shape [p, 2], or CSR matrix of shape [n, m]
-        Of a matrix the stored entries count, whatever their values. Pairs that `matrix` has not
-        do nothing.
+        The pairs of a matrix are its stored entries, whatever their values. Pairs without an
+        entry in `matrix` are ignored.
     threads : int
         0 means the CPUs this process may use.
 

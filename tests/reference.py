@@ -255,9 +255,9 @@ class Random:
 
     def draw(self, values, count):
         values = list(values)
-        for at in range(count):
-            other = at + (self.next() * (len(values) - at) >> 64)
-            values[at], values[other] = values[other], values[at]
+        for slot in range(count):
+            other = slot + (self.next() * (len(values) - slot) >> 64)
+            values[slot], values[other] = values[other], values[slot]
         return values[:count]
 
 

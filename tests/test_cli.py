@@ -1,4 +1,4 @@
-"""Every command, as a person would call it: what it prints, writes, and answers to mistakes."""
+"""Every command as a person would call it: what it prints, what it writes, its errors."""
 
 import io
 import json
@@ -26,18 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 SETS = [
     f"--set={setting}"
-    for setting in (
-        "threads=1",
-        "validation=0.2",
-        "encoder.dim=16",
-        "encoder_stage.epochs=2",
-        "encoder_stage.batch_size=32",
-        "encoder_stage.learning_rate=0.02",
-        "encoder_stage.sparse_learning_rate=0.02",
-        "classifier_stage.epochs=1",
-        "classifier_stage.batch_size=32",
-        "prediction.k=20",
-    )
+    for setting in (*tiny.SETTINGS, "classifier_stage.epochs=1", "prediction.k=20")
 ]
 
 
@@ -57,7 +46,7 @@ def run(data, tmp_path_factory):
 
 @pytest.fixture
 def call(capsys):
-    """Run a command; its exit status, standard output and standard error."""
+    """Run a command and return its exit status, standard output and standard error."""
 
     def run_command(*arguments):
         capsys.readouterr()
@@ -72,7 +61,7 @@ def call(capsys):
 
 @pytest.fixture
 def mistake(call, tmp_path):
-    """Run a command that fails; its message. Nothing may be written, not even a part."""
+    """Run a command that fails and return its message. It must not leave a file."""
 
     def run_command(*arguments, status=2):
         before = sorted(tmp_path.rglob("*"))
@@ -173,8 +162,8 @@ def test_predict_texts(call, run, data, tmp_path):
     assert call("predict", run, "--text", texts[0])[1].count("\n") == 1 + 10 + 1
 
 
-def test_a_line_is_what_ends_in_a_line_feed(call, run, tmp_path, monkeypatch):
-    """Other characters that Python takes for line ends are part of a text."""
+def test_only_line_feeds_end_lines(call, run, tmp_path, monkeypatch):
+    """Other characters at which Python splits lines are part of a text."""
     raw = "ba\u2028ke\x0bli\x85mo\nra se\n".encode()
     (tmp_path / "texts.txt").write_bytes(raw)
     out = call("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "a.npy")[1]
@@ -242,7 +231,7 @@ def test_evaluate_beyond_what_was_predicted(call, run, data, tmp_path):
         "ngame: warning: no row of found.npz has more than 5 predictions: "
         "scores at 10, 20 count the missing ones as wrong\n"
     )
-    # All that there are is not too few.
+    # Every label was predicted: no warning.
     call("predict", run, "--data", data, "-k", 24, "--scorer", "encoder", "-o", path)
     assert call("evaluate", path, data, "-k", 24, 100)[2] == ""
 
@@ -258,7 +247,7 @@ def test_tables_fit_100_columns(call, run, data, tmp_path):
             assert headers.split() == [
                 f"{name}@{k}" for name in ("P", "N", "R", "PSP", "PSN") for k in ks
             ]
-    # Whole families in each table, where they fit.
+    # A table holds whole families, such as P at every k.
     headers = [line.split() for line in call("evaluate", run, data)[1].splitlines() if "@" in line]
     assert [len(header) for header in headers] == [10, 10, 5]
 
@@ -325,7 +314,7 @@ def test_run_as_a_module():
 
 
 def test_a_reader_that_goes_away_ends_it_quietly():
-    """As `ngame config | head -n 1` does, but with a pipe that is surely closed in time."""
+    """Like `ngame config | head -n 1`, with a pipe that is closed from the start."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "ngame", "config"]
@@ -350,7 +339,7 @@ def test_demo(call, tmp_path):
         (line,) = [line for line in out.splitlines() if re.match(rf"{re.escape(name)} +\d", line)]
         assert len(line.removeprefix(name).split()) == 8
     assert re.search(r"^  \* +-?\d+\.\d{3}  \S", out, re.MULTILINE)  # a right answer
-    # Asked for once more, a finished demo shows the same.
+    # Called again, a finished demo prints the same.
     assert again[0] == 0
     assert re.sub(r"in \d+ s", "", again[1]) == re.sub(r"in \d+ s", "", out)
     out = call("predict", tmp_path / "ngame-demo", "--text", "solve a linear system", "-k", 2)[1]
@@ -495,7 +484,7 @@ def test_warning_settings_are_restored(call):
 
 
 def test_bars_on_a_terminal(data, tmp_path):
-    """Stage, epoch, loss, recall and time left, on a terminal of our own."""
+    """Stage, epoch, loss, recall and time left, on a pseudo-terminal."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 200))
     command = [sys.executable, "-m", "ngame.cli", "train", data, "-o", str(tmp_path / "run"), *SETS]

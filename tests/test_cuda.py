@@ -1,4 +1,4 @@
-"""The GPU core against the specification: on a GPU where there is one, and on its emulation.
+"""The GPU core against the specification, on a GPU if there is one and on its emulation.
 
 The emulation runs the same source with every thread a fiber. It shows wrong indices and missing
 barriers; it shows neither races that depend on a GPU's timing nor speed. On a machine with a GPU:
@@ -43,7 +43,7 @@ def why_no_gpu():
 
 @pytest.fixture(params=["forward", "backward", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """Where to put tensors; on the emulation, with the threads taking turns in either order."""
+    """The device of tensors; the emulation runs its threads in either order."""
     if request.param == "gpu":
         if why_no_gpu():
             pytest.skip(why_no_gpu())
@@ -74,7 +74,7 @@ def to_device(matrix, device, index=torch.int64):
 
 
 def random_labels(rng, rows, labels):
-    """Labels of which some rows have none."""
+    """Labels; some rows have none."""
     dense = (rng.random((rows, labels)) < 0.2) & (rng.random((rows, 1)) < 0.8)
     return sp.csr_matrix(dense.astype(np.float32))
 
@@ -219,7 +219,7 @@ def test_metrics_reject(device):
 
 
 def random_rows(rng, rows, dim, kind):
-    """Rows of which some are zero, and of few values where ties are wanted."""
+    """Some rows are zero; "ties" have few distinct values."""
     x = rng.standard_normal((rows, dim), dtype=np.float32)
     if kind == "ties":
         x = np.round(x)
@@ -329,7 +329,7 @@ def test_clusters_match_reference(draw, device, mixture):
         assert (np.diff(ids) > 0).all()
     host = x.double().cpu().numpy()
     expected = reference.balanced_clusters(host, np.diff(offsets))
-    # The reference starts at two random rows; on so few rows either may be luckier.
+    # The reference starts from two random rows; on so few rows either may be better by chance.
     assert reference.coherence(host, found) >= 0.9 * reference.coherence(host, expected)
 
 
@@ -348,20 +348,20 @@ def test_clusters_are_as_tight_as_on_the_cpu(device, mixture):
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
-def test_clusters_of_rows_that_lie_apart(device, mixture, scalar):
-    """Rows that begin at no multiple of 16 bytes are read element by element."""
+def test_clusters_of_strided_rows(device, mixture, scalar):
+    """Rows that are not aligned to 16 bytes are read element by element."""
     whole = torch.tensor(mixture(200, 24), device=device).to(scalar)
     wider = torch.zeros(200, 27, dtype=scalar, device=device)
     wider[:, 1:25] = whole
     offsets = np.arange(0, 201, 8)
     host = whole.double().cpu().numpy()
     tight = [reference.coherence(host, clusters_of(x, offsets)) for x in (whole, wider[:, 1:25])]
-    # Their sums are taken in another order.
+    # Sums are taken in another order.
     assert tight[0] == pytest.approx(tight[1], rel=0.01)
 
 
 def test_clusters_from_samples(device, mixture):
-    # On the emulation, nodes of more than 512 rows are split along what a sample of them shows.
+    # The emulation splits nodes of more than 512 rows by a sample of their rows.
     x = mixture(1700, 8)
     offsets = np.arange(0, 1701, 100)
     found = clusters_of(torch.tensor(x, device=device), offsets)
@@ -386,7 +386,7 @@ def test_clusters_reject(device):
 
 
 class _OnGpu:
-    """As much of a CUDA array as tells where it lies."""
+    """As much of a CUDA array as shows its device."""
 
     @property
     def __cuda_array_interface__(self):
@@ -423,7 +423,7 @@ def test_public_functions_dispatch(monkeypatch):
         *("evaluate", "evaluate", "in_batch_positives", "in_batch_positives", "label_pool"),
         *("topk_arrays", "topk_arrays", "ranked_csr"),
     ]
-    # Its plan of clusters is made on the host, like its batches.
+    # Sizes are planned on the host.
     assert ngame.balanced_clusters(_OnGpu(), size=2).offsets.tolist() == [0, 2, 3]
 
 
@@ -462,7 +462,7 @@ def test_without_a_build_the_call_is_named(monkeypatch):
 
 
 def test_import_is_silent():
-    """Nothing of the GPU core is loaded, and nothing said, before a CUDA array comes."""
+    """Nothing of the GPU core is loaded or printed before a CUDA array comes."""
     code = "import sys, ngame; assert not {'torch', 'ngame.cuda', 'ngame._cuda'} & set(sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert found.stdout == found.stderr == b""

@@ -1,4 +1,4 @@
-"""Writing aside: a reader sees the old file or the new one, and errors leave nothing behind."""
+"""Atomic writes: a reader sees the old file or the new one, and errors leave nothing behind."""
 
 import errno
 import json
@@ -84,7 +84,7 @@ def test_error_keeps_the_old_folder(tmp_path):
 
 
 def test_folder_that_cannot_be_put_in_place(tmp_path, monkeypatch):
-    """The second of the two renames fails: the first is taken back."""
+    """If the second of the two renames fails, the first is undone."""
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").touch()
@@ -147,7 +147,7 @@ def test_tensors_are_as_readable_as_their_folder(tmp_path):
 
 
 def test_tensors_that_cannot_be_written(tmp_path):
-    """The format's library has an error of its own for a full disk; ours is the usual one."""
+    """safetensors raises its own error on a full disk; ours is an OSError."""
     (tmp_path / "a.safetensors").mkdir()
     (tmp_path / "a.safetensors" / "in the way").touch()
     with pytest.raises(OSError, match=r"a\.safetensors cannot be written"):

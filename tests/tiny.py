@@ -37,22 +37,22 @@ def dataset(points=300, test=60, seed=0, **changed):
     return Dataset(label_texts=label_texts, name="tiny", **(parts | changed))
 
 
+SETTINGS = (
+    "threads=1",
+    "validation=0.2",
+    "encoder.dim=16",
+    "encoder_stage.epochs=2",
+    "encoder_stage.batch_size=32",
+    "encoder_stage.learning_rate=0.02",
+    "encoder_stage.sparse_learning_rate=0.02",
+    "encoder_stage.cluster_size=4",
+    "classifier_stage.epochs=2",
+    "classifier_stage.batch_size=32",
+    "classifier_stage.learning_rate=0.02",
+)
+"""Small and quick: 16 wide, two epochs a stage, clusters from the second one on."""
+
+
 def config(*sets):
-    """Small and quick: 16 wide, two epochs a stage, clusters from the second one on."""
-    return Config.load(
-        None,
-        [
-            "threads=1",
-            "validation=0.2",
-            "encoder.dim=16",
-            "encoder_stage.epochs=2",
-            "encoder_stage.batch_size=32",
-            "encoder_stage.learning_rate=0.02",
-            "encoder_stage.sparse_learning_rate=0.02",
-            "encoder_stage.cluster_size=4",
-            "classifier_stage.epochs=2",
-            "classifier_stage.batch_size=32",
-            "classifier_stage.learning_rate=0.02",
-            *sets,
-        ],
-    )
+    """`SETTINGS` and more."""
+    return Config.load(None, [*SETTINGS, *sets])

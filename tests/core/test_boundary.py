@@ -1,4 +1,4 @@
-"""Input that is broken inside, below what SciPy checks: errors, never a crash."""
+"""Broken arrays, which SciPy does not check, and numbers out of range: errors, never a crash."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_values_of_another_length():
 
 
 def test_core_checks_for_itself():
-    """What the Python doors already see to, asked of the extension itself."""
+    """What the Python functions check already is checked again by the extension."""
     x = np.ones((4, 3), np.float32)
     offsets = np.array([0, 2, 4])
     with pytest.raises(TypeError, match="x has dtype float64"):

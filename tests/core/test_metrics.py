@@ -42,7 +42,7 @@ def test_matches_reference(seed, dtype, data):
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 @pytest.mark.parametrize("dropped_share", [0, 0.3])
 def test_rows_with_many_positives(rng, index, dropped_share):
-    # Around the number of positives from which on rows are sorted.
+    # Near the number of positives above which rows are sorted.
     labels = 200
     truth = sp.csr_matrix((np.arange(labels) < np.array([[63], [64], [65], [180]])).astype(np.int8))
     predictions = sp.csr_matrix(rng.integers(1, 9, (4, labels)).astype(np.float32))
@@ -55,7 +55,7 @@ def test_rows_with_many_positives(rng, index, dropped_share):
         predictions, truth, ks=[1, 7, 150, 300], inverse_propensity=weights, drop=dropped
     )
     assert found == pytest.approx(expected)
-    # Every entry once more with a lower score: it moves others down, but is no second hit.
+    # Every entry twice, with a lower score: it lowers the ranks of others and is no second hit.
     twice = sp.csr_matrix((4, labels), dtype=np.float32)
     twice.indptr = 2 * predictions.indptr
     twice.indices = np.repeat(predictions.indices, 2)
@@ -92,7 +92,7 @@ def test_by_hand():
     )
 
 
-def test_perfect_and_hopeless_predictions(rng):
+def test_perfect_and_worst_predictions(rng):
     _, truth = random_case(rng, 50, 20)
     truth = truth[np.diff(truth.indptr) > 0]
     weights = metrics.inverse_propensity(truth)
@@ -139,7 +139,7 @@ def test_types_of_index_and_container(rng):
         assert metrics.evaluate(predictions, other, drop=[[0, 1]]) == expected
 
 
-def test_stored_zeros_are_predictions_but_no_truth():
+def test_stored_zeros_count_in_predictions_but_not_in_truth():
     predictions = sp.csr_matrix((np.zeros(1), [1], [0, 1]), shape=(1, 3))
     truth = sp.csr_matrix((np.array([0.0, 1.0]), [0, 1], [0, 2]), shape=(1, 3))
     assert metrics.evaluate(predictions, truth, ks=[1]) == {"P@1": 1, "N@1": 1, "R@1": 1}

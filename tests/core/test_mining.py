@@ -1,4 +1,4 @@
-"""Hard negatives: against the reference, and against sentence-transformers where it is there."""
+"""Hard negatives, compared with the reference and, if installed, sentence-transformers."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def some_positives(rng, rows, columns, share=0.1):
 
 
 def lists(scores, ids):
-    """The negatives of each row as (score, id), its tail checked and left out."""
+    """The negatives of each row as (score, id) without its tail, which is checked."""
     there = ids >= 0
     assert np.array_equal(there, np.sort(there, axis=1)[:, ::-1])
     assert (scores[~there] == -np.inf).all()
@@ -98,8 +98,8 @@ def test_cosine_at_every_level(simd, rng, mixture, dim):
 
 @pytest.mark.parametrize("dim", [3, 16, 100, 384])
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
-def test_a_copy_of_a_positive_has_no_margin(simd, rng, dim, metric):
-    """Wherever it stands among the items: its score is that of the positive to the last bit."""
+def test_a_copy_of_a_positive_passes_no_margin(simd, rng, dim, metric):
+    """Its score equals the positive's to the last bit, at any place among the items."""
     x = rng.standard_normal((40, dim), dtype=np.float32)
     items = np.concatenate([x, x[rng.permutation(40)]])
     queries = x + 0.3 * rng.standard_normal((40, dim), dtype=np.float32)
@@ -160,7 +160,7 @@ def test_wider_windows_than_there_are_items(rng):
 # Drawing
 
 
-def test_drawn_are_allowed_ones_each_once(rng):
+def test_draws_are_distinct_and_within_bounds(rng):
     queries, items = whole_numbers(rng, 60, 6), whole_numbers(rng, 80, 6)
     known = some_positives(rng, 60, 80)
     options = {"ranks": (3, 12), "max_score": 22, "min_score": 14, "metric": "dot"}
@@ -175,8 +175,8 @@ def test_drawn_are_allowed_ones_each_once(rng):
         assert ours == sorted(set(ours), key=lambda pair: (-pair[0], pair[1]))
 
 
-def test_all_are_drawn_alike():
-    """Of 12 ranks 4 each: every rank about 1,000 times, and every pair of them about 273 times."""
+def test_draws_are_uniform():
+    """4 of 12 ranks per draw: each rank about 1,000 times, each pair about 273 times."""
     queries = np.ones((3000, 1), np.float32)
     items = np.arange(20, 0, -1, dtype=np.float32)[:, np.newaxis]
     _, ids = mine_hard_negatives(
@@ -211,7 +211,7 @@ def test_seeds(rng):
 
 
 @pytest.mark.parametrize("sampling", ["top", "random"])
-def test_neither_threads_nor_portions_change_a_bit(rng, monkeypatch, sampling):
+def test_same_bits_for_any_threads_and_chunks(rng, monkeypatch, sampling):
     x = rng.standard_normal((150, 20), dtype=np.float32)
     known = some_positives(rng, 70, 150)
 
@@ -294,7 +294,7 @@ def test_bad_input(changed, error, message):
 
 
 def theirs(queries, items, known, n, **options):
-    """Ids that sentence-transformers mines with these very vectors, a list a query."""
+    """Ids that sentence-transformers mines with the same vectors, one list per query."""
     datasets = pytest.importorskip("datasets")
     torch = pytest.importorskip("torch")
     util = pytest.importorskip("sentence_transformers.util")
@@ -346,7 +346,7 @@ def theirs(queries, items, known, n, **options):
     ids=lambda options: ",".join(options),
 )
 def test_same_ids_as_sentence_transformers(rng, mixture, options, their_options):
-    """Where the rules agree: one positive a query, and ranks skipped only without a bound."""
+    """Where its rules are ours: one positive a query, and ranks skipped only without a bound."""
     x = mixture(400, 32)
     queries, items = x[:100], x[100:]
     near = ngame.topk_arrays(queries, items, 60)[1]
@@ -358,7 +358,7 @@ def test_same_ids_as_sentence_transformers(rng, mixture, options, their_options)
     ours = [row[row >= 0].tolist() for row in ids]
     if len(options) > 1:
         assert {2, 3} <= {len(row) for row in ours}  # the bound is met, or it says less
-    # They look one item deeper for each positive, so that a window may end a little later.
+    # It searches one item more per positive, so its window may end a little later.
     for row, other in zip(ours, theirs(queries, items, known, 3, **their_options), strict=True):
         assert row == other[: len(row)]
         assert len(other) - len(row) <= 1
@@ -366,7 +366,7 @@ def test_same_ids_as_sentence_transformers(rng, mixture, options, their_options)
 
 @pytest.mark.filterwarnings("ignore")
 def test_ranks_are_counted_before_the_bound(rng, mixture):
-    """Sentence-transformers skips the first ranks of what the bound leaves."""
+    """Sentence-transformers applies the bound first, and skips ranks after it."""
     items = np.array([[np.cos(a), np.sin(a)] for a in np.arange(0, 1.5, 0.1)], np.float32)
     known = sp.csr_array(([1.0], ([0], [3])), shape=(1, 15))
     query = items[:1]

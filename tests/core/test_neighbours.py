@@ -1,4 +1,4 @@
-"""Lists of neighbours: from coordinates, from embeddings, from a graph."""
+"""Lists of neighbours from coordinates, embeddings and graphs."""
 
 import numpy as np
 import pytest

@@ -55,7 +55,7 @@ def test_large_label_ids():
 
 
 def test_rows_of_all_lengths(rng):
-    # A few labels a row are copied in one step, more one by one, and so is what stands last.
+    # Short rows are copied in one step; longer rows and the last one, entry by entry.
     lengths = [0, 1, 7, 8, 9, 40, 0, 3]
     dense = np.zeros((8, 50), bool)
     for row, length in enumerate(lengths):
@@ -82,7 +82,7 @@ def test_ids_beyond_32_bits_are_out_of_range():
             call()
 
 
-def test_values_do_not_count_and_order_is_mended():
+def test_values_are_ignored_and_indices_sorted():
     y = sp.csr_matrix((np.array([0.0, 2, 1]), [2, 0, 0], [0, 2, 3]), shape=(2, 3))
     columns = y.indices.copy()
     expected = [[True, True], [False, True]]

@@ -1,4 +1,4 @@
-"""Sparse shortlists: cluster mates' labels, and what is done to their rows."""
+"""Sparse shortlists: labels of cluster mates; keep, merge and drop entries."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import ngame
 
 
 def random_csr(rng, shape, density=0.3, dtype=np.float32, distinct=9):
-    """Entries out of few values, zero among them, so that ties are common."""
+    """Few distinct values, including zero, so that ties are common."""
     mask = rng.random(shape) < density
     rows, columns = np.nonzero(mask)
     values = rng.integers(-distinct // 2, distinct // 2 + 1, size=len(rows)).astype(dtype)
