@@ -13,11 +13,11 @@ namespace {
 
 constexpr int64_t kBlock = 1024;
 
-// Pages that are looked at to tell whether a matrix is in memory.
-constexpr int64_t kAskedPages = 256;
+// How many pages are checked to tell whether a matrix is in memory.
+constexpr int64_t kCheckedPages = 256;
 
-// The sum of squares in float overflows or vanishes for rows of extreme scale; those are summed
-// again in double. NaN and infinity come back as such.
+// For rows of extreme scale the sum of squares overflows float or becomes 0: it is then computed
+// again in double. A row with NaN or infinity has a norm of NaN or infinity.
 double norm_of(const MatrixView& matrix, int64_t row) {
   const auto cols = static_cast<size_t>(matrix.cols);
   if (matrix.scalar == Scalar::f16) {
@@ -26,8 +26,8 @@ double norm_of(const MatrixView& matrix, int64_t row) {
   const float fast = kernels().squared_norm_f32(matrix.f32(row), cols);
   if (fast > 1e-30f && fast <= FLT_MAX) return std::sqrt(static_cast<double>(fast));
   double sum = 0;
-  for (int64_t at = 0; at < matrix.cols; ++at) {
-    const double value = matrix.f32(row)[at];
+  for (int64_t column = 0; column < matrix.cols; ++column) {
+    const double value = matrix.f32(row)[column];
     sum += value * value;
   }
   return std::sqrt(sum);
@@ -36,18 +36,18 @@ double norm_of(const MatrixView& matrix, int64_t row) {
 // The page on which a row begins.
 char* page_of(const MatrixView& matrix, int64_t row) {
   static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto at = reinterpret_cast<uintptr_t>(matrix.data) +
-                  static_cast<uintptr_t>(row * matrix.stride * bytes_of(matrix.scalar));
-  return reinterpret_cast<char*>(at / page * page);
+  const auto address = reinterpret_cast<uintptr_t>(matrix.data) +
+                       static_cast<uintptr_t>(row * matrix.stride * bytes_of(matrix.scalar));
+  return reinterpret_cast<char*>(address / page * page);
 }
 
-// As far as some of the pages tell; true where the system does not say. Not in memory are parts of
-// a mapped file that had to make room for others, and what was swapped out.
+// Checks a sample of the pages; true if the system does not say. Pages of a mapped file may have
+// been evicted, others swapped out.
 bool is_in_memory(const MatrixView& matrix) {
-  const int64_t asked = std::min<int64_t>(matrix.rows, kAskedPages);
-  for (int64_t at = 0; at < asked; ++at) {
+  const int64_t checked = std::min<int64_t>(matrix.rows, kCheckedPages);
+  for (int64_t number = 0; number < checked; ++number) {
     unsigned char state = 0;
-    if (mincore(page_of(matrix, at * matrix.rows / asked), 1, &state) != 0) return true;
+    if (mincore(page_of(matrix, number * matrix.rows / checked), 1, &state) != 0) return true;
     if ((state & 1) == 0) return false;
   }
   return true;
@@ -90,7 +90,7 @@ void Fetch::row(int64_t row) const {
   }
   const int64_t size = bytes_of(matrix_.scalar);
   const char* const begin = static_cast<const char*>(matrix_.data) + row * matrix_.stride * size;
-  for (int64_t at = 0; at < matrix_.cols * size; at += 64) __builtin_prefetch(begin + at);
+  for (int64_t byte = 0; byte < matrix_.cols * size; byte += 64) __builtin_prefetch(begin + byte);
 }
 
 void Fetch::rows(int64_t first, int64_t last) const {
@@ -98,7 +98,7 @@ void Fetch::rows(int64_t first, int64_t last) const {
   char* const begin = page_of(matrix_, first);
   const char* const end = static_cast<const char*>(matrix_.data) +
                           ((last - 1) * matrix_.stride + matrix_.cols) * bytes_of(matrix_.scalar);
-  // Where the system declines, the rows are read when they are needed.
+  // If the system declines, the rows are read when they are needed.
   madvise(begin, static_cast<size_t>(end - begin), MADV_WILLNEED);
 }
 

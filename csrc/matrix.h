@@ -1,4 +1,4 @@
-// What clustering and search both ask of a matrix of embeddings.
+// Rows of a matrix of embeddings: their norms, scaled copies, and reading ahead.
 #pragma once
 
 #include <span>
@@ -8,7 +8,8 @@
 
 namespace ngame {
 
-// Floats a row of `cols` takes in the core's own buffers: whole cache lines, zeros at the end.
+// Floats that a row of `cols` columns takes in the core's own buffers: whole cache lines, zeros at
+// the end.
 constexpr int64_t padded(int64_t cols) { return (cols + 15) / 16 * 16; }
 
 // inverse[r] = 1 / |row r|, and 0 for a zero row. Norms below the smallest normal float count as
@@ -18,18 +19,18 @@ void inverse_norms(const MatrixView& matrix, int threads, Cancel& cancel, std::s
 // out = scale * row, widened to float, zeros up to padded(cols).
 void copy_row(const MatrixView& matrix, int64_t row, float scale, float* out);
 
-// Asks for rows before they are needed: for the caches, or for memory where the matrix is a mapped
-// file that memory does not hold.
+// Reads rows ahead: into the caches, or from the disk if the matrix is a mapped file that does not
+// fit into memory.
 class Fetch {
  public:
-  // To be made after a pass over the matrix: what is not in memory by then does not fit.
+  // Construct it after a pass over the matrix: what is not in memory by then does not fit.
   explicit Fetch(const MatrixView& matrix);
 
   bool from_disk() const { return from_disk_; }
-  // How many rows ahead single ones are asked for best. A disk needs many requests at a time.
+  // The best number of rows to read ahead. A disk needs many requests at a time.
   int64_t ahead() const { return from_disk_ ? 64 : 4; }
   void row(int64_t row) const;
-  // Rows [first, last), of the disk alone.
+  // Rows [first, last), if they come from the disk; otherwise nothing.
   void rows(int64_t first, int64_t last) const;
 
  private:

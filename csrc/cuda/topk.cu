@@ -79,8 +79,7 @@ __global__ void round_rows(Matrix matrix, bool cosine, Rounded rounded, Fault ba
   const double norm = sqrt(warp_sum(squares));
   // False for NaN and infinity too; the squares of floats do not overflow a double.
   const bool good = norm <= (cosine ? DBL_MAX : kLongest);
-  const double least = 0x1p-126;  // shorter rows count as zero
-  double scale = cosine ? (norm >= least ? 1.0 / norm : 0.0) : 1.0;
+  double scale = cosine ? (norm > 0 ? 1.0 / norm : 0.0) : 1.0;
   if (!good) {
     if (lane() == 0) bad.report(row);
     scale = 0;
