@@ -111,7 +111,7 @@ def test_batches_are_dealt_to_processes_once(wrapped: bool) -> None:
                 loader, num_processes=theirs, process_index=min(rank, theirs - 1)
             )
             if own == theirs:
-                with pytest.raises(ValueError, match="dealt out twice.*leave out world_size"):
+                with pytest.raises(ValueError, match=r"dealt out twice.*leave out world_size"):
                     list(prepared)
             else:
                 seen += torch.cat(list(prepared)).tolist()
