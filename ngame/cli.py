@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 import warnings
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -410,7 +411,7 @@ def _read_lines(path: str) -> list[str]:
     """The lines of a file, or of standard input for "-", without the space around them."""
     with _reading():
         file = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    *lines, last = file.split(b"\n")
+    *lines, last = file.removeprefix(BOM_UTF8).split(b"\n")
     if last:
         lines.append(last)
     texts = []

@@ -124,8 +124,8 @@ class ClusterDataLoader(DataLoader[Any]):
 
     For a loop of your own, Lightning, and accelerate. Call `set_epoch` before each epoch (Lightning
     and accelerate do); a refresh that is due comes with the first batch. A checkpoint holds
-    `state_dict`, taken at any moment; a loader that loads it continues with the next batch. After a
-    finished epoch no batch of it is left, so loop over ``range(loader.epoch, epochs)``. With
+    `state_dict`, taken at any moment; a loader that loads it continues with the next batch. After
+    a finished epoch no batch of it is left, so loop over ``range(loader.epoch, epochs)``. With
     several processes, which are at the same batch, one saves and all load.
 
     ``Accelerator().prepare(loader)`` builds another loader around the same batches: refreshes come
@@ -228,9 +228,7 @@ class _Batches:
     accelerate builds a new loader around this object, so what every loader needs is done here.
     """
 
-    def __init__(
-        self, planner: RefreshableSampler, refresh: Callable[[Any], None] | None
-    ) -> None:
+    def __init__(self, planner: RefreshableSampler, refresh: Callable[[Any], None] | None) -> None:
         self.planner = planner
         self.refresh = refresh
         self.skipped = 0

@@ -4,8 +4,10 @@ import gzip
 import io
 import json
 import os
+import warnings
 import zlib
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -30,12 +32,12 @@ class Dataset:
     Parameters
     ----------
     train_texts : sequence of str, length N
-        Texts of the training points; none may be empty.
+        Texts of the training points. Empty texts are kept; one warning counts all that there are.
     train_labels : sparse matrix or 2-d array of shape [N, L]
         1 where a point has a label, 0 elsewhere. A canonical float32 CSR matrix of ones is shared,
         anything else is copied.
     label_texts : sequence of str, length L
-        Texts of the labels; none may be empty, several may be the same.
+        Texts of the labels; several may be the same.
     test_texts, test_labels : optional
         The test points, in the same form. Both or neither.
     drop_train, drop_test : integer array of shape [n, 2], optional
@@ -57,8 +59,8 @@ class Dataset:
     TypeError
         A text is not a string, or labels or pairs are not numbers of the right kind.
     ValueError
-        An empty or unencodable text, shapes that do not agree, a label value other than 0 and 1, or
-        a pair given twice.
+        There are no texts, a text cannot be encoded, shapes do not agree, a label value is not 0 or
+        1, or a pair is given twice.
     IndexError
         A label id or a pair out of range.
 
@@ -100,6 +102,17 @@ class Dataset:
                 test_labels, "test", len(self.test_texts), len(self.label_texts)
             )
             self.drop_test = _checked_pairs(drop_test, "drop_test", self.test_labels.shape)
+        self._warn_of_empty_texts()
+
+    def _warn_of_empty_texts(self) -> None:
+        found = []
+        for name in ("train_texts", "test_texts", "label_texts"):
+            texts = getattr(self, name) or []
+            empty = [row for row, text in enumerate(texts) if not text or text.isspace()]
+            if empty:
+                found.append(f"{len(empty)} of {len(texts)} {name} (the first is {empty[0]})")
+        if found:
+            warnings.warn(f"empty texts are kept: {', '.join(found)}", stacklevel=3)
 
     def __repr__(self) -> str:
         return (
@@ -113,21 +126,22 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     **A folder** holds ``trn``, ``lbl`` and, if there are test points, ``tst``, each as
     ``.json.gz``, ``.json``, ``.jsonl.gz`` or ``.jsonl``: one JSON object a line, the line's number,
-    from 0, being the row or label id. A text is ``title`` and ``content`` joined by a space; either
-    may be missing. ``target_ind`` lists a point's label ids; ``target_rel``, if there, must be of
-    the same length and is not used. Where ``trn_X_Y.txt`` or ``tst_X_Y.txt`` stands beside them, in
+    from 0, is the row or label id. A text is ``title`` and ``content`` joined by a space; either
+    may be missing or null. ``target_ind`` lists a point's label ids; ``target_rel``, if there, must
+    be of the same length and is not used. Where there is a ``trn_X_Y.txt`` or ``tst_X_Y.txt``, in
     the sparse text format of the extreme-classification repository (a header ``rows columns``, then
     a row a line, ``label:value`` pairs counted from 0), the labels come from there; values must be
     positive and are not used. ``filter_labels_train.txt`` and ``filter_labels_test.txt`` hold the
     ``row label`` pairs of `Dataset.drop_train` and `Dataset.drop_test`. Other files are ignored.
 
     **A file** (``.jsonl`` or ``.jsonl.gz``) has lines ``{"text": "...", "labels": ["...", ...]}``.
-    Labels are numbered in sorted order. A line is a test point where
+    Empty labels are left out. The others are numbered in sorted order. A line is a test point where
     ``hash_bucket(text, 10) == 0``, about one in ten; so the split does not depend on the order of
     the lines, and the same text is never on both sides. A small file may have no test point at all.
 
-    White space around a text or a label is taken off. A bar shows the progress of a long read on a
-    terminal.
+    White space around a text or a label is stripped. Empty texts are kept, a label given twice in a
+    row counts once, and a byte-order mark and blank lines at the end of a file are skipped. A bar
+    shows the progress of a long read on a terminal.
 
     Parameters
     ----------
@@ -144,7 +158,7 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     FileNotFoundError
         There is no such path, or the folder lacks a file.
     ValueError
-        What a file holds is wrong; the message says ``file:line: what``.
+        The content of a file is wrong; the message says ``file:line: what``.
     """
     path = Path(path)
     if path.is_dir():
@@ -157,8 +171,8 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
 def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
     """Write a data set as a folder that `load_dataset` reads.
 
-    The folder appears when it is complete. Everything but the name comes back, and white space
-    around a text.
+    The folder appears when it is complete. Reading it gives everything but the name, and white
+    space around texts.
 
     Parameters
     ----------
@@ -186,7 +200,7 @@ def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
 
 
 def hash_bucket(text: str, buckets: int) -> int:
-    """Put a text into one of `buckets` by its content alone: the same on every machine and run.
+    """Put a text into one of `buckets` by its content: the same on every machine and in every run.
 
     Returns
     -------
@@ -214,8 +228,6 @@ def _checked_texts(texts: Sequence[str], name: str) -> list[str]:
 
 
 def _text_fault(text: str) -> str | None:
-    if not text or text.isspace():
-        return "is empty"
     if not text.isascii():
         try:
             text.encode()
@@ -328,11 +340,11 @@ def _load_tagged(path: Path) -> Dataset:
     first_ids: dict[str, int] = {}  # label -> number in order of first appearance
     for where, row in json_objects(path):
         texts.append(_string(_field(row, "text", where), "text", where))
-        tags = _field(row, "labels", where)
+        tags = _field(row, "labels", where) or []
         if not isinstance(tags, list):
             raise ValueError(f"{where}: labels is not a list of strings")
         tags = [_string(tag, "a label", where) for tag in tags]
-        ids = [first_ids.setdefault(tag, len(first_ids)) for tag in tags]
+        ids = [first_ids.setdefault(tag, len(first_ids)) for tag in tags if tag]
         labels.append(ids, len(first_ids), where)
     if not first_ids:
         raise ValueError(f"{path}: no line has a label")
@@ -354,7 +366,7 @@ def _load_tagged(path: Path) -> Dataset:
 
 
 class _LabelRows:
-    """Label ids of many rows, four bytes each, and where each row ends."""
+    """Label ids of many rows, four bytes each, and the ends of the rows."""
 
     def __init__(self) -> None:
         self.ids = array("i")
@@ -369,9 +381,7 @@ class _LabelRows:
             raise ValueError(
                 f"{where}: label id {wrong} is out of range; there are {n_labels} labels"
             )
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"{where}: a label is given twice")
-        self.ids.extend(ids)
+        self.ids.extend(dict.fromkeys(ids))
         self.ends.append(len(self.ids))
 
     def matrix(self, n_labels: int) -> sparse.csr_matrix:
@@ -409,7 +419,7 @@ def _read_sparse_text(path: Path, n_rows: int, n_labels: int) -> sparse.csr_matr
         raise ValueError(f"{path}:{rows + 1}: {what}")
     positive = (text.values > 0) & np.isfinite(text.values)
     text.refuse(~positive, "'{id}:{value:g}' is not label:value with a positive value")
-    matrix = text.matrix((n_rows, n_labels))
+    matrix = text.matrix((n_rows, n_labels), sum_duplicates=True)
     matrix.data.fill(1)
     return matrix
 
@@ -434,9 +444,9 @@ def _text(row: dict[str, Any], where: str) -> str:
     parts = [row[field] for field in ("title", "content") if field in row]
     if not parts:
         raise ValueError(f'{where}: missing field "title" or "content"')
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"{where}: title or content is not a string")
-    return _string(" ".join(parts), "the text", where)
+    return _string(
+        " ".join(_string(part, "title or content", where) for part in parts), "the text", where
+    )
 
 
 def _targets(row: dict[str, Any], where: str) -> list[int]:
@@ -456,6 +466,9 @@ def _field(row: dict[str, Any], name: str, where: str) -> Any:
 
 
 def _string(value: Any, name: str, where: str) -> str:
+    """A text without white space around it; empty where it is null."""
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name} is not a string")
     if fault := _text_fault(value):
@@ -464,7 +477,7 @@ def _string(value: Any, name: str, where: str) -> str:
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place, ``file:line``, and the JSON object on it; at least one."""
+    """Give each line's place, ``file:line``, and its JSON object; there is at least one."""
     empty = True
     for where, line in _lines(path):
         empty = False
@@ -473,7 +486,7 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             what = f"malformed JSON: {error.msg} (column {error.colno})"
             raise ValueError(f"{where}: {what}") from None
-        except (ValueError, RecursionError) as error:  # an endless number, or nesting
+        except (ValueError, RecursionError) as error:  # too long a number, too deep a nesting
             raise ValueError(f"{where}: malformed JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object")
@@ -483,7 +496,10 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line's place, ``file:line``, and its text, with a bar over the bytes of the file."""
+    """Give each line's place, ``file:line``, and its text; blank lines at the end are skipped.
+
+    A bar shows how much of the file is read.
+    """
     from tqdm import tqdm
 
     bar = tqdm(
@@ -497,14 +513,21 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     )
     with open(path, "rb") as file, bar:
         stream: BinaryIO = file
-        if path.suffix == ".gz":  # buffered once more: line by line, GzipFile itself is slow
+        if path.suffix == ".gz":  # with a buffer, since GzipFile is slow line by line
             stream = cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file)))
-        number = 0
+        number = blank = 0
         try:
             # Lines are decoded one by one, so that a byte that is not UTF-8 has a line number.
             for number, line in enumerate(stream, 1):
                 if number % 1024 == 0:
                     bar.update(file.tell() - bar.n)
+                if number == 1:
+                    line = line.removeprefix(BOM_UTF8)
+                if not line.strip():
+                    blank = blank or number
+                    continue
+                if blank:
+                    raise ValueError(f"{path}:{blank}: the line is blank")
                 yield f"{path}:{number}", line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None

@@ -42,6 +42,13 @@ class SparseText(NamedTuple):
     ids: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
 
+    def without_blank_end(self) -> "SparseText":
+        """The same without blank lines at the end that are more than the header's rows."""
+        rows = len(self.offsets) - 1 if self.header is None else self.header[0]
+        if rows >= len(self.offsets) - 1 or self.offsets[rows] < self.offsets[-1]:
+            return self
+        return self._replace(offsets=self.offsets[: rows + 1])
+
     def refuse(self, wrong: npt.NDArray[np.bool_], what: str) -> None:
         """Raise ValueError for the first pair that is `wrong`, if there is one.
 
@@ -90,10 +97,12 @@ def read_sparse_text(
     header: bool = True,
     dtype: npt.DTypeLike = np.float32,
 ) -> SparseText:
-    """Read a sparse matrix. An empty line is an empty row; ``#`` starts a comment.
+    """Read a sparse matrix from text.
 
-    A value is a decimal number, rounded to `dtype`: one too close to zero becomes zero. Values that
-    `dtype` cannot hold, NaN and infinity are errors. A byte-order mark is skipped.
+    An empty line is an empty row, unless it comes after the last row that the header counts. ``#``
+    starts a comment, and a byte-order mark is skipped. A value is a decimal number, rounded to
+    `dtype`: one too close to zero becomes zero. NaN, infinity, and what `dtype` cannot hold are
+    errors.
 
     Parameters
     ----------
@@ -127,7 +136,8 @@ def read_sparse_text(
         ids.append(found[1])
         values.append(found[2].astype(dtype))
     offsets = np.cumsum(np.concatenate(counts))
-    return SparseText(name, shape, offsets, np.concatenate(ids), np.concatenate(values))
+    text = SparseText(name, shape, offsets, np.concatenate(ids), np.concatenate(values))
+    return text.without_blank_end()
 
 
 def write_sparse_text(path: str | os.PathLike[str], matrix: Any, *, header: bool = True) -> None:

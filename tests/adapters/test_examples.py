@@ -303,7 +303,7 @@ Path({str(tmp_path)!r}, rank + ".json").write_text(json.dumps([refreshes, batche
     # Rank 0 clusters, and sends its state to the other.
     assert [refreshes for refreshes, _ in ranks] == [[1, 2, 3], []]
     for both in zip(*(batches for _, batches in ranks), strict=True):
-        seen = [row for rows in both for row in rows]
+        seen = [row for batch in both for row in batch]
         assert len(set(seen)) == len(seen) == 64
 
 

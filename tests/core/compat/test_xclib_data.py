@@ -138,6 +138,17 @@ def test_features_with_labels(tmp_path):
     assert Y.toarray().tolist() == [[1, 0, 1], [0] * 3, [0, 1, 0]]
 
 
+def test_byte_order_marks_and_blank_last_lines(tmp_path):
+    path = write(tmp_path / "x.txt", b"\xef\xbb\xbf2 3 2\r\n0,1 1:2\r\n1 2:1\r\n\r\n\n")
+    X, Y, *_ = data_utils.read_data(path)
+    assert X.toarray().tolist() == [[0, 2, 0], [0, 0, 1]]
+    assert Y.toarray().tolist() == [[1, 1], [0, 1]]
+    X, Y, *_ = data_utils.read_data(write(path, b"\xef\xbb\xbf0 1:2\n"), header=False)
+    assert (X.toarray().tolist(), Y.toarray().tolist()) == ([[0, 2]], [[1]])
+    X = data_utils.read_sparse_file(write(path, b"\xef\xbb\xbf1 3\n2:1\n\n"))
+    assert X.toarray().tolist() == [[0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -120,7 +120,6 @@ TWICE = ([True, True], ([0, 0], [1, 1]))
         ({"train_texts": "a"}, TypeError, "train_texts is one string; expected a sequence"),
         ({"train_texts": [b"a"]}, TypeError, r"train_texts\[0\] is of type bytes; expected str"),
         ({"train_texts": []}, ValueError, "train_texts has no entries"),
-        ({"train_texts": [" \n"]}, ValueError, r"train_texts\[0\] is empty"),
         ({"label_texts": ["x", "\ud800"]}, ValueError, r"label_texts\[1\] holds a lone surrogate"),
         ({"label_texts": ["x"]}, ValueError, "has 2 columns, label_texts has 1 entries"),
         ({"train_labels": [[1, 0]] * 2}, ValueError, "has 2 rows, train_texts has 1 entries"),
@@ -188,6 +187,59 @@ def test_line_ends_of_other_systems(folder):
     np.testing.assert_array_equal(load_dataset(folder).train_labels.toarray(), Y)
 
 
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_byte_order_marks_and_blank_last_lines(tmp_path, suffix):
+    for stem, rows in (("trn", POINTS), ("tst", POINTS[:1]), ("lbl", LABELS)):
+        lines = b"".join(json.dumps(row).encode() + b"\r\n" for row in rows)
+        write(tmp_path / f"{stem}{suffix}", BOM + lines + b"\r\n \n\n")
+    write(tmp_path / "trn_X_Y.txt", BOM + b"3 3\r\n2:1 0:1\r\n\r\n1:1\r\n\r\n\n")
+    write(tmp_path / "filter_labels_test.txt", BOM + b"0 1\r\n0 2\r\n\r\n")
+    data = load_dataset(tmp_path)
+    assert data.train_texts == ["red apple", "green pear", "Öl"]
+    assert data.label_texts == ["fruit", "oil fat", "red"]
+    np.testing.assert_array_equal(data.train_labels.toarray(), Y)
+    np.testing.assert_array_equal(data.test_labels.toarray(), Y[:1])
+    assert data.drop_test.tolist() == [[0, 1], [0, 2]]
+
+
+def test_empty_texts_are_kept_and_counted_in_one_warning(folder):
+    points = [
+        {**POINTS[0], "title": None, "content": "\t "},
+        {**POINTS[1], "title": None},
+        POINTS[2],
+    ]
+    write(folder / "trn.json", points)
+    write(folder / "tst.json", [{"content": None, "target_ind": []}])
+    write(folder / "lbl.json", [LABELS[0], {"title": ""}, LABELS[2]])
+    message = (
+        r"^empty texts are kept: 2 of 3 train_texts \(the first is 0\), "
+        r"1 of 1 test_texts \(the first is 0\), 1 of 3 label_texts \(the first is 1\)$"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        data = load_dataset(folder)
+    assert len(caught) == 1
+    assert data.train_texts == ["", "", "Öl"]
+    assert data.label_texts == ["fruit", "", "red"]
+    np.testing.assert_array_equal(data.train_labels.toarray(), Y)
+    save_dataset(data, folder / "again")
+    with pytest.warns(UserWarning, match="empty texts are kept"):
+        again = load_dataset(folder / "again")
+    assert same(again, data)
+
+
+def test_a_label_given_twice_in_a_row_counts_once(folder):
+    points = [{**POINTS[0], "target_ind": [2, 0, 2], "target_rel": [1, 1, 1]}, *POINTS[1:]]
+    write(folder / "trn.json", points)
+    np.testing.assert_array_equal(load_dataset(folder).train_labels.toarray(), Y)
+    write(folder / "trn_X_Y.txt", b"3 3\n2:1.0 0:0.5 2:1\n\n1:1\n")
+    labels = load_dataset(folder).train_labels
+    np.testing.assert_array_equal(labels.toarray(), Y)
+    assert labels.has_canonical_format
+
+
 def test_reading_is_quiet_without_a_terminal(folder, capsys):
     load_dataset(folder)
     assert capsys.readouterr() == ("", "")
@@ -209,7 +261,8 @@ def point(**change):
         ("trn.json", b'{"title": "a", "target_ind": []}\n{"tit', r":2: malformed JSON: .*column 2"),
         ("trn.json", b'{"title": ' + b"1" * 5000 + b"}", ":1: malformed JSON: "),
         ("trn.json", b"[" * 100_000, ":1: malformed JSON: "),
-        ("trn.json", b"\n", ":1: malformed JSON"),
+        ("trn.json", b"\n", ":1: the file is empty"),
+        ("trn.json", b'{"title": "a", "target_ind": []}\n \r\n\n{}\n', ":2: the line is blank"),
         ("trn.json", b"[1, 2]\n", ":1: expected a JSON object"),
         ("trn.json", b"", ":1: the file is empty"),
         (
@@ -219,34 +272,31 @@ def point(**change):
         ),
         ("trn.json", [{"uid": "a", "target_ind": []}], ':1: missing field "title" or "content"'),
         ("trn.json", [{"title": "a"}], ':1: missing field "target_ind"'),
-        ("trn.json", point(title=None), ":2: title or content is not a string"),
-        ("trn.json", point(title="", content="\t "), ":2: the text is empty"),
-        ("trn.json", point(title="\ud800"), ":2: the text holds a lone surrogate"),
+        ("trn.json", point(title=3), ":2: title or content is not a string"),
+        ("trn.json", point(title="\ud800"), ":2: title or content holds a lone surrogate"),
         ("trn.json", point(target_ind=3), ":2: target_ind is not a list of integers"),
         ("trn.json", point(target_ind=["3"]), ":2: target_ind is not a list of integers"),
         ("trn.json", point(target_ind=[True]), ":2: target_ind is not a list of integers"),
         ("trn.json", point(target_ind=[0, 3]), ":2: label id 3 is out of range; there are 3"),
         ("trn.json", point(target_ind=[-1]), ":2: label id -1 is out of range"),
         ("trn.json", point(target_ind=[2**70]), f":2: label id {2**70} is out of range"),
-        ("trn.json", point(target_ind=[1, 0, 1]), ":2: a label is given twice"),
         ("trn.json", point(target_rel=[1.0]), ":2: target_rel is not a list as long as target_ind"),
         ("trn.json", point(target_rel=1.0), ":2: target_rel is not a list as long as target_ind"),
         ("lbl.json", b"", ":1: the file is empty"),
-        ("lbl.json", [{"title": ""}], ":1: the text is empty"),
         ("tst.json", [{"title": "a"}], ':1: missing field "target_ind"'),
         ("trn_X_Y.txt", b"", ":1: header ''; expected rows and columns"),
         ("trn_X_Y.txt", b"3 3 3\n", ":1: header '3 3 3'; expected rows and columns"),
         ("trn_X_Y.txt", b"3 4\n\n\n\n", ":1: .* 4 columns; there are 3 points and 3 labels"),
         ("trn_X_Y.txt", b"2 3\n\n\n", ":1: header says 2 rows"),
         ("trn_X_Y.txt", b"3 3\n0:1\n\n", ":3: the file ends after 2 rows; the header says 3"),
-        ("trn_X_Y.txt", b"3 3\n0:1\n\n\n\n", ":5: the file ends after 4 rows"),
+        ("trn_X_Y.txt", b"3 3\n0:1\n\n\n\n1:1\n", ":6: the file ends after 5 rows"),
         ("trn_X_Y.txt", b"3 3\n0:1\n3:1\n\n", ":3: id 3 is out of range"),
-        ("trn_X_Y.txt", b"3 3\n0:1\n1:1 1:1\n\n", ":3: id 1 is given twice"),
         ("trn_X_Y.txt", b"3 3\n0\n\n\n", ":2: '0' is not label:value"),
         ("trn_X_Y.txt", b"3 3\nx:1\n\n\n", ":2: 'x:1' is not label:value"),
         ("trn_X_Y.txt", b"3 3\n0:0\n\n\n", ":2: '0:0' is not label:value with a positive value"),
         ("trn_X_Y.txt", b"3 3\n0:nan\n\n\n", ":2: '0:nan' is not label:value"),
         ("filter_labels_train.txt", b"0 0\n0\n", ":2: '0' is not a pair of integers"),
+        ("filter_labels_train.txt", b"0 0\n\n0 1\n", ":2: the line is blank"),
         (
             "filter_labels_train.txt",
             b"0 0\n3 0\n",
@@ -343,12 +393,13 @@ def test_hash_bucket_is_the_same_everywhere():
         ([{"text": "a"}], ':1: missing field "labels"'),
         ([{"labels": ["x"]}], ':1: missing field "text"'),
         ([{"text": 1, "labels": ["x"]}], ":1: text is not a string"),
-        ([{"text": " ", "labels": ["x"]}], ":1: text is empty"),
         ([{"text": "a", "labels": "x"}], ":1: labels is not a list of strings"),
         ([{"text": "a", "labels": [1]}], ":1: a label is not a string"),
-        ([{"text": "a", "labels": [""]}], ":1: a label is empty"),
-        ([{"text": "a", "labels": ["x", " x"]}], ":1: a label is given twice"),
         ([{"text": "a", "labels": []}], ": no line has a label"),
+        (
+            [{"text": "a", "labels": ["", None, " "]}, {"text": "b", "labels": None}],
+            ": no line has",
+        ),
     ],
 )
 def test_bad_tagged_file(tmp_path, rows, message):
@@ -356,6 +407,21 @@ def test_bad_tagged_file(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_dataset(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_tagged_file_as_it_comes(tmp_path):
+    rows = [
+        {"text": "apple", "labels": ["fruit", "fruit ", "", None, "red"]},
+        {"text": None, "labels": ["red"]},
+        {"text": "nothing", "labels": None},
+    ]
+    lines = b"".join(json.dumps(row).encode() + b"\r\n" for row in rows)
+    path = write(tmp_path / "notes.jsonl", BOM + lines + b"\r\n")
+    with pytest.warns(UserWarning, match=r"1 of 3 train_texts \(the first is 1\)$"):
+        data = load_dataset(path)
+    assert data.train_texts == ["apple", "", "nothing"]
+    assert data.label_texts == ["fruit", "red"]
+    assert data.train_labels.toarray().tolist() == [[1, 1], [0, 1], [0, 0]]
 
 
 def test_tagged_file_of_test_points_alone(tmp_path):

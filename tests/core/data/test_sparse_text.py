@@ -142,6 +142,13 @@ def test_zeros_in_front_or_an_exponent_do_not_hide_a_large_value():
     assert text.values == pytest.approx([1e307, 1e300])
 
 
+def test_blank_lines_at_the_end_are_no_rows_of_a_header():
+    text = read_sparse_text(io.BytesIO(b"2 9\n3:1\n\n\n\n"))
+    assert rows_of(text) == [[(3, 1.0)], []]
+    text = read_sparse_text(io.BytesIO(b"1 9\n\n\n3:1\n"))
+    assert len(text.offsets) == 4  # a pair too far down is not skipped
+
+
 def test_a_byte_order_mark_is_skipped():
     for content, header in ((b"\xef\xbb\xbf1 9\n3:1\n", True), (b"\xef\xbb\xbf3:1\n", False)):
         text = read_sparse_text(io.BytesIO(content), header=header)

@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -200,7 +201,7 @@ def read_data(
     shape: tuple[int, int, int] | None = None
     with open(filename, "rb") as file:
         if header:
-            line = file.readline()
+            line = file.readline().removeprefix(BOM_UTF8)
             try:
                 rows, columns, classes = (int(part) for part in line.split())
             except ValueError:
@@ -211,6 +212,8 @@ def read_data(
             shape = rows, columns, classes
             features.write(b"%d %d\n" % (rows, columns))
         for number, line in enumerate(file, 2 if header else 1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
             word, _, rest = line.partition(b" ")
             if b":" in word:  # no labels
                 word, rest = b"", line
@@ -230,6 +233,6 @@ def read_data(
         np.array(ends),
         ids,
         np.ones(len(ids)),
-    )
+    ).without_blank_end()
     Y = text.matrix(text.header or (len(ends) - 1, int(ids.max(initial=-1)) + 1)).astype(dtype)
     return X, Y, *(shape or (None, None, None))
