@@ -17,6 +17,8 @@ import scipy.sparse as sp
 from ngame import _core
 
 PEERS = Path(__file__).with_name("peers.py")
+# The benchmarks import their neighbours, such as inputs.py; pytest's importlib mode adds no folder.
+sys.path.append(str(PEERS.parent))
 # OpenBLAS, OpenMP and MKL read them when they are loaded.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # OpenMP threads that wait by spinning become several times slower on a busy machine. That would
@@ -44,7 +46,7 @@ def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
         "system": platform.platform(),
         "simd": _core.simd_level(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("ngame", "numpy", "scipy")},
+        **{name: metadata.version(name) for name in ("numpy", "scipy")},
     }
 
 
