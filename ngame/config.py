@@ -271,7 +271,9 @@ class Config(_Section):
 
 
 def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
-    """The settings that did best on data of that size, as nested tables: bench/results/defaults.md.
+    """The settings that did best on data of that size, as nested tables.
+
+    Measured in bench/results/defaults.md.
 
     - Fewer points are trained on for more epochs, with more dropout of tokens.
     - If there are no more labels than a batch has points, the triplet loss and fine-tuning the

@@ -40,13 +40,13 @@ def topk_arrays(
 ) -> tuple[Any, Any]:
     """Find the k items with the highest score for every query, exactly.
 
-    Where one of the two lies on a CUDA device, so do the results: see `ngame.cuda`.
+    If either is on a CUDA device, so are the results: see `ngame.cuda`.
 
     Parameters
     ----------
     queries : float32 or float16 array of shape [n, d]
     items : float32 or float16 array of shape [m, d]
-        Copied is, of either, only an array whose rows are not contiguous.
+        Only arrays with non-contiguous rows are copied.
     k : int
         1 .. m.
     metric : "cosine" or "dot"
@@ -61,16 +61,15 @@ def topk_arrays(
     scores : float32 array of shape [n, k]
     ids : int32 array of shape [n, k]
         Best first, ties by lower id. Where `drop` leaves fewer than k items, the tail of a row is
-        -inf and -1. A score is summed in float64 and rounded once, to float32: it is as such that
-        scores are compared.
+        -inf and -1. Scores are summed in float64, rounded to float32, and then compared.
 
     Raises
     ------
     TypeError
-        Another dtype than float32 and float16.
+        A dtype is neither float32 nor float16.
     ValueError
-        Shapes do not agree, k is not in 1 .. m, `metric` is unknown, or a row (the first is named)
-        has NaN, infinity, or, for "dot", values whose products overflow float32.
+        Shapes differ, k is not in 1 .. m, `metric` is unknown, or a row has NaN, infinity, or, for
+        "dot", values whose products overflow float32 (the message names the first).
     IndexError
         A pair of `drop` is out of range.
 
@@ -86,16 +85,16 @@ def topk_arrays(
 
 
 class ExactIndex:
-    """Items prepared once for many searches: `topk_arrays` without what it does anew at each call.
+    """Items prepared once for many searches, each with the result of `topk_arrays`.
 
-    Kept beside the rows, which are not copied, are their norms and 8-bit codes: about a quarter of
-    the bytes of float32 rows, half of those of float16. Searches from several threads, and in
-    forked processes, are safe. The rows must not change while the index is in use.
+    The index keeps norms and 8-bit codes of the rows: a quarter of the bytes of float32 rows, half
+    of those of float16. The rows themselves are not copied and must not change while the index is
+    in use. It is safe to search from several threads and in forked processes.
 
     Parameters
     ----------
     items : float32 or float16 array of shape [m, d]
-        On the host. Copied only if the elements of a row are not contiguous.
+        On the host. Only arrays with non-contiguous rows are copied.
     metric : "cosine" or "dot"
         The cosine of a zero row with anything is 0.
     threads : int
@@ -104,10 +103,10 @@ class ExactIndex:
     Raises
     ------
     TypeError
-        Another dtype than float32 and float16, or a CUDA tensor.
+        The dtype is neither float32 nor float16, or `items` is a CUDA tensor.
     ValueError
-        `items` has not two dimensions, `metric` is unknown, or a row (the first is named) has NaN
-        or infinity.
+        `items` does not have two dimensions, `metric` is unknown, or a row has NaN or infinity
+        (the message names the first).
 
     Examples
     --------
@@ -136,10 +135,7 @@ class ExactIndex:
         return _search(queries, self._items, self._prepared, k, cosine, drop, threads)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write items and what was prepared, in safetensors format.
-
-        The file is written aside and then takes the place of `path`.
-        """
+        """Write the items, their norms and their codes in safetensors format, in one step."""
         norms, _, panels, weights, errors, lengths = self._prepared
         checked: _Arrays = {"norms": norms, "weights": weights, "errors": errors}
         checked["lengths"] = lengths
@@ -155,13 +151,13 @@ class ExactIndex:
     def load(cls, path: str | os.PathLike[str]) -> "ExactIndex":
         """Map a file that `save` wrote into memory.
 
-        Rows and codes are read when searches need them. What is checked here is the structure of
-        the file, and a checksum of everything else.
+        Rows and codes are read when a search needs them. The structure of the file and a checksum
+        of the rest are verified here.
 
         Raises
         ------
         ValueError
-            The file is cut short, damaged, or holds something else; the message names it.
+            The file is truncated, damaged, or no index; the message names it.
         """
         arrays, metadata = map_arrays(path)
         metric: Metric = "cosine" if metadata.get("metric") == "cosine" else "dot"
@@ -207,7 +203,7 @@ class ExactIndex:
 
 
 def _checksum(arrays: _Arrays) -> str:
-    """CRC-32 of some arrays, whatever their order."""
+    """CRC-32 of arrays, in the order of their names."""
     total = 0
     for name in sorted(arrays):
         total = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, total)
@@ -216,7 +212,7 @@ def _checksum(arrays: _Arrays) -> str:
 
 def _on_host(value: Any, name: str) -> None:
     if on_gpu(value):
-        raise TypeError(f"{name} lies on a CUDA device, expected an array on the host")
+        raise TypeError(f"{name} is on a CUDA device, expected an array on the host")
 
 
 def _search(
@@ -228,7 +224,7 @@ def _search(
     drop: Any,
     threads: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Search items that are checked already; `prepared` is None where nothing was."""
+    """Search checked items; `prepared` is None or what `_core.prepare_items` gave."""
     queries = _as_queries(queries, items)
     k = as_count(k, "k")
     if k > len(items):
@@ -242,14 +238,14 @@ def _search(
 def pair_scores(
     queries: Any, items: Any, pairs: Any, *, metric: Metric = "cosine", threads: int = 0
 ) -> npt.NDArray[np.float32]:
-    """Score given pairs of queries and items, each to the bit as `topk_arrays` does.
+    """Score given pairs of queries and items, with exactly the scores of `topk_arrays`.
 
     Parameters
     ----------
     queries, items, metric, threads
         As for `topk_arrays`.
     pairs : CSR matrix of shape [n, m]
-        Of which every stored entry is a pair.
+        Every stored entry is a pair.
 
     Returns
     -------
@@ -268,7 +264,7 @@ def pair_scores(
 
 
 def _as_items(items: Any, metric: str) -> tuple[npt.NDArray[Any], bool]:
-    """The items after a check, and whether the metric is the cosine."""
+    """Check items and metric; also tells whether the metric is the cosine."""
     matrix = as_matrix(items, "items")
     if len(matrix) > np.iinfo(np.int32).max:
         raise ValueError(f"items has {len(matrix)} rows, at most 2**31 - 1 are possible")
@@ -278,7 +274,7 @@ def _as_items(items: Any, metric: str) -> tuple[npt.NDArray[Any], bool]:
 
 
 def _as_queries(queries: Any, items: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The queries after a check that they fit the items."""
+    """Check that queries fit the items."""
     matrix = as_matrix(queries, "queries")
     if matrix.shape[1] != items.shape[1]:
         raise ValueError(f"queries has {matrix.shape[1]} columns, items has {items.shape[1]}")
@@ -296,13 +292,13 @@ def topk(
 ) -> Any:
     """Find the k items with the highest score for every query, as a sparse matrix.
 
-    Parameters, errors and choice of the items are those of `topk_arrays`.
+    Parameters, errors and ranking are those of `topk_arrays`.
 
     Returns
     -------
     float32 CSR matrix of shape [n, m]
-        k stored entries a row, fewer where `drop` leaves fewer items; indices sorted. A score of
-        exactly 0 is stored too. On a CUDA device a sparse CSR tensor.
+        k stored entries a row, fewer where `drop` leaves fewer items; indices sorted. Scores of 0
+        are stored too. On a CUDA device a sparse CSR tensor.
     """
     scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop, threads=threads)
     return ranked_csr(scores, ids, len(items))
@@ -310,7 +306,7 @@ def topk(
 
 @dispatched
 def ranked_csr(scores: Any, ids: Any, columns: int) -> Any:
-    """Scores and ids [n, k], as `topk_arrays` gives them, as a CSR matrix of shape [n, columns].
+    """Convert scores and ids from `topk_arrays` to a CSR matrix of shape [n, columns].
 
     Indices are sorted. An id of -1 is no entry.
     """

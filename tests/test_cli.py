@@ -24,6 +24,7 @@ from ngame.data.dataset import save_dataset
 # The command shows warnings itself.
 pytestmark = pytest.mark.filterwarnings("default")
 
+TRAINING = Path(__file__).parent.parent / "docs" / "training.md"
 SETS = [
     f"--set={setting}"
     for setting in (*tiny.SETTINGS, "classifier_stage.epochs=1", "prediction.k=20")
@@ -287,8 +288,7 @@ def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
     status, out, _ = call("--help")
     assert status == 0
-    for code in (0, 1, 2, 3, 4, 130, 141):
-        assert f"\n  {code:<4} " in out
+    assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "130", "141"]
     for command in ("train", "predict", "evaluate", "encode", "cluster", "config", "demo", "info"):
         assert f"\n    {command} " in out
         assert call(command, "--help")[0] == 0
@@ -297,6 +297,13 @@ def test_version_and_help(call):
     settings = re.findall(r"--set (\S+)", example)
     assert ngame.Config.load(None, settings).encoder.dim == 512
     assert "ngame config" in out
+
+
+def test_exit_statuses_are_documented(call):
+    if not TRAINING.exists():
+        pytest.skip("the documents are not here")
+    for code, meaning in re.findall(r"\n  (\d+) +(.+)", call("--help")[1]):
+        assert f"| {code} | {meaning} |" in TRAINING.read_text(encoding="utf8")
 
 
 def test_config(call, tmp_path):

@@ -383,9 +383,9 @@ class TestExactIndex:
         with pytest.raises(ValueError, match="queries has NaN or infinity in row 0"):
             index.search(x * np.float32(np.nan), 1)
         on_gpu = type("Tensor", (), {"__cuda_array_interface__": {}})()
-        with pytest.raises(TypeError, match="items lies on a CUDA device"):
+        with pytest.raises(TypeError, match="items is on a CUDA device"):
             ngame.ExactIndex(on_gpu)
-        with pytest.raises(TypeError, match="queries lies on a CUDA device"):
+        with pytest.raises(TypeError, match="queries is on a CUDA device"):
             index.search(on_gpu, 1)
 
     def test_load_rejects_other_and_damaged_files(self, rng, tmp_path):
