@@ -25,6 +25,8 @@ from ngame.files import atomic_write
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
 _SHOWN = ("P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100")
+_OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables that say how idle OpenMP threads wait."""
 _WIDTH = 100
 """Columns that a table may take."""
 
@@ -54,6 +56,7 @@ class _InputError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (see `_STATUS`)."""
     options = _parser().parse_args(arguments)
+    _let_openmp_sleep()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -76,6 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 4
         return 2
     return 0
+
+
+def _let_openmp_sleep() -> None:
+    """Let idle OpenMP threads of torch sleep instead of spin, unless the user has chosen.
+
+    When other programs use the CPUs, spinning threads keep the working ones from running. OpenMP
+    reads the environment once, when torch loads it.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _OPENMP_SETTINGS):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 @contextmanager
@@ -372,6 +385,8 @@ def _info(_: argparse.Namespace) -> None:
         rows["torch"] = "not installed"
     else:
         rows["torch"] = torch.__version__
+        settings = [f"{k}={os.environ[k]}" for k in _OPENMP_SETTINGS if k in os.environ]
+        rows["OpenMP"] = ", ".join(settings) or "idle threads spin"
         rows["CUDA"] = (
             torch.cuda.get_device_name()
             if torch.cuda.is_available()

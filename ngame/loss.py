@@ -1,8 +1,8 @@
-"""Losses over the scores of a batch's points against its label pool, known positives masked.
+"""Losses over the score matrix of a batch, with known positives masked.
 
-Both take the whole [S, U] score matrix (S points, U labels of the pool) and two lists of its
-entries: `known`, every entry that is a positive (from the whole of Y), which no row may take as a
-negative; and `targets`, the positives that are to be ranked up, a part of `known`.
+Both losses take the full [S, U] score matrix of S points and the U labels of the batch's pool, and
+two sets of its entries. `known` are all entries that are positives in the label matrix: they never
+count as negatives. `targets` are the positives to rank up, a subset of `known`.
 """
 
 from typing import NamedTuple
@@ -12,20 +12,20 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
-# Score of an entry that is no negative. Finite, so that a row without a single negative has a
-# defined (zero) gradient; far below any cosine divided by a temperature.
+# Score of a masked entry: far below any cosine divided by a temperature, but finite, so that a row
+# without negatives has a zero gradient instead of NaN.
 _MASKED = -1e30
 
 
 class CooIndex(NamedTuple):
-    """Entries of a matrix: `rows` and `columns` are int64 tensors of one length."""
+    """Positions of entries in a matrix: `rows` and `columns`, int64 tensors of the same length."""
 
     rows: torch.Tensor
     columns: torch.Tensor
 
     @classmethod
     def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "CooIndex":
-        """The stored entries of a CSR matrix, row by row."""
+        """Positions of the stored entries of a CSR matrix, row by row."""
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         return cls(
             torch.from_numpy(rows).to(device),
@@ -44,19 +44,19 @@ def triplet(
 ) -> torch.Tensor:
     """Triplet margin loss over each point's hardest negatives (NGAME, first stage).
 
-    A target with score p pays ``sum_n w_n * max(0, n - p + margin)`` over the `negatives` highest
-    scores n of its row that are not known positives. The weights are a softmax of n over
-    `temperature` among the negatives that violate the margin: the others get none, and so do the
-    missing ones of a row that has fewer. The loss is the mean over the rows that have a target,
-    of the mean over the row's targets.
+    The loss of a target with score p is ``sum_n w_n * max(0, n - p + margin)`` over the
+    `negatives` highest scores n in its row that are not known positives. The weights are a softmax
+    of ``n / temperature`` over the negatives that violate the margin; all others have weight 0. A
+    row with fewer negatives uses those it has. Losses are averaged over the targets of each row,
+    then over the rows that have a target.
 
     Parameters
     ----------
     scores : float tensor of shape [S, U], cosines
     known, targets : CooIndex of `scores`
-    margin : by how much a positive must beat a negative to pay nothing
-    negatives : how many of the hardest a row meets
-    temperature : of the softmax that weighs them
+    margin : a negative scored below the positive by more than this costs nothing
+    negatives : number of hardest negatives per row
+    temperature : temperature of the softmax that weights them
 
     Returns
     -------
@@ -77,15 +77,15 @@ def decoupled_softmax(
 ) -> torch.Tensor:
     """Softmax loss of each positive against the negatives only (DEXML, ICLR 2024).
 
-    A target with score p pays ``log(1 + sum_n exp((n - p) / temperature))`` over the scores n of
-    its row that are not known positives, so that the positives of a point do not compete. The
-    loss is the mean over the rows that have a target, of the mean over the row's targets.
+    The loss of a target with score p is ``log(1 + sum_n exp((n - p) / temperature))`` over the
+    scores n in its row that are not known positives, so the positives of a point do not compete.
+    Losses are averaged over the targets of each row, then over the rows that have a target.
 
     Parameters
     ----------
     scores : float tensor of shape [S, U], cosines
     known, targets : CooIndex of `scores`
-    temperature : divides the scores
+    temperature : the scores are divided by it
 
     Returns
     -------
@@ -102,7 +102,7 @@ def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:
 
 
 def _mean_over_rows(losses: torch.Tensor, targets: CooIndex) -> torch.Tensor:
-    """Mean over the rows of `targets` of the mean over a row's `losses`; 0 without a target."""
+    """Average `losses` over the targets of each row, then over rows; 0 if there are no targets."""
     if len(losses) == 0:
         return losses.sum()
     count = torch.bincount(targets.rows)

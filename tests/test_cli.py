@@ -284,6 +284,27 @@ def test_info(call):
     assert {"SIMD", "torch", "CUDA", "numpy", "python"} <= rows.keys()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "policy", "shown"),
+    [
+        ({}, "PASSIVE", "OMP_WAIT_POLICY=passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "ACTIVE", "OMP_WAIT_POLICY=active"),
+        ({"GOMP_SPINCOUNT": "1000"}, None, "GOMP_SPINCOUNT=1000"),
+    ],
+)
+def test_idle_openmp_threads_sleep_unless_the_user_chose(chosen, policy, shown):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    env |= {"OMP_DISPLAY_ENV": "true", **chosen}  # OpenMP then prints its settings
+    done = subprocess.run(
+        [sys.executable, "-m", "ngame", "info"], env=env, capture_output=True, text=True, check=True
+    )
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert rows["OpenMP"] == shown
+    if policy and "OMP_WAIT_POLICY" in done.stderr:
+        assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
 def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
     status, out, _ = call("--help")

@@ -39,7 +39,6 @@ ROOMS: dict[str, set[str]] = {
     "prediction": {
         "arrays",
         "config",
-        "data",
         "encoders",
         "files",
         "metrics",

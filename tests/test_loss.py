@@ -1,4 +1,4 @@
-"""The losses by hand, and against slow NumPy twins."""
+"""The losses: cases computed by hand, and slow NumPy implementations."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_entries_are_row_by_row():
 
 
 def test_triplet_by_hand():
-    # One positive at 0.5; with margin 0.3 the negatives at 0.6 and 0.4 violate, that at 0.1 not.
+    # One positive at 0.5; with margin 0.3 the negatives at 0.6 and 0.4 violate it, 0.1 does not.
     value, gradient = run(triplet, [[0.5, 0.6, 0.4, 0.1]], [[1, 0, 0, 0]], temperature=0.2)
     first = math.exp(0.6 / 0.2) / (math.exp(0.6 / 0.2) + math.exp(0.4 / 0.2))
     assert value == pytest.approx(first * 0.4 + (1 - first) * 0.2, rel=1e-5)
@@ -75,15 +75,15 @@ def test_decoupled_softmax_by_hand():
     assert value == pytest.approx((math.log1p(math.e) + math.log1p(math.e**2)) / 2, rel=1e-5)
 
 
-def test_rows_count_the_same_however_many_targets_they_have():
+def test_rows_have_equal_weight_whatever_their_number_of_targets():
     scores = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     value, _ = run(decoupled_softmax, scores, [[1, 1, 0], [0, 0, 1]], temperature=1.0)
     assert value == pytest.approx((math.log(2) + math.log(3)) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_known_positives_are_no_negatives(loss):
-    """A known positive that scores higher than all is neither pushed down nor pulled up."""
+def test_known_positives_are_not_negatives(loss):
+    """A known positive with the highest score gets no gradient."""
     scores, known = [[0.1, 0.9, 0.2]], [[1, 1, 0]]
     value, gradient = run(loss, scores, known, targets=[[1, 0, 0]])
     assert gradient[0, 1] == 0
@@ -93,18 +93,18 @@ def test_known_positives_are_no_negatives(loss):
 
 
 def test_fewer_negatives_than_asked_for():
-    """Three negatives are asked for and one is there: no positive takes another's place."""
+    """With one negative for `negatives=3`, no positive fills the free places."""
     value, gradient = run(triplet, [[0.5, 0.45, 0.4, 0.6]], [[1, 1, 1, 0]], negatives=3)
     slow = np.mean([0.6 - p + 0.3 for p in (0.5, 0.45, 0.4)])
     assert value == pytest.approx(slow, rel=1e-5)
     np.testing.assert_allclose(gradient, [[-1 / 3, -1 / 3, -1 / 3, 1]], rtol=1e-5)
 
 
-def test_negatives_that_violate_nothing_have_no_gradient():
+def test_negatives_within_the_margin_have_no_gradient():
     value, gradient = run(triplet, [[0.9, 0.5, -0.2]], [[1, 0, 0]], margin=0.3)
     assert value == 0
     assert (gradient == 0).all()
-    # At the very margin, in numbers that floats hold exactly.
+    # Exactly at the margin, in numbers that floats represent exactly.
     value, gradient = run(triplet, [[0.5, 0.25, 0.25]], [[1, 0, 0]], margin=0.25)
     assert value == 0
     assert (gradient == 0).all()
@@ -116,7 +116,7 @@ def test_rows_with_nothing_to_compare(loss, known):
     value, gradient = run(loss, [[0.3, -0.4]], known)
     assert value == 0
     assert (gradient == 0).all()
-    # Beside a row that has both, such a row adds nothing but its share of the mean.
+    # In the mean over rows, one without negatives counts as 0, one without targets not at all.
     value, gradient = run(loss, [[0.3, -0.4], [0.1, 0.2]], [*known, [1, 0]])
     alone, _ = run(loss, [[0.1, 0.2]], [[1, 0]])
     assert value == pytest.approx(alone / (2 if any(known[0]) else 1), rel=1e-6)
@@ -138,7 +138,7 @@ def test_extreme_scores_stay_finite(loss):
     st.integers(1, 10),
     st.sampled_from([0.05, 0.3, 1.0]),
 )
-def test_equal_to_the_slow_ones(rows, columns, seed, negatives, density):
+def test_equal_to_the_slow_implementations(rows, columns, seed, negatives, density):
     rng = np.random.default_rng(seed)
     scores = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     known = rng.random((rows, columns)) < density
@@ -153,7 +153,7 @@ def test_equal_to_the_slow_ones(rows, columns, seed, negatives, density):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_half_precision_scores_are_worked_on_in_full(loss):
+def test_half_precision_scores_are_computed_in_float32(loss):
     scores = torch.tensor([[0.5, 0.6, 0.4]], dtype=torch.bfloat16)
     value = loss(scores, entries([[1, 0, 0]]), entries([[1, 0, 0]]))
     assert value.dtype == torch.float32

@@ -285,9 +285,22 @@ class RefreshedBatchSampler(BatchSampler):
         """
         if self._size_at(epoch) == 1 or epoch == self._refreshed_epoch:
             return False
-        waited = epoch - next(iter(self._schedule))
-        periodic = waited % self._refresh_every == 0
-        return self._source is None or periodic or epoch in self._schedule
+        return self._source is None or self._scheduled(epoch)
+
+    def last_refresh(self, epochs: int) -> int:
+        """The last of the epochs 0 .. epochs - 1 before which a refresh is due; -1 if none is.
+
+        From then on nothing reads an embedding bank.
+        """
+        scheduled = (epoch for epoch in reversed(range(epochs)) if self._scheduled(epoch))
+        return next(scheduled, -1)
+
+    def _scheduled(self, epoch: int) -> bool:
+        """Whether `refresh_every` or a change of size asks for a refresh."""
+        since_start = epoch - next(iter(self._schedule))
+        return self._size_at(epoch) != 1 and (
+            since_start % self._refresh_every == 0 or epoch in self._schedule
+        )
 
     def _refreshed(self, name: str, source: object) -> None:
         setattr(self, name, source)

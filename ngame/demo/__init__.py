@@ -1,1 +1,1 @@
-"""A data set and a baseline for `ngame demo`."""
+"""The data set and the baseline of `ngame demo`."""

@@ -1,4 +1,4 @@
-"""A real data set that needs no download: what the docstrings of numpy and scipy say to see."""
+"""A real data set without a download: the "See Also" sections of numpy's and scipy's docstrings."""
 
 import inspect
 import re
@@ -25,18 +25,18 @@ _REFERENCE = re.compile(r"(?::[\w:]+:)?`?~?([A-Za-z_][\w.]*)(?:\(\))?`?")
 
 
 def see_also_dataset() -> Dataset:
-    """Make the see-also task of the docstrings of the installed numpy and scipy.
+    """Build the see-also task from the docstrings of the installed numpy and scipy.
 
-    A point is a public function, class or method whose docstring has a "See Also" section, in the
-    form of numpydoc, that names others; its labels are those others. The text of a point is its
-    name, its summary and its extended description, cut to 600 characters; no section of the
-    docstring is part of it, so the answer is not. The labels are all points and all that they name,
-    each with its name and its summary as text. Deprecated things are left out.
+    A point is a public function, class or method whose docstring has a "See Also" section in
+    numpydoc format; its labels are the objects named there. The text of a point is its name,
+    summary and extended description, cut to 600 characters. It excludes the sections of the
+    docstring, and with them the answer. The labels are all points and all objects they name; the
+    text of a label is its name and summary. Deprecated objects are left out.
 
-    Several names of one object, or of objects with one docstring and one last name, count as one.
-    A function is never its own answer: that pair stands in `drop_train` or `drop_test`. A function
-    is a test point where ``hash_bucket(name, 5) == 0``, so the same installed versions always give
-    the same data.
+    Aliases of an object count as one point, and so do objects that share a docstring and the last
+    part of their name. A function is never its own label: `drop_train` and `drop_test` have that
+    pair. A function is a test point if ``hash_bucket(name, 5) == 0``, so the same versions of numpy
+    and scipy always give the same data.
 
     Returns
     -------
@@ -75,18 +75,18 @@ def see_also_dataset() -> Dataset:
     return Dataset(label_texts=label_texts, name="see-also", **arguments)
 
 
-# What is there
+# Public names
 
 
 def _public_names() -> dict[str, tuple[str, str]]:
-    """Every public name of numpy and scipy: the canonical name it stands for, and the docstring.
+    """Map every public name of numpy and scipy to its canonical name and docstring.
 
-    Of the names of one thing the canonical one is where it is defined rather than inherited, then
-    the one with the fewest dots, then the first of the alphabet.
+    The canonical name of an object is, among its names, one that is not inherited, then one with
+    the fewest dots, then the first in alphabetical order.
     """
     names: dict[tuple[str, str], list[tuple[bool, int, str]]] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old names warn when they are touched
+        warnings.simplefilter("ignore")  # deprecated names warn on access
         for name, inherited, value in _walk():
             docstring = getattr(value, "__doc__", None)
             if isinstance(docstring, str) and docstring.strip():
@@ -100,10 +100,10 @@ def _public_names() -> dict[str, tuple[str, str]]:
 
 
 def _walk() -> Iterator[tuple[str, bool, Any]]:
-    """Name, whether a class inherits it, and value of all functions, classes and their members."""
+    """Name, whether it is inherited, and value of every function, class and class member."""
     modules = deque([(np.__name__, np), (scipy.__name__, scipy)])
-    seen = {getattr(np, "core", None)}  # it is there for old code only
-    while modules:  # breadth first: the shortest name of a module is the one it is walked under
+    seen = {getattr(np, "core", None)}  # kept in numpy for old code only
+    while modules:  # breadth first, so that a module gets its shortest name
         prefix, module = modules.popleft()
         if module in seen:
             continue
@@ -111,7 +111,7 @@ def _walk() -> Iterator[tuple[str, bool, Any]]:
         for attribute in sorted(set(getattr(module, "__all__", dir(module)))):
             value = getattr(module, attribute, None)
             name = f"{prefix}.{attribute}"
-            if attribute.startswith("_") or not _is_ours(value):
+            if attribute.startswith("_") or not _in_numpy_or_scipy(value):
                 continue
             if isinstance(value, ModuleType):
                 modules.append((name, value))
@@ -124,7 +124,7 @@ def _walk() -> Iterator[tuple[str, bool, Any]]:
 
 def _members(prefix: str, owner: type) -> Iterator[tuple[str, bool, Any]]:
     seen: set[str] = set()
-    for base in filter(_is_ours, owner.__mro__):
+    for base in filter(_in_numpy_or_scipy, owner.__mro__):
         for attribute, value in vars(base).items():
             if attribute.startswith("_") or attribute in seen:
                 continue
@@ -135,17 +135,17 @@ def _members(prefix: str, owner: type) -> Iterator[tuple[str, bool, Any]]:
                 yield f"{prefix}.{attribute}", base is not owner, value
 
 
-def _is_ours(value: Any) -> bool:
+def _in_numpy_or_scipy(value: Any) -> bool:
     home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-    # Ufuncs and functions written in C may have no module.
+    # Ufuncs and C functions may have no module.
     return not isinstance(home, str) or home.split(".")[0] in (np.__name__, scipy.__name__)
 
 
-# What a docstring says
+# Parsing docstrings
 
 
 def _sections(docstring: str) -> dict[str, list[str]]:
-    """Lines of each section by its title in small letters; "" is what comes before the first."""
+    """Lines of each section by lower-case title; "" is the text before the first section."""
     lines = docstring.splitlines()
     sections: dict[str, list[str]] = {"": []}
     current = sections[""]
@@ -158,7 +158,7 @@ def _sections(docstring: str) -> dict[str, list[str]]:
 
 
 def _references(lines: list[str]) -> list[str]:
-    """Names in a "See Also" section: ``a, b : why`` with the description on lines further in."""
+    """Names in a "See Also" section, whose lines are ``a, b : description`` or indented text."""
     names = []
     for line in lines:
         entries, *_ = re.split(r"(?<!^):(?=\s|$)", line, maxsplit=1)
@@ -169,7 +169,7 @@ def _references(lines: list[str]) -> list[str]:
 
 
 def _resolve(reference: str, name: str, canonical: dict[str, str]) -> str | None:
-    """What `reference` means in the docstring of `name`: looked up from the inside outwards."""
+    """Resolve a reference in the docstring of `name`, from the innermost scope outwards."""
     reference = re.sub(r"^np\.", "numpy.", reference)
     scope = name
     while scope:
@@ -181,13 +181,13 @@ def _resolve(reference: str, name: str, canonical: dict[str, str]) -> str | None
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """Summary and extended description, without directives and the signatures C code opens with."""
+    """Summary and extended description, without directives and signatures of C functions."""
     text = _DIRECTIVE.sub("", "\n".join(lines) + "\n").strip()
     return list(dropwhile(_SIGNATURE.fullmatch, re.split(r"\n\s*\n", text)))
 
 
 def _describe(name: str, paragraphs: list[str]) -> str:
-    """Name, name in plain words where it is not one already, and description, in one line."""
+    """One line: the name, the name split into words if that differs, and the description."""
     last = name.rpartition(".")[2]
     words = (
         re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", last)

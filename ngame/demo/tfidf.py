@@ -1,4 +1,4 @@
-"""The yardstick of the demo: TF-IDF similarity of a point to labels and to training points."""
+"""The baseline of the demo: TF-IDF similarity of a text to labels and training texts."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+")
 
 
 class TfIdf:
-    """Sublinear term frequency, smooth inverse document frequency, unit rows; words are terms."""
+    """TF-IDF of words: sublinear term frequency, smoothed inverse document frequency, unit rows."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         words = sorted({word for text in texts for word in _WORD.findall(text.lower())})
@@ -22,7 +22,7 @@ class TfIdf:
         self._idf = (np.log((1 + len(texts)) / (1 + frequency)) + 1).astype(np.float32)
 
     def __call__(self, texts: Sequence[str]) -> sp.csr_matrix:
-        """Texts to rows, float32 [n, terms]; words that were not fitted count for nothing."""
+        """Texts to rows, float32 [n, terms]. Words outside the vocabulary are ignored."""
         rows: list[int] = []
         columns: list[int] = []
         for row, text in enumerate(texts):
@@ -48,22 +48,22 @@ def predict(
     k: int,
     neighbours: int = 20,
 ) -> dict[str, sp.csr_matrix]:
-    """Score labels by their own text, and by that plus the votes of the nearest training texts.
+    """Score labels by their text alone, and with votes of the nearest training texts added.
 
     Returns
     -------
-    dict of csr_matrix, float32 [n, L]
-        ``"TF-IDF"``: cosine of text and label text. ``"TF-IDF + neighbours"``: that plus the
-        similarity-weighted share of the nearest training points that have the label.
+    dict of csr_matrix, float32 [n, L], k entries per row
+        ``"TF-IDF"``: cosine of text and label text. ``"TF-IDF + neighbours"``: the same plus the
+        similarity-weighted share of the nearest training texts that have the label.
     """
     tfidf = TfIdf([*train_texts, *label_texts])
     queries = tfidf(texts)
-    own = sp.csr_matrix(queries @ tfidf(label_texts).T)
+    label_scores = sp.csr_matrix(queries @ tfidf(label_texts).T)
     near = keep_topk(sp.csr_matrix(queries @ tfidf(train_texts).T), neighbours)
     total = np.maximum(np.asarray(near.sum(axis=1)).ravel(), 1e-12)
     near.data /= np.repeat(total, np.diff(near.indptr)).astype(np.float32)
     votes = sp.csr_matrix(near @ train_labels)
     return {
-        "TF-IDF": keep_topk(own, k),
-        "TF-IDF + neighbours": keep_topk(sp.csr_matrix(own + votes), k),
+        "TF-IDF": keep_topk(label_scores, k),
+        "TF-IDF + neighbours": keep_topk(sp.csr_matrix(label_scores + votes), k),
     }

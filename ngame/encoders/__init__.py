@@ -1,1 +1,1 @@
-"""Encoders of texts, and the vectors that they give."""
+"""Text encoders, and what works on their vectors."""

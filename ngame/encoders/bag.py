@@ -1,4 +1,4 @@
-"""The embedded encoder: a weighted bag of sub-word embeddings, fast on a few CPU cores."""
+"""The built-in encoder: a weighted bag of sub-word embeddings, fast on a few CPU cores."""
 
 import json
 import math
@@ -14,32 +14,33 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ngame.data.tokens import Tokens
+from ngame.encoders.base import Encoder
 from ngame.files import atomic_write, write_json, write_tensors
 
-_UNKNOWN, _WITHIN = "[UNK]", "##"
-_TEXTS_AT_ONCE = 8192
-# More texts than this teach the vocabulary nothing new but cost memory: a regular sample is taken.
-_TEXTS_TO_FIT = 1_000_000
-# So many words of text are there for each sub-word, where their number is not given; and the
-# fewest and the most that it comes to. Less text for each, and rare words are learnt by heart.
-_WORDS_PER_SUBWORD, _FEWEST, _MOST = 64, 1500, 30_000
+_UNKNOWN, _CONTINUATION = "[UNK]", "##"
+_TEXTS_PER_CHUNK = 8192
+# More texts than this cost memory and do not improve the vocabulary: every n-th text is used then.
+_MAX_TEXTS_TO_FIT = 1_000_000
+# The default vocabulary has one sub-word per 64 words of text, within these limits. A larger one
+# memorises rare words.
+_WORDS_PER_SUBWORD, _MIN_VOCABULARY, _MAX_VOCABULARY = 64, 1500, 30_000
 
 
-class BagEncoder(torch.nn.Module):
-    """Sum of token embeddings, length-normalised, then residual layers.
+class BagEncoder(Encoder):
+    """Sum of token embeddings, scaled to a fixed length, then residual layers.
 
     The tokens of a text are its sub-words (byte-pair encoding, learnt on the training texts). The
-    size of a token's embedding is its weight in the sum: it starts from the inverse document
+    length of a token's embedding is its weight in the sum: it starts from the inverse document
     frequency and is learnt.
 
-    Make one with `fit`, or from a folder with `load`.
+    Create one with `fit`, or read one from a folder with `load`.
 
     Attributes
     ----------
     dim : int
         Width of the vectors.
     embedding : torch.nn.EmbeddingBag
-        One row a token; its gradients are sparse.
+        One row per token, with sparse gradients.
     """
 
     def __init__(
@@ -79,43 +80,43 @@ class BagEncoder(torch.nn.Module):
         vocab_size: int = 0,
         seed: int = 0,
     ) -> "BagEncoder":
-        """Train the tokenizer on `texts`; weights start at random.
+        """Train the tokenizer on `texts` and draw the initial weights.
 
         Parameters
         ----------
-        texts : the texts of the training points and of the labels
+        texts : texts of the training points and of the labels
         dim : width of the vectors
         layers : number of residual layers
-        dropout : share of a text's tokens that are left out in training mode
-        vocab_size : number of sub-words at most; 0 chooses it by the amount of text
-        seed : of the initial weights
+        dropout : share of a text's tokens that training mode drops at random
+        vocab_size : maximum number of sub-words; 0 derives it from the amount of text
+        seed : seed of the initial weights
 
         Raises
         ------
         ValueError
-            There is no text.
+            `texts` is empty.
         """
         if len(texts) == 0:
             raise ValueError("texts is empty, expected at least one text")
-        texts = texts[:: -(-len(texts) // _TEXTS_TO_FIT)]
+        texts = texts[:: -(-len(texts) // _MAX_TEXTS_TO_FIT)]
         if vocab_size == 0:
             words = sum(len(text.split()) for text in texts)
-            vocab_size = min(max(words // _WORDS_PER_SUBWORD, _FEWEST), _MOST)
+            vocab_size = min(max(words // _WORDS_PER_SUBWORD, _MIN_VOCABULARY), _MAX_VOCABULARY)
         tokenizer = _train_tokenizer(texts, vocab_size)
         encoder = cls(tokenizer, dim=dim, layers=layers, dropout=dropout)
-        encoder._initialise(texts, seed)
+        encoder._initialize(texts, seed)
         return encoder
 
     @torch.no_grad()
-    def _initialise(self, texts: Sequence[str], seed: int) -> None:
+    def _initialize(self, texts: Sequence[str], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         rows = self.embedding.num_embeddings
         tokens = self.tokenize(texts)
         document = np.repeat(np.arange(len(tokens)), tokens.lengths)
-        # Number of texts that hold each token, a text counted once: pairs (text, token) are unique.
+        # Document frequency: each (text, token) pair counts once.
         pairs = np.unique(document * rows + tokens.ids)
         frequency = np.bincount(pairs % rows, minlength=rows)
-        # Never quite 0, so that a text of nothing but the commonest tokens is no zero vector.
+        # Always above 0: a text that has only the commonest tokens must not become a zero vector.
         idf = torch.from_numpy(np.log((2 + len(texts)) / (1 + frequency))).float()
         self.embedding.weight.normal_(0, 1 / math.sqrt(self.dim), generator=generator)
         self.embedding.weight.mul_((idf / idf.mean())[:, None])
@@ -123,7 +124,7 @@ class BagEncoder(torch.nn.Module):
             inner, _, outer = cast(Any, layer)
             inner.weight.normal_(0, 1 / math.sqrt(self.dim), generator=generator)
             inner.bias.zero_()
-            # A layer begins as the identity.
+            # Zero output weights: with its residual connection the layer starts as the identity.
             outer.weight.zero_()
             outer.bias.zero_()
 
@@ -133,7 +134,7 @@ class BagEncoder(torch.nn.Module):
         Raises
         ------
         TypeError
-            `texts` is a single string, or one of them is no string.
+            `texts` is a single string, or holds something other than strings.
         """
         if isinstance(texts, str):
             raise TypeError("texts is a str, expected a sequence of them")
@@ -144,11 +145,11 @@ class BagEncoder(torch.nn.Module):
             Tokens.from_lists(
                 encoding.ids
                 for encoding in self.tokenizer.encode_batch_fast(
-                    texts[start : start + _TEXTS_AT_ONCE]
+                    texts[start : start + _TEXTS_PER_CHUNK]
                 )
             )
             for start in tqdm(
-                range(0, len(texts), _TEXTS_AT_ONCE),
+                range(0, len(texts), _TEXTS_PER_CHUNK),
                 "tokenizing",
                 disable=None,
                 delay=2,
@@ -160,11 +161,11 @@ class BagEncoder(torch.nn.Module):
         """Tokens of n texts to vectors of shape [n, dim]."""
         device = self.embedding.weight.device
         if self.training and self.dropout > 0:
-            tokens = _thinned(tokens, self.dropout)
+            tokens = _drop_tokens(tokens, self.dropout)
         offsets = torch.from_numpy(tokens.offsets).to(device)
         if self.training:
-            # Each row that occurs is gathered once, so that its gradient comes out summed already:
-            # a sparse optimizer then need not sort and add up one gradient a token.
+            # Each embedding is gathered once, so autograd sums its gradients. The sparse optimizer
+            # would otherwise have to sort and sum one gradient per token.
             unique, inverse = np.unique(tokens.ids, return_inverse=True)
             rows = F.embedding(
                 torch.from_numpy(unique).to(device), self.embedding.weight, sparse=True
@@ -202,32 +203,33 @@ class BagEncoder(torch.nn.Module):
         return encoder
 
 
-def _thinned(tokens: Tokens, dropout: float) -> Tokens:
-    """Leave out a share of the tokens; a text that would lose all of them keeps them all."""
+def _drop_tokens(tokens: Tokens, dropout: float) -> Tokens:
+    """Drop tokens at random; a text that would lose all its tokens keeps all of them."""
     keep = torch.rand(len(tokens.ids)).numpy() >= dropout
-    before = np.concatenate([[0], np.cumsum(keep)])
-    lost = before[tokens.offsets[1:]] == before[tokens.offsets[:-1]]
-    keep |= np.repeat(lost, tokens.lengths)
-    before = np.concatenate([[0], np.cumsum(keep)])
-    return Tokens(tokens.ids[keep], before[tokens.offsets])
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    emptied = kept_before[tokens.offsets[1:]] == kept_before[tokens.offsets[:-1]]
+    keep |= np.repeat(emptied, tokens.lengths)
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    return Tokens(tokens.ids[keep], kept_before[tokens.offsets])
 
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-    # The trainer numbers the letters within words in the order of a hash table, another one in
-    # every process, and breaks ties by number. So a first pass collects these letters, and the
-    # second one is told their numbers.
-    letters = _trained(texts, 0, []).get_vocab()
-    within = sorted(letter for letter in letters if letter.startswith(_WITHIN))
-    model = json.loads(_trained(texts, vocab_size, within).to_str())["model"]
-    # Made anew, since those letters would else be special tokens that no text is split within.
-    return _untrained(
+    # The trainer numbers continuation letters in hash-table order, which differs from process to
+    # process, and breaks ties by number. So a first pass collects these letters, and the second
+    # gets them in a fixed order.
+    alphabet = _fit_bpe(texts, 0, []).get_vocab()
+    letters = sorted(letter for letter in alphabet if letter.startswith(_CONTINUATION))
+    model = json.loads(_fit_bpe(texts, vocab_size, letters).to_str())["model"]
+    # In the trained tokenizer these letters are special tokens, which are never split. Build a
+    # tokenizer without special tokens from the same model.
+    return _new_tokenizer(
         vocab=model["vocab"],
         merges=[tuple(merge) for merge in model["merges"]],
-        continuing_subword_prefix=_WITHIN,
+        continuing_subword_prefix=_CONTINUATION,
     )
 
 
-def _untrained(**model: Any) -> tokenizers.Tokenizer:
+def _new_tokenizer(**model: Any) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=_UNKNOWN, **model))
     tokenizer.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.NFKC(), tokenizers.normalizers.Lowercase()]
@@ -236,15 +238,15 @@ def _untrained(**model: Any) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _trained(
+def _fit_bpe(
     texts: Sequence[str], vocab_size: int, first_tokens: Sequence[str]
 ) -> tokenizers.Tokenizer:
-    tokenizer = _untrained()
+    tokenizer = _new_tokenizer()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[_UNKNOWN, *first_tokens],
-        continuing_subword_prefix=_WITHIN,
+        continuing_subword_prefix=_CONTINUATION,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

@@ -1,4 +1,4 @@
-"""The embedding bank: the vectors that training leaves."""
+"""The embedding bank: the last training vector of every row."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from ngame.arrays import as_count, as_ids
 from ngame.encoders.vectors import Vectors, as_floats, to_device
 
-# Divides the rows of a bank on a device: far below any float32, so that of them only zero stays.
-_LEAST_NORM = 1e-300
+# Smallest norm to divide by. It is far below every float32 norm, so it only affects zero vectors.
+_MIN_NORM = 1e-300
 
 
 class EmbeddingBank:
-    """The vectors that the forward passes of a running trainer leave: a refresh costs nothing.
+    """Vectors of all training rows, stored during the forward passes of training.
 
-    Every row holds the direction it had when it was last stored, so that the vectors of an epoch
-    come from a model that was changing; the method clusters such vectors by default (NGAME, Dahiya
-    et al., WSDM 2023). Where several processes train, each stores its own rows only.
+    Clustering the bank needs no extra encoding pass. Its vectors are up to one epoch old, because
+    each row keeps the vector of its last visit while the model goes on changing. NGAME clusters
+    such vectors by default (Dahiya et al., WSDM 2023). When several processes train, each bank
+    holds the rows of its own process only.
 
     Parameters
     ----------
@@ -29,13 +30,13 @@ class EmbeddingBank:
     dim : int
         Width of the vectors.
     device : torch.device or str, optional
-        Where the bank lies; the host if not given. From a model on one GPU to a bank on it no
-        vector leaves the GPU, and `update` does not wait for it.
+        Where to keep the bank; the host if not given. With model and bank on the same GPU, no
+        vector leaves the GPU and `update` does not wait for it.
 
     Attributes
     ----------
-    vectors : float16 array of shape [n_rows, dim]; where `device` is given, a tensor on it
-        Of unit length; zero where nothing, or a zero vector, was stored.
+    vectors : float16 array of shape [n_rows, dim]; a tensor if `device` is given
+        Unit length; zero for rows that were never stored or stored as a zero vector.
 
     Examples
     --------
@@ -61,27 +62,27 @@ class EmbeddingBank:
 
     @property
     def unseen(self) -> npt.NDArray[np.int64]:
-        """Ids of the rows that nothing was stored for, ascending."""
+        """Ids of the rows that were never stored, ascending."""
         return np.flatnonzero(~self._seen)
 
     def update(self, rows: Any, vectors: Any) -> None:
-        """Store vectors of rows.
+        """Store the vectors of some rows.
 
         Parameters
         ----------
         rows : integer array or tensor of shape [m]
-            Of a row that repeats, the last vector stays.
+            If a row repeats, its last vector is stored.
         vectors : float tensor (on any device) or array of shape [m, dim]
-            Taken without their gradients, and brought to unit length.
+            Detached, then scaled to unit length.
 
         Raises
         ------
         TypeError
-            `rows` are no integers, or `vectors` no floats.
+            `rows` are not integers, or `vectors` are not floats.
         ValueError
-            The shapes do not agree, or `vectors` has NaN or infinity. Nothing is stored. On a
-            device, which would have to be waited for, NaN and infinity are stored as NaN: whoever
-            clusters the rows then refuses them, and names the first.
+            The shapes differ, or `vectors` has NaN or infinity; nothing is stored. A bank on a
+            device does not check for these, because it would have to wait for the device. It
+            stores NaN, and clustering then raises an error that names the first such row.
         IndexError
             A row is out of range.
         """
@@ -90,41 +91,41 @@ class EmbeddingBank:
         expected = (len(ids), self.vectors.shape[1])
         if values.shape != expected:
             raise ValueError(f"vectors has shape {tuple(values.shape)}, expected {expected}")
-        bad = (ids < 0) | (ids >= len(self))
-        if bad.any():
-            raise IndexError(f"rows has {ids[np.argmax(bad)]}, out of range for {len(self)}")
+        outside = (ids < 0) | (ids >= len(self))
+        if outside.any():
+            raise IndexError(f"rows has {ids[np.argmax(outside)]}, out of range for {len(self)}")
         if isinstance(values, torch.Tensor):
-            # Which of the vectors of a row that repeats would stay is a matter of chance there.
+            # Indexed assignment on a GPU stores an arbitrary one of repeated rows.
             _, last = np.unique(ids[::-1], return_index=True)
             last = len(ids) - 1 - last
-            directions = F.normalize(values[last].double(), dim=1, eps=_LEAST_NORM)
+            directions = F.normalize(values[last].double(), dim=1, eps=_MIN_NORM)
             self.vectors[ids[last]] = directions.half()
         else:
             norms = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
             if not np.isfinite(norms).all():
-                at = int(np.argmin(np.isfinite(norms)))
-                raise ValueError(f"vectors[{at}], of row {ids[at]}, has NaN or infinity")
+                bad_row = int(np.argmin(np.isfinite(norms)))
+                raise ValueError(f"vectors[{bad_row}], of row {ids[bad_row]}, has NaN or infinity")
             self.vectors[ids] = values / np.where(norms > 0, norms, 1)
         self._seen[ids] = True
 
     def state_dict(self) -> dict[str, Vectors]:
-        """What a restart needs: `vectors`, and `seen`, a bool array [n_rows]."""
+        """What a checkpoint needs: `vectors`, and `seen`, bool [n_rows], the rows ever stored."""
         return {"vectors": self.vectors, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            A key is missing, or the state is that of another number of rows or another width.
+            A key is missing, or the state has another number of rows or another width.
         """
-        for name, here in self.state_dict().items():
+        for name, ours in self.state_dict().items():
             if name not in state:
                 raise ValueError(f"state lacks {name}")
-            if np.shape(state[name]) != here.shape:
+            if np.shape(state[name]) != ours.shape:
                 raise ValueError(
-                    f"state has {name} of shape {np.shape(state[name])}, this bank {here.shape}"
+                    f"state has {name} of shape {np.shape(state[name])}, this bank {ours.shape}"
                 )
         self.vectors[:] = to_device(torch.as_tensor(state["vectors"]), self._device)
         self._seen[:] = state["seen"]

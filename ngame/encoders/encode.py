@@ -1,4 +1,4 @@
-"""Encoding many rows with a model in training, without disturbing it."""
+"""Encoding many rows in the middle of training, without a side effect on it."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,20 +12,21 @@ from tqdm import tqdm
 
 from ngame.arrays import as_count, as_ids
 from ngame.data.tokens import Tokens
+from ngame.encoders.base import Encoder
 from ngame.encoders.vectors import Vectors, as_floats, first_not_finite, to_device
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluate within the block, and leave no trace of it in the training around it.
+    """Evaluate within the block, without a side effect on the training around it.
 
-    Within the block the model is in evaluation mode and no gradients are taken. At its end, an
-    error's too, the mode of every submodule is what it was (layers that are frozen in evaluation
-    mode stay so), and so are the random states of Python, NumPy and torch, on the CPU and on every
-    CUDA device: what training draws next does not depend on whether it was interrupted.
+    Within the block the model is in evaluation mode and computes no gradients. On exit, also after
+    an error, every submodule returns to its previous mode (layers frozen in evaluation mode stay
+    frozen). The random states of Python, NumPy and torch, on the CPU and every CUDA device, are
+    restored too. So training draws the same random numbers as without the block.
 
-    Gradients are off by `torch.no_grad` rather than by inference mode, since a model may keep
-    tensors made within the block (tables of positions, say) that training then needs.
+    Gradients are disabled by `torch.no_grad`, not by inference mode: a model may cache tensors
+    made within the block, such as position tables, that training then needs.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    # Where CUDA is not yet in use there is no state, and asking for it would start the device.
+    # Before CUDA is in use it has no state, and asking for one would start the device.
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if in_use else ()
     try:
@@ -52,7 +53,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        # First as a whole, since a model's own `train` may do more than to set its mode.
+        # The model first: its own `train` may do more than set the mode.
         model.train(modes[0][1])
         for module, mode in modes:
             module.training = mode
@@ -72,33 +73,32 @@ def encode_rows(
     Parameters
     ----------
     encode : callable
-        Takes row ids, int64 [m], and returns their vectors, a float tensor (on any device) or
-        array of shape [m, d].
+        Takes row ids, int64 [m]; returns their vectors, a float tensor (on any device) or array
+        of shape [m, d].
     n_rows : int
-        1 or more.
+        Number of rows, at least 1.
     model : torch.nn.Module
-        What `encode` evaluates.
+        The model that `encode` calls.
     chunk_size : int
-        Rows encoded at once; with `lengths`, rows times the longest of them. A longer row goes
-        alone.
+        Rows per chunk; with `lengths`, rows times the longest of them. A row longer than that
+        forms a chunk of its own.
     lengths : integer array of shape [n_rows], optional
-        How long each row is, in whatever unit (1 if not given). Rows of like length go together,
-        the longest first: so a model that pads wastes little, and memory that is short is found
-        so at once.
+        Length of each row, in any unit. Rows are sorted by length, longest first. Chunks of
+        similar lengths need little padding, and a chunk that does not fit in memory fails at once.
     device : torch.device or str, optional
-        Where the vectors are put; the host if not given. From one GPU, all of them stay there.
+        Where to put the vectors; the host if not given.
 
     Returns
     -------
-    float32 array of shape [n_rows, d]; where `device` is given, a tensor on it
+    float32 array of shape [n_rows, d]; a tensor if `device` is given
 
     Raises
     ------
     TypeError
         `encode` returned neither a tensor nor an array, or one that is not of floats.
     ValueError
-        `encode` returned another shape than [m, d], or values that are not finite, the first such
-        row being named; `lengths` has another number of rows.
+        `encode` returned a shape other than [m, d], or NaN or infinity (the error names the first
+        such row); `lengths` has another number of rows.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def encode_rows(
     order = np.argsort(-lengths, kind="stable")
     device = None if device is None else torch.device(device)
     vectors: Any = None
-    # On a terminal, and only where it takes a while.
+    # Shown on a terminal, after two seconds.
     bar = tqdm(total=n_rows, desc="encoding", unit="row", disable=None, delay=2, leave=False)
     with evaluating(model), bar:
         start = 0
@@ -134,30 +134,28 @@ def encode_rows(
             vectors[rows] = chunk
             bar.update(stop - start)
             start = stop
-    bad = first_not_finite(vectors)
-    if bad is not None:
-        raise ValueError(f"encode returned NaN or infinity for row {bad}")
-    found: Vectors = vectors
-    return found
+    bad_row = first_not_finite(vectors)
+    if bad_row is not None:
+        raise ValueError(f"encode returned NaN or infinity for row {bad_row}")
+    encoded: Vectors = vectors
+    return encoded
 
 
 def encode(
-    encoder: torch.nn.Module,
+    encoder: Encoder,
     tokens: Tokens,
     *,
     device: torch.device | None = None,
     tokens_per_batch: int = 16_384,
 ) -> Vectors:
-    """Encode n texts within `ngame.evaluating`.
-
-    Texts of like length go together, so that an encoder that pads wastes little.
+    """Encode n texts within `evaluating`, sorted by length so that padding is short.
 
     Parameters
     ----------
     encoder : an `Encoder`
     tokens : n texts
-    device : where the vectors are put, as a tensor; the host if not given, as an array
-    tokens_per_batch : padded tokens (texts times the longest of them) that are encoded at once
+    device : where to put the vectors, as a tensor; if not given, an array on the host
+    tokens_per_batch : padded tokens per forward pass (number of texts times the longest of them)
 
     Returns
     -------
@@ -166,15 +164,14 @@ def encode(
     Raises
     ------
     TypeError
-        The encoder returned no tensor.
+        The encoder returned something other than a tensor.
     ValueError
-        The encoder returned another shape than [texts, dim], or values that are not finite.
+        The encoder returned a shape other than [texts, dim], or NaN or infinity.
     """
-    dim = int(encoder.dim)  # type: ignore[arg-type]
     if not len(tokens):
-        return to_device(torch.empty(0, dim, device=device), device)
+        return to_device(torch.empty(0, encoder.dim, device=device), device)
     return encode_rows(
-        lambda rows: checked(encoder(tokens.take(rows)), len(rows), dim),
+        lambda rows: check_vectors(encoder(tokens.take(rows)), len(rows), encoder.dim),
         len(tokens),
         model=encoder,
         chunk_size=tokens_per_batch,
@@ -183,8 +180,8 @@ def encode(
     )
 
 
-def checked(vectors: torch.Tensor, rows: int, dim: int) -> torch.Tensor:
-    """Return `vectors` if they are a [rows, dim] tensor; the error says what came instead."""
+def check_vectors(vectors: torch.Tensor, rows: int, dim: int) -> torch.Tensor:
+    """Return `vectors`, after a check that an encoder returned a [rows, dim] tensor."""
     if not isinstance(vectors, torch.Tensor):
         raise TypeError(f"encoder returned a {type(vectors).__name__}, expected a tensor")
     if tuple(vectors.shape) != (rows, dim):

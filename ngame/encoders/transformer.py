@@ -1,4 +1,4 @@
-"""A Hugging Face transformer as an encoder, saved so that sentence-transformers loads it."""
+"""A Hugging Face transformer as an encoder, saved in sentence-transformers layout."""
 
 import importlib
 import json
@@ -13,32 +13,33 @@ import numpy as np
 import torch
 
 from ngame.data.tokens import Tokens
+from ngame.encoders.base import Encoder
 from ngame.files import write_json
 
-# Texts tokenized at once: many enough to keep the tokenizer's threads busy, few enough that their
-# Python lists of ids take little memory.
-_TEXTS_AT_ONCE = 4096
+# Texts tokenized per call: enough to keep the tokenizer's threads busy, few enough that the Python
+# lists of ids take little memory.
+_TEXTS_PER_CHUNK = 4096
 
 _LENGTH_FILE = "sentence_bert_config.json"
 
 
-class TransformerEncoder(torch.nn.Module):
+class TransformerEncoder(Encoder):
     """Mean of the last hidden states of a pretrained transformer; an `Encoder`.
 
-    Whatever pooling, prompts and further layers a sentence-transformers model comes with, here the
-    vector of a text is the mean over its tokens, special ones included. Like the models of
-    transformers it begins in evaluation mode; call ``train()`` before training.
+    The vector of a text is the mean over its tokens, special ones included. Other pooling, prompts
+    and further layers of a sentence-transformers model are ignored. A new encoder is in evaluation
+    mode, like a model of transformers: call ``train()`` before training.
 
     Parameters
     ----------
     model : str or path
-        Name on the Hugging Face hub, or a local folder, of a transformers or sentence-transformers
-        model with a fast tokenizer. Encoder-decoder models are not supported.
+        A transformers or sentence-transformers model with a fast tokenizer: its name on the
+        Hugging Face hub, or a local folder. Encoder-decoder models are not supported.
     max_length : int
-        Tokens of a text that are read, special ones included; the rest is cut off.
+        Texts are truncated to this many tokens, special ones included.
     bf16 : bool, optional
-        Run the transformer in bfloat16 autocast; weights, pooling and result stay float32. If not
-        given, it is done on CUDA devices that have bfloat16, and nowhere else.
+        Run the transformer in bfloat16 autocast; weights, pooling and result stay float32. The
+        default is true on CUDA devices with bfloat16, else false.
 
     Attributes
     ----------
@@ -50,12 +51,12 @@ class TransformerEncoder(torch.nn.Module):
     Raises
     ------
     ImportError
-        The package transformers is missing.
+        The package transformers is not installed.
     OSError
         There is no such model, or its configuration cannot be read.
     ValueError
-        The model is an encoder-decoder or has no fast tokenizer, or `max_length` leaves no room
-        for a token or is more than the model takes.
+        The model is an encoder-decoder or has no fast tokenizer; or `max_length` is too small for
+        one token beside the special ones, or longer than the model supports.
     """
 
     def __init__(
@@ -70,42 +71,42 @@ class TransformerEncoder(torch.nn.Module):
         name = os.fspath(model)
         try:
             config = transformers.AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:  # whose messages do not always name the model
+        except (OSError, ValueError) as error:  # their messages may not name the model
             raise OSError(f"model {name} cannot be read: {error}") from error
         if config.is_encoder_decoder:
-            raise ValueError(f"model {name} is an encoder-decoder, expected an encoder alone")
+            raise ValueError(f"model {name} is an encoder-decoder, expected an encoder-only model")
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
         if not self.tokenizer.is_fast:
             raise ValueError(f"model {name} has no fast tokenizer")
-        least = self.tokenizer.num_special_tokens_to_add() + 1
-        most = self.tokenizer.model_max_length
-        most = min(most, getattr(config, "max_position_embeddings", None) or most)
-        if not least <= max_length <= most:
+        shortest = self.tokenizer.num_special_tokens_to_add() + 1
+        longest = self.tokenizer.model_max_length
+        longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
+        if not shortest <= max_length <= longest:
             raise ValueError(
-                f"max_length is {max_length}, model {name} takes from {least} to {most} tokens"
+                f"max_length is {max_length}, model {name} takes {shortest} to {longest} tokens"
             )
         with _progress_bars(sys.stderr.isatty()):
-            # Checkpoints in half precision are trained in float32 all the same: small updates
-            # would vanish in the rounding of the weights.
+            # Half-precision checkpoints are trained in float32 too: weights in half precision
+            # would round small updates away.
             self.model: Any = transformers.AutoModel.from_pretrained(name).float()
-        self.dim: int = config.hidden_size
+        self.dim = int(config.hidden_size)
         self.max_length = max_length
         self._bf16 = bf16
         self.eval()
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Texts to token ids, special tokens included, cut off at `max_length`.
+        """Texts to token ids, special tokens included, truncated to `max_length`.
 
         Raises
         ------
         TypeError
-            `texts` is a single string, or one of them is no string.
+            `texts` is a single string, or holds something other than strings.
         """
         if isinstance(texts, str):
             raise TypeError("texts is a str, expected a sequence of them")
         return Tokens.concatenate(
-            self._tokenize(list(texts[start : start + _TEXTS_AT_ONCE]), start)
-            for start in range(0, len(texts), _TEXTS_AT_ONCE)
+            self._tokenize(list(texts[start : start + _TEXTS_PER_CHUNK]), start)
+            for start in range(0, len(texts), _TEXTS_PER_CHUNK)
         )
 
     def _tokenize(self, texts: list[str], start: int) -> Tokens:
@@ -127,11 +128,11 @@ class TransformerEncoder(torch.nn.Module):
         if not len(tokens):
             return torch.zeros(0, self.dim, device=device)
         lengths = tokens.lengths
-        places = np.arange(max(1, lengths.max()))
-        ids = np.full((len(tokens), len(places)), self.tokenizer.pad_token_id or 0)
-        ids[places < lengths[:, np.newaxis]] = tokens.ids
-        # A text without any token is read as one padding token: a mean over nothing is NaN.
-        mask = torch.from_numpy(places < np.maximum(lengths, 1)[:, np.newaxis]).to(device)
+        positions = np.arange(max(1, lengths.max()))
+        ids = np.full((len(tokens), len(positions)), self.tokenizer.pad_token_id or 0)
+        ids[positions < lengths[:, np.newaxis]] = tokens.ids
+        # A text without tokens counts as one padding token: the mean over none would be NaN.
+        mask = torch.from_numpy(positions < np.maximum(lengths, 1)[:, np.newaxis]).to(device)
         with self._precision(device):
             hidden = self.model(
                 input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long()
@@ -143,18 +144,18 @@ class TransformerEncoder(torch.nn.Module):
         bf16 = self._bf16
         if bf16 is None:
             bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        # No context at all, instead of a disabled one, leaves the caller's own autocast alone.
+        # A disabled autocast would override an autocast of the caller; no context does not.
         return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def save(self, folder: Path) -> None:
-        """Write the model in sentence-transformers layout into a folder.
+        """Write the model in sentence-transformers layout.
 
-        ``SentenceTransformer(folder)`` then gives the vectors that this encoder gives.
+        ``SentenceTransformer(folder)`` loads it and computes the same vectors.
         """
         with _progress_bars(False):
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        # The long-standing names and fields, which every sentence-transformers version reads.
+        # Names and fields that every version of sentence-transformers reads.
         write_json(folder / _LENGTH_FILE, {"max_seq_length": self.max_length})
         write_json(
             folder / "1_Pooling" / "config.json",
@@ -176,7 +177,7 @@ class TransformerEncoder(torch.nn.Module):
 
     @classmethod
     def load(cls, folder: Path, *, bf16: bool | None = None) -> Self:
-        """Open what `save` wrote, with the `max_length` it was saved with."""
+        """Read what `save` wrote, with the saved `max_length`."""
         length = json.loads((folder / _LENGTH_FILE).read_text(encoding="utf8"))["max_seq_length"]
         return cls(folder, max_length=length, bf16=bf16)
 
@@ -192,7 +193,7 @@ def _transformers() -> Any:
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """Hide the progress bars of transformers, which know no terminal from a log file."""
+    """Show or hide the progress bars of transformers, which appear in log files too."""
     logging = _transformers().utils.logging
     hide = not shown and logging.is_progress_bar_enabled()
     if hide:

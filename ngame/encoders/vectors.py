@@ -1,4 +1,4 @@
-"""Vectors where the core works on them: NumPy arrays on the host, tensors on a GPU."""
+"""Functions on vectors that are NumPy arrays on the host or tensors on a GPU."""
 
 import warnings
 from typing import Any, cast
@@ -9,20 +9,21 @@ import torch
 import torch.nn.functional as F
 
 Vectors = npt.NDArray[Any] | torch.Tensor
-"""Of shape [n, dim], float32 or float16. They stay where they are: what is computed of them lies
-there too, and to the host come ids and scores, a few of them a row."""
+"""Vectors of shape [n, dim], float32 or float16: an array on the host or a tensor on a GPU.
 
-# Pairs whose vectors are gathered at once to be scored: a few tens of megabytes.
-_PAIRS_AT_ONCE = 32_768
+Results computed from them stay on the same device. Only ids and scores go to the host."""
+
+# Pairs scored per chunk: their gathered vectors take a few tens of megabytes.
+_PAIRS_PER_CHUNK = 32_768
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a GPU if there is one.
+    """The device called `name`; "auto" means a GPU if there is one, else the CPU.
 
     Raises
     ------
     ValueError
-        torch cannot use it.
+        torch cannot use this device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,10 +34,10 @@ def torch_device(name: str) -> torch.device:
 
 
 def core_device(device: torch.device, search: str) -> torch.device | None:
-    """Where vectors that are made on a device are clustered and searched; None is the host.
+    """Where to cluster and search the vectors of an encoder on `device`; None means the host.
 
-    That is the GPU they are made on, if the GPU core is there, and searches are exact: the
-    approximate index lies on the host.
+    On a GPU it is that GPU, if the GPU core supports it and `search` is exact. The approximate
+    index works on the host.
     """
     if device.type != "cuda" or search != "exact":
         return None
@@ -54,18 +55,18 @@ def core_device(device: torch.device, search: str) -> torch.device | None:
 
 
 def to_device(x: torch.Tensor, device: torch.device | None) -> Vectors:
-    """A tensor without its gradient, on a device; where that is None, as an array on the host."""
+    """The detached tensor on `device`, or as an array on the host if that is None."""
     x = x.detach()
     return x.cpu().numpy() if device is None else x.to(device)
 
 
 def to_numpy(values: Any) -> npt.NDArray[Any]:
-    """Ids or scores that a search gave, or what is to be written to a file, as an array."""
+    """An array or tensor as an array on the host."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def unit(x: Vectors) -> Vectors:
-    """Rows scaled to length 1; zero rows stay."""
+def normalize(x: Vectors) -> Vectors:
+    """Scale rows to length 1; zero rows stay zero."""
     if isinstance(x, torch.Tensor):
         return F.normalize(x, dim=1, eps=1e-30)
     norms = np.linalg.norm(x, axis=1, keepdims=True)
@@ -73,15 +74,15 @@ def unit(x: Vectors) -> Vectors:
 
 
 def to_float16(x: Vectors) -> Vectors:
-    """The same rounded to float16."""
+    """Round to float16."""
     return x.half() if isinstance(x, torch.Tensor) else x.astype(np.float16)
 
 
 def first_not_finite(x: Vectors) -> int | None:
-    """The first row that has NaN or infinity, if there is one."""
+    """The first row with NaN or infinity; None if all values are finite."""
     finite: Any
     if isinstance(x, torch.Tensor):
-        low, high = x.aminmax(dim=1)  # NaN wins in both; `isfinite` would copy all of x
+        low, high = x.aminmax(dim=1)  # NaN propagates to both; `isfinite` on x would copy it
         finite = to_numpy(low.isfinite() & high.isfinite())
     else:
         finite = np.isfinite(x).all(axis=1)
@@ -91,19 +92,19 @@ def first_not_finite(x: Vectors) -> int | None:
 def pair_products(
     x: Vectors, items: Vectors, rows: npt.NDArray[Any], columns: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
-    """Dot products of rows of `x` and rows of `items`, pair by pair: float32, on the host."""
+    """Dot product of each pair ``x[rows[i]], items[columns[i]]``, float32 [pairs] on the host."""
     einsum: Any = np.einsum
     if isinstance(items, torch.Tensor):
         einsum, x = torch.einsum, torch.as_tensor(x, device=items.device)
     scores = np.empty(len(rows), np.float32)
-    for start in range(0, len(scores), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
+    for start in range(0, len(scores), _PAIRS_PER_CHUNK):
+        part = slice(start, start + _PAIRS_PER_CHUNK)
         scores[part] = to_numpy(einsum("ij,ij->i", x[rows[part]], items[columns[part]]))
     return scores
 
 
 def as_floats(value: Any, what: str, device: torch.device | None) -> Vectors:
-    """A float tensor or array `placed` where it is wanted; `what` begins the error for others."""
+    """Check for a float tensor or array and move it to `device`; `what` begins the error."""
     if isinstance(value, torch.Tensor):
         floats = value.is_floating_point()
     elif isinstance(value, np.ndarray):

@@ -1,1 +1,1 @@
-"""A trained model: scorers, their fusion, approximate search."""
+"""The trained model: its scorers, their fusion, and approximate search."""

@@ -1,4 +1,4 @@
-"""One score out of several: a linear model over what the scorers say of a (point, label) pair."""
+"""Fuses the scores of a (point, label) pair by a linear model."""
 
 import json
 import os
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 
 from ngame.files import write_json
 
-# Keeps the weights finite where few points are held out, or a feature says nothing.
+# L2 penalty: keeps the weights finite with few held-out points or uninformative features.
 _RIDGE = 1e-4
 
 Features = Mapping[str, npt.NDArray[np.float32]]
-"""What each scorer says of every candidate pair: name -> float32 [pairs]."""
+"""Score of every candidate pair by each scorer: name -> float32 [pairs]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """A weight for every feature; the fused score of a pair is the weighted sum."""
+    """One weight per scorer; the fused score of a pair is the weighted sum of its scores."""
 
     weights: dict[str, float]
 
@@ -40,15 +40,15 @@ class Fusion:
         rows: npt.NDArray[np.integer],
         relevant: npt.NDArray[np.bool_],
     ) -> "Fusion":
-        """Fit the weights so that the relevant candidates of a point outrank its others.
+        """Fit the weights so that relevant candidates of a point outrank its other candidates.
 
-        Minimises the decoupled softmax of the fused scores (see `ngame.loss`) with L-BFGS; every
-        point with a relevant candidate counts the same.
+        Minimises the decoupled softmax of the fused scores (see `ngame.loss`) by L-BFGS, averaged
+        over the points that have a relevant candidate.
 
         Parameters
         ----------
-        features : of the candidate pairs of points that no scorer was trained on
-        rows : integer array of shape [pairs], the point of each candidate
+        features : scores of candidate pairs, of points that no scorer was trained on
+        rows : integer array of shape [pairs], the point of each pair
         relevant : bool array of shape [pairs]
         """
         names = list(features)
@@ -88,7 +88,7 @@ class Fusion:
 
 
 def save(fusions: Mapping[str, Fusion], path: str | os.PathLike[str]) -> None:
-    """Write the weights of each fusion as JSON."""
+    """Write the fusions as JSON."""
     write_json(path, {name: fusion.weights for name, fusion in fusions.items()})
 
 

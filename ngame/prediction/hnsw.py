@@ -1,4 +1,4 @@
-"""An approximate index of vectors, for searches that exact ones make too long."""
+"""An approximate index, for searches where an exact one takes too long."""
 
 import importlib.util
 import os
@@ -10,117 +10,119 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from tqdm import tqdm
 
+from ngame.arrays import as_threads
 from ngame.files import atomic_write
 from ngame.topk import topk_arrays
 
-Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
-
-# Links a vector and breadth of the searches, when building and when asking: at these, 1 in 250 of
-# the 100 nearest is missed where they were measured (bench/results/topk.md).
-_LINKS, _BUILD_BREADTH, _BREADTH = 32, 200, 300
-# Vectors that are widened to float32 at once.
-_ROWS_AT_ONCE = 16_384
+# hnswlib's M, ef_construction and ef. As measured in bench/results/topk.md, searches then miss 1 in
+# 250 of the 100 nearest.
+_LINKS, _EF_CONSTRUCTION, _EF = 32, 200, 300
+# Vectors converted to float32 per chunk.
+_ROWS_PER_CHUNK = 16_384
 
 
 def require_hnswlib() -> None:
-    """Say how to get the library where it is missing: before a long run, not after it.
+    """Check that hnswlib is installed, so that a long run fails at its start and not at its end.
 
     Raises
     ------
     ModuleNotFoundError
-        hnswlib is not installed.
+        hnswlib is not installed; the message says how to install it.
     """
     if importlib.util.find_spec("hnswlib") is None:
         raise ModuleNotFoundError('an HNSW index needs hnswlib: pip install "ngame[ann]"')
 
 
 class HnswIndex:
-    """The nearest of a set of vectors by dot product, nearly always: a graph that is walked.
+    """Approximate nearest neighbours by dot product.
 
-    Hierarchical navigable small worlds (Malkov and Yashunin, 2016) by the library hnswlib. With
-    more than one thread the graph, and so what it misses, differs a little from one building to
-    the next.
+    A hierarchical navigable small world graph (Malkov and Yashunin, 2016), built by hnswlib. With
+    more than one thread the graph, and so the neighbours it misses, differ slightly between builds.
 
     Parameters
     ----------
     vectors : float32 or float16 [m, dim], unit length or zero
-    threads : 0 means the CPUs this process may use
+    threads : threads of the build; 0 means the CPUs this process may use
     """
 
-    def __init__(self, vectors: Vectors, *, threads: int = 0) -> None:
-        graph = self._start(vectors, threads)
-        graph.init_index(len(vectors), M=_LINKS, ef_construction=_BUILD_BREADTH, random_seed=0)
-        starts = range(0, len(vectors), _ROWS_AT_ONCE)
+    def __init__(self, vectors: npt.NDArray[np.floating[Any]], *, threads: int = 0) -> None:
+        graph = self._new_graph(vectors)
+        graph.set_num_threads(as_threads(threads))
+        graph.init_index(len(vectors), M=_LINKS, ef_construction=_EF_CONSTRUCTION, random_seed=0)
+        starts = range(0, len(vectors), _ROWS_PER_CHUNK)
         for start in tqdm(starts, "indexing", disable=None, delay=2, leave=False):
-            part = vectors[start : start + _ROWS_AT_ONCE].astype(np.float32)
+            part = vectors[start : start + _ROWS_PER_CHUNK].astype(np.float32)
             graph.add_items(part, np.arange(start, start + len(part)))
 
-    def _start(self, vectors: Vectors, threads: int) -> Any:
+    def _new_graph(self, vectors: npt.NDArray[np.floating[Any]]) -> Any:
         require_hnswlib()
         import hnswlib
 
-        self.vectors, self.threads = vectors, threads
+        self.vectors = vectors
         self._graph = hnswlib.Index("ip", vectors.shape[1])
-        self._graph.set_num_threads(threads or len(os.sched_getaffinity(0)))
         return self._graph
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the graph, in hnswlib's own format, in one step."""
+        """Write the graph in hnswlib's format."""
         with atomic_write(path) as aside:
             self._graph.save_index(str(aside))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], vectors: Vectors, *, threads: int = 0) -> Self:
-        """Read a graph that `save` wrote, of the same vectors.
+    def load(cls, path: str | os.PathLike[str], vectors: npt.NDArray[np.floating[Any]]) -> Self:
+        """Read a graph that `save` wrote for the same vectors.
 
         Raises
         ------
         ValueError
-            The file holds another number of vectors, or is no graph.
+            The file is not a graph, or has another number of vectors.
         """
         index = cls.__new__(cls)
-        graph = index._start(vectors, threads)
+        graph = index._new_graph(vectors)
         try:
             graph.load_index(str(Path(path)))
         except RuntimeError as error:
-            raise ValueError(f"{path} holds no index: {error}") from None
+            raise ValueError(f"{path} is not an index: {error}") from None
         if graph.element_count != len(vectors):
             raise ValueError(f"{path} has {graph.element_count} vectors, the model {len(vectors)}")
         return index
 
     def search(
-        self, queries: npt.NDArray[np.float32], k: int, *, drop: sp.csr_matrix | None = None
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        *,
+        drop: sp.csr_matrix | None = None,
+        threads: int = 0,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Find the k nearest, as `ngame.topk_arrays` with ``metric="dot"`` does, but for misses.
+        """Find nearly all of what ``ngame.topk_arrays(..., metric="dot")`` finds.
 
         Parameters
         ----------
         queries : float32 [n, dim]
-        k : vectors a query
+        k : vectors per query
         drop : csr_matrix of shape [n, m], optional
             (query, vector) pairs to leave out.
+        threads : 0 means the CPUs this process may use
 
         Returns
         -------
-        scores : float32 [n, k], best first; -infinity where there are fewer than k
-        ids : int32 [n, k]; -1 where there are fewer than k
+        scores : float32 [n, k], best first; -infinity where a query has fewer than k
+        ids : int32 [n, k]; -1 where a query has fewer than k
         """
         k = min(k, len(self.vectors))
-        # The graph knows nothing of the pairs: as many more are asked for.
+        # The graph cannot leave pairs out: ask for as many more.
         most = 0 if drop is None or drop.nnz == 0 else int(np.diff(drop.indptr).max())
         asked = min(k + most, len(self.vectors))
-        self._graph.set_ef(max(_BREADTH, 2 * asked))
+        self._graph.set_ef(max(_EF, 2 * asked))
         try:
-            ids, distances = self._graph.knn_query(queries, asked)
+            ids, distances = self._graph.knn_query(queries, asked, num_threads=as_threads(threads))
         except RuntimeError:
-            # A walk that ends before it met that many, as among copies of one vector.
-            return topk_arrays(
-                queries, self.vectors, k, metric="dot", drop=drop, threads=self.threads
-            )
+            # The graph reached fewer than that many, as can happen among duplicates.
+            return topk_arrays(queries, self.vectors, k, metric="dot", drop=drop, threads=threads)
         ids, scores = ids.astype(np.int32), np.float32(1) - distances
         if most and drop is not None:
             rows = np.repeat(np.arange(len(ids)), asked)
-            left_out = np.asarray(drop[rows, ids.ravel()]).reshape(ids.shape) != 0
-            ids[left_out], scores[left_out] = -1, -np.inf
+            dropped = np.asarray(drop[rows, ids.ravel()]).reshape(ids.shape) != 0
+            ids[dropped], scores[dropped] = -1, -np.inf
         best = np.lexsort((ids, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)

@@ -1,4 +1,4 @@
-"""A trained model: texts in, labels out, by encoder, classifier, nearest training points, fused."""
+"""A trained model predicts labels by encoder, classifier, nearest training points, or all fused."""
 
 import json
 import os
@@ -18,37 +18,38 @@ from tqdm import tqdm
 from ngame import metrics
 from ngame.arrays import as_pairs
 from ngame.config import Config, PredictionConfig
-from ngame.data.tokens import Tokens
-from ngame.encoders.bag import BagEncoder
+from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
+from ngame.encoders.load import load_encoder
 from ngame.encoders.vectors import (
     Vectors,
     core_device,
+    normalize,
     pair_products,
     to_device,
     to_numpy,
     torch_device,
-    unit,
 )
 from ngame.files import atomic_folder, atomic_write, write_json, write_tensors
 from ngame.prediction import fusion
 from ngame.prediction.fusion import Features, Fusion
 from ngame.prediction.hnsw import HnswIndex
 from ngame.shortlist import drop_pairs, keep_topk, merge
-from ngame.topk import ranked_csr, topk_arrays
+from ngame.topk import ExactIndex, ranked_csr, topk_arrays
 
 Scorer = Literal["encoder", "classifier", "neighbours", "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
 
-_QUERIES_AT_ONCE = 4096
+_QUERIES_PER_CHUNK = 4096
 
 
 @dataclass(eq=False)
 class Model:
-    """All that prediction needs. Make one with `ngame.train`, or from a run's folder with `load`.
+    """Everything that prediction needs: made by `ngame.train`, or read from a run with `load`.
 
-    Its vectors are arrays, or, on a GPU with the GPU core, tensors there: what the searches find
-    comes to the host, the vectors do not.
+    The vectors are arrays on the host, or tensors on a GPU that the GPU core supports. Predictions
+    are always on the host. On the host the first search of each scorer prepares an index of its
+    vectors: to change vectors afterwards, assign a new array.
 
     Attributes
     ----------
@@ -57,14 +58,14 @@ class Model:
     label_vectors : float32 [L, dim], unit length
     point_vectors : float16 [N, dim], unit length; the training points
     point_labels : csr_matrix [N, L], their labels
-    classifier : float32 [L, dim], unit length, or None where that stage was left out
-    fusions : the fusion of all scorers ("all"), and of all but the neighbours ("trained")
-    config : how many labels are kept, and how the neighbours vote
-    threads : of searches; 0 means the CPUs this process may use
-    metrics : of each scorer on the data set's test points; empty where there were none
+    classifier : float32 [L, dim], unit length; None without a classifier stage
+    fusions : "all" fuses all scorers, "trained" all but the neighbours
+    config : number of labels to keep, votes of the neighbours, kind of search
+    threads : threads of searches; 0 means the CPUs this process may use
+    metrics : of each scorer on the data set's test points; empty if it has none
     """
 
-    encoder: torch.nn.Module
+    encoder: Encoder
     label_texts: list[str]
     label_vectors: Vectors
     point_vectors: Vectors
@@ -74,20 +75,21 @@ class Model:
     config: PredictionConfig
     threads: int = 0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    _indexes: dict[Scorer, HnswIndex] = field(default_factory=dict, init=False, repr=False)
+    _indexes: dict[Scorer, tuple[Vectors, ExactIndex | HnswIndex]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """The scorers that this model has."""
-        both: tuple[Scorer, ...] = () if self.classifier is None else ("classifier",)
-        return ("encoder", *both, "neighbours", "fused")
+        """Names of the model's scorers."""
+        classifier: tuple[Scorer, ...] = () if self.classifier is None else ("classifier",)
+        return ("encoder", *classifier, "neighbours", "fused")
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of texts, float32 [n, dim], unit length, where the model's vectors are."""
-        tokens: Tokens = self.encoder.tokenize(texts)  # type: ignore[operator]
-        there = self.label_vectors
-        device = there.device if isinstance(there, torch.Tensor) else None
-        return unit(encode(self.encoder, tokens, device=device))
+        """Unit vectors of texts, float32 [n, dim], on the device of the model's vectors."""
+        ours = self.label_vectors
+        device = ours.device if isinstance(ours, torch.Tensor) else None
+        return normalize(encode(self.encoder, self.encoder.tokenize(texts), device=device))
 
     def predict(
         self,
@@ -103,22 +105,22 @@ class Model:
         Parameters
         ----------
         texts : sequence of str, length n
-        k : labels a text; the config's if not given
+        k : labels per text; by default the number in the config
         scorer : "encoder", "classifier", "neighbours" or "fused"
         drop : CSR matrix of shape [n, L] or integer array of shape [p, 2], optional
             (text, label) pairs to leave out.
-        seen : the texts are training points: their own copies must not vote, so the neighbours
-            are left out
+        seen : set it if the texts are training points. The neighbours then do not vote, because
+            each text would find itself among them.
 
         Returns
         -------
         float32 csr_matrix of shape [n, L]
-            k entries a row; fewer where fewer labels are candidates.
+            k entries per row, or fewer if fewer labels are candidates.
 
         Raises
         ------
         ValueError
-            There is no such scorer, or k is not within 1 .. L.
+            The model has no such scorer, or k is not in 1 .. L.
         """
         if scorer not in self.scorers or (seen and scorer == "neighbours"):
             known = [name for name in self.scorers if not (seen and name == "neighbours")]
@@ -133,19 +135,22 @@ class Model:
         drop: Any = None,
         seen: bool = False,
     ) -> Scores:
-        """The same by every scorer, for texts that are encoded already (see `encode`)."""
+        """Predict with every scorer at once, for texts already encoded by `encode`.
+
+        The other arguments are those of `predict`.
+        """
         k = min(self.config.k, len(self.label_texts)) if k is None else k
-        fused_by = self.fusions["trained" if seen else "all"]
+        fusion = self.fusions["trained" if seen else "all"]
         parts: dict[Scorer, list[sp.csr_matrix]] = {}
         chunks = _chunks(len(vectors), drop, len(self.label_texts))
-        total = -(-len(vectors) // _QUERIES_AT_ONCE)
+        total = -(-len(vectors) // _QUERIES_PER_CHUNK)
         bar = tqdm(chunks, "predicting", total, disable=None, delay=2, leave=False)
-        for rows, left_out in bar:
-            single = self.single_scores(vectors[rows], k, drop=left_out, seen=seen)
-            fused, features = self.candidates(vectors[rows], single)
-            fused.data = fused_by(features)
-            single["fused"] = keep_topk(fused, k, threads=self.threads)
-            for name, matrix in single.items():
+        for rows, dropped in bar:
+            found = self.unfused_scores(vectors[rows], k, drop=dropped, seen=seen)
+            fused, features = self.candidates(vectors[rows], found)
+            fused.data = fusion(features)
+            found["fused"] = keep_topk(fused, k, threads=self.threads)
+            for name, matrix in found.items():
                 parts.setdefault(name, []).append(matrix)
         if not parts:
             empty = sp.csr_matrix((0, len(self.label_texts)), dtype=np.float32)
@@ -160,7 +165,7 @@ class Model:
         ks: Sequence[int] = (1, 3, 5, 10, 100),
         drop: Any = None,
     ) -> dict[str, dict[str, float]]:
-        """P, N, R, PSP and PSN at `ks`, by scorer; propensities are the training points'."""
+        """P, N, R, PSP and PSN at `ks` of each scorer, with propensities of the training points."""
         weights = metrics.inverse_propensity(self.point_labels)
         return {
             name: metrics.evaluate(
@@ -169,30 +174,30 @@ class Model:
             for name, matrix in predictions.items()
         }
 
-    def candidates(self, vectors: Vectors, single: Scores) -> tuple[sp.csr_matrix, Features]:
-        """All pairs that one of the scorers proposes, and what every scorer says of them."""
-        pattern = merge([_ones(matrix) for matrix in single.values()], "max", threads=self.threads)
+    def candidates(self, vectors: Vectors, unfused: Scores) -> tuple[sp.csr_matrix, Features]:
+        """All (text, label) pairs that any scorer proposes, and their scores by every scorer."""
+        pattern = merge([_ones(matrix) for matrix in unfused.values()], "max", threads=self.threads)
         rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
         pairs = rows, pattern.indices
         features = {"encoder": pair_products(vectors, self.label_vectors, *pairs)}
         if self.classifier is not None:
             features["classifier"] = pair_products(vectors, self.classifier, *pairs)
-        if "neighbours" in single:
-            # The pattern holds every entry of the votes: what is added to it comes out in order.
-            votes = (pattern + single["neighbours"]).tocsr()
+        if "neighbours" in unfused:
+            # The pattern has every entry of the votes, so their sum has the pattern's entries.
+            votes = (pattern + unfused["neighbours"]).tocsr()
             votes.sort_indices()
             features["neighbours"] = votes.data - pattern.data
         return pattern, features
 
-    def single_scores(
+    def unfused_scores(
         self, vectors: Vectors, k: int, *, drop: Any = None, seen: bool = False
     ) -> Scores:
-        """The k best labels by each scorer alone; see `predict` for the arguments."""
+        """The k best labels by each scorer but the fused one, with the arguments of `scores`."""
         labels = len(self.label_texts)
         drop = _drop_matrix(drop, len(vectors), labels)
         found: Scores = {
-            name: ranked_csr(*self._nearest(name, vectors, k, drop), labels)
-            for name in self._searched
+            name: ranked_csr(*self._search(name, vectors, k, drop), labels)
+            for name in self._items
             if name != "neighbours"
         }
         if not seen:
@@ -203,9 +208,9 @@ class Model:
         return found
 
     def _votes(self, vectors: Vectors) -> sp.csr_matrix:
-        """Labels of the nearest training points, by a softmax of the similarities."""
+        """Labels of the nearest training points, weighted by a softmax of the similarities."""
         k = min(self.config.neighbours, len(self.point_vectors))
-        scores, ids = self._nearest("neighbours", vectors, k)
+        scores, ids = self._search("neighbours", vectors, k)
         weights = np.exp((scores - scores[:, :1]) / self.config.vote_temperature)
         weights /= weights.sum(axis=1, keepdims=True)
         votes = ranked_csr(weights, ids, len(self.point_vectors)) @ self.point_labels
@@ -213,45 +218,52 @@ class Model:
         return sp.csr_matrix(votes, dtype=np.float32)
 
     @property
-    def _searched(self) -> dict[Scorer, Vectors]:
+    def _items(self) -> dict[Scorer, Vectors]:
         """The vectors that each scorer searches."""
-        searched: dict[Scorer, Vectors] = {"encoder": self.label_vectors}
+        items: dict[Scorer, Vectors] = {"encoder": self.label_vectors}
         if self.classifier is not None:
-            searched["classifier"] = self.classifier
-        return {**searched, "neighbours": self.point_vectors}
+            items["classifier"] = self.classifier
+        return {**items, "neighbours": self.point_vectors}
 
-    def _nearest(
+    def _search(
         self,
         name: Scorer,
         queries: Vectors,
         k: int,
         drop: sp.csr_matrix | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Scores and ids, on the host, of the nearest of the vectors that a scorer searches."""
-        if self.config.search == "hnsw":
-            return self._index(name).search(to_numpy(queries), k, drop=drop)
-        found = topk_arrays(
-            queries, self._searched[name], k, metric="dot", drop=drop, threads=self.threads
-        )
-        return to_numpy(found[0]), to_numpy(found[1])
+        """Scores and ids of the scorer's k nearest items, on the host."""
+        items, threads = self._items[name], self.threads
+        if self.config.search == "exact" and isinstance(items, torch.Tensor):
+            found = topk_arrays(queries, items, k, metric="dot", drop=drop, threads=threads)
+            return to_numpy(found[0]), to_numpy(found[1])
+        return self._index(name).search(to_numpy(queries), k, drop=drop, threads=threads)
 
-    def _index(self, name: Scorer) -> HnswIndex:
-        """The index of the vectors that a scorer searches, made when it is first asked for."""
-        vectors = self._searched[name]
-        if name not in self._indexes or self._indexes[name].vectors is not vectors:
-            self._indexes[name] = HnswIndex(to_numpy(vectors), threads=self.threads)
-        return self._indexes[name]
+    def _index(self, name: Scorer) -> ExactIndex | HnswIndex:
+        """The index of a scorer's items on the host, built when first used."""
+        items = self._items[name]
+        approximate = self.config.search == "hnsw"
+        indexed, index = self._indexes.get(name, (None, None))
+        if index is None or indexed is not items or approximate != isinstance(index, HnswIndex):
+            vectors = to_numpy(items)
+            index = (
+                HnswIndex(vectors, threads=self.threads)
+                if approximate
+                else ExactIndex(vectors, "dot", threads=self.threads)
+            )
+            self._indexes[name] = items, index
+        return index
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write all that `load` reads into `folder`, file by file.
+        """Write the files that `load` reads.
 
-        A ``config.toml`` that is there already, as in the folder of a run, stays as it is.
+        A ``config.toml`` that is already in the folder, as in a run's, is kept.
         """
         folder = Path(folder)
         if not (folder / "config.toml").exists():
             Config(threads=self.threads, prediction=self.config).save(folder / "config.toml")
         with atomic_folder(folder / "encoder") as aside:
-            self.encoder.save(aside)  # type: ignore[operator]
+            self.encoder.save(aside)
         with atomic_write(folder / "labels.jsonl") as aside:
             lines = (json.dumps({"title": text}, ensure_ascii=False) for text in self.label_texts)
             aside.write_text("".join(line + "\n" for line in lines), encoding="utf8")
@@ -267,18 +279,18 @@ class Model:
         )
         classifier = folder / "classifier.safetensors"
         if self.classifier is None:
-            classifier.unlink(missing_ok=True)  # that of another model
+            classifier.unlink(missing_ok=True)  # of the model saved here before
         else:
             write_tensors(classifier, {"weight": torch.as_tensor(self.classifier)})
         if self.config.search == "hnsw":
             with atomic_folder(folder / "index") as aside:
-                for name in self._searched:
+                for name in self._items:
                     self._index(name).save(aside / f"{name}.hnsw")
         elif (folder / "index").exists():
-            shutil.rmtree(folder / "index")  # that of another model
+            shutil.rmtree(folder / "index")  # of the model saved here before
         if self.metrics:
             write_json(folder / "metrics.json", self.metrics)
-        # Last: a folder that holds it holds all the rest.
+        # Last: a folder with this file has all the others.
         fusion.save(self.fusions, folder / "fusion.json")
 
     @classmethod
@@ -289,31 +301,31 @@ class Model:
         encoder: torch.nn.Module | None = None,
         device: str = "cpu",
     ) -> "Model":
-        """Read a run's folder.
+        """Read the folder of a finished run.
 
         Parameters
         ----------
-        folder : where `ngame.train` or ``ngame train`` left a finished run
-        encoder : needed only for a run that was trained with a module of the user's own; it stays
-            on its device
-        device : where to encode and, with the GPU core, to search; "auto" takes a GPU if there is
-            one
+        folder : the output of `ngame.train` or ``ngame train``
+        encoder : your own encoder, if the run was trained with one; it stays on its device
+        device : where to encode and, with the GPU core, search; "auto" means a GPU if there is one
 
         Raises
         ------
         FileNotFoundError
-            The folder holds no finished run.
+            The folder has no finished run.
+        TypeError
+            `encoder` lacks a member of `ngame.Encoder`.
         ValueError
-            torch cannot use the device.
+            torch cannot use the device, or the run has an encoder that only you can load.
         """
-        place = torch_device(device)
+        encoder_device = torch_device(device)
         folder = Path(folder)
         if not (folder / "fusion.json").exists():
-            raise FileNotFoundError(f"{folder} holds no finished run: there is no fusion.json")
+            raise FileNotFoundError(f"{folder} holds no finished run: it has no fusion.json")
         config = Config.load(folder / "config.toml")
         with open(folder / "labels.jsonl", encoding="utf8") as lines:
             label_texts = [json.loads(line)["title"] for line in lines]
-        core = core_device(place, config.prediction.search)
+        core = core_device(encoder_device, config.prediction.search)
         vectors = safetensors.torch.load_file(folder / "vectors.safetensors")
         indptr, indices = (
             vectors[f"point_labels.{name}"].numpy() for name in ("indptr", "indices")
@@ -321,7 +333,9 @@ class Model:
         classifier = folder / "classifier.safetensors"
         measured = folder / "metrics.json"
         model = cls(
-            encoder=load_encoder(folder / "encoder").to(place) if encoder is None else encoder,
+            encoder=load_encoder(folder / "encoder").to(encoder_device)
+            if encoder is None
+            else as_encoder(encoder),
             label_texts=label_texts,
             label_vectors=to_device(vectors["labels"], core),
             point_vectors=to_device(vectors["points"], core),
@@ -338,33 +352,22 @@ class Model:
             metrics=json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {},
         )
         if model.config.search == "hnsw" and (folder / "index").exists():
-            for name, items in model._searched.items():
+            for name, items in model._items.items():
                 path = folder / "index" / f"{name}.hnsw"
-                model._indexes[name] = HnswIndex.load(path, to_numpy(items), threads=model.threads)
+                model._indexes[name] = items, HnswIndex.load(path, to_numpy(items))
         return model
 
 
-def load_encoder(folder: Path) -> torch.nn.Module:
-    """Read an encoder that this library saved, whichever kind it is."""
-    if (folder / "modules.json").exists():
-        from ngame.encoders.transformer import TransformerEncoder
-
-        return TransformerEncoder.load(folder)
-    if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
-        return BagEncoder.load(folder)
-    raise ValueError(f"{folder} holds no encoder of this library: pass yours as encoder=")
-
-
 def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_matrix | None]]:
-    """Slices of the rows, each with its rows of `drop` as a CSR matrix or None."""
+    """Slices of rows, each with the same rows of `drop` as a CSR matrix, or None."""
     matrix = _drop_matrix(drop, rows, labels)
-    for start in range(0, rows, _QUERIES_AT_ONCE):
-        part = slice(start, min(rows, start + _QUERIES_AT_ONCE))
+    for start in range(0, rows, _QUERIES_PER_CHUNK):
+        part = slice(start, min(rows, start + _QUERIES_PER_CHUNK))
         yield part, None if matrix is None else matrix[part]
 
 
 def _drop_matrix(drop: Any, rows: int, labels: int) -> Any:
-    """The pairs to leave out as a CSR matrix, however they were given."""
+    """The pairs to leave out, in any accepted form, as a CSR matrix."""
     return None if drop is None else as_pairs(drop, "drop", (rows, labels))
 
 

@@ -1,1 +1,1 @@
-"""The two stages of training, and the run they leave."""
+"""The two stages of training, and the run they write."""

@@ -1,4 +1,4 @@
-"""The state of a run on disk: one file, written aside and renamed, read back bit for bit."""
+"""The checkpoint of a run: one file, replaced atomically."""
 
 import json
 import time
@@ -13,12 +13,12 @@ from ngame.files import write_tensors
 
 
 class Checkpoint:
-    """Where a run keeps its state, and when it is next due.
+    """Saves and loads the state of a run, and says when to save.
 
     Parameters
     ----------
-    folder : the folder to write to; None keeps nothing
-    minutes : time between two checkpoints
+    folder : the folder to write to; if None, nothing is saved
+    minutes : minimum time between two checkpoints
     """
 
     def __init__(self, folder: Path | None, minutes: float) -> None:
@@ -27,18 +27,18 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether enough time has gone by since the last one."""
+        """Whether enough time has passed since the last save."""
         return self._path is not None and time.monotonic() - self._last >= self._seconds
 
     def save(self, meta: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace the file by one that holds `meta` (JSON values) and `tensors`."""
+        """Replace the checkpoint by `meta` (JSON values) and `tensors`."""
         if self._path is None:
             return
         write_tensors(self._path, tensors, {"meta": json.dumps(meta)})
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """What was last saved, or None if nothing was."""
+        """The last `meta` and `tensors` saved; None if there are none."""
         if self._path is None or not self._path.exists():
             return None
         with safetensors.safe_open(self._path, "pt") as file:
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer as tensors, by parameter number and name."""
+    """The state of an optimizer, one tensor per parameter number and name."""
     return {
         f"{number}.{name}": torch.as_tensor(value)
         for number, values in optimizer.state_dict()["state"].items()
@@ -56,11 +56,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` took."""
+    """Restore the state that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         # SparseAdam counts its steps in an int, AdamW in a tensor.
-        plain = name == "step" and isinstance(optimizer, torch.optim.SparseAdam)
-        state.setdefault(int(number), {})[name] = int(value) if plain else value
+        is_int = name == "step" and isinstance(optimizer, torch.optim.SparseAdam)
+        state.setdefault(int(number), {})[name] = int(value) if is_int else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,4 +1,4 @@
-"""The optimizer of a stage: dense and sparse parameters on one schedule."""
+"""The optimizer of a stage, for parameters with dense and with sparse gradients."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,32 +14,41 @@ class ParameterGroup(NamedTuple):
     """A module to train, and the learning rates of its parameters."""
 
     module: torch.nn.Module
-    dense: float
-    sparse: float
+    dense_rate: float
+    """For parameters with dense gradients."""
+    sparse_rate: float
+    """For parameters with sparse gradients."""
 
 
 class Optimizer:
-    """AdamW, and SparseAdam where gradients are sparse, on one schedule."""
+    """AdamW for dense gradients and SparseAdam for sparse ones, with clipping and a schedule.
 
-    def __init__(
-        self,
-        modules: Iterable[ParameterGroup],
-        config: StageConfig,
-        updates: int,
-    ) -> None:
+    Learning rates rise linearly over the warm-up, then fall linearly to 0.
+
+    Parameters
+    ----------
+    groups : the modules to train
+    config : weight decay, clipping and warm-up
+    updates : number of updates in the whole stage
+    """
+
+    def __init__(self, groups: Iterable[ParameterGroup], config: StageConfig, updates: int) -> None:
         dense: list[dict[str, Any]] = []
         sparse: list[dict[str, Any]] = []
         self._parameters: list[torch.nn.Parameter] = []
-        for module, dense_rate, sparse_rate in modules:
-            lookups = {
+        for module, dense_rate, sparse_rate in groups:
+            sparse_ids = {
                 id(part.weight) for part in module.modules() if getattr(part, "sparse", False)
             }
             trained = [p for p in module.parameters() if p.requires_grad]
             self._parameters += trained
-            for found, kind, rate in ((dense, False, dense_rate), (sparse, True, sparse_rate)):
-                chosen = [p for p in trained if (id(p) in lookups) is kind]
+            for groups_of_kind, is_sparse, rate in (
+                (dense, False, dense_rate),
+                (sparse, True, sparse_rate),
+            ):
+                chosen = [p for p in trained if (id(p) in sparse_ids) is is_sparse]
                 if chosen:
-                    found.append({"params": chosen, "lr": rate, "full": rate})
+                    groups_of_kind.append({"params": chosen, "lr": rate, "peak_lr": rate})
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         if dense:
             self._optimizers["dense"] = torch.optim.AdamW(dense, weight_decay=config.weight_decay)
@@ -47,33 +56,35 @@ class Optimizer:
             self._optimizers["sparse"] = torch.optim.SparseAdam(sparse)
         self._clip = config.clip
         self._warmup = max(1, round(config.warmup * updates))
-        self._all_updates = max(1, updates)
+        self._total_updates = max(1, updates)
         self.updates = 0
 
     def step(self) -> None:
-        """Update by the gradients at hand, and clear them."""
+        """Update the parameters from their gradients, and clear the gradients."""
         if self._clip:
             clip(self._parameters, self._clip)
         rise = (self.updates + 1) / self._warmup
-        fall = (self._all_updates - self.updates) / max(1, self._all_updates - self._warmup)
+        fall = (self._total_updates - self.updates) / max(1, self._total_updates - self._warmup)
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["full"] * min(1.0, rise, fall)
+                group["lr"] = group["peak_lr"] * min(1.0, rise, fall)
             optimizer.step()
             optimizer.zero_grad()
         self.updates += 1
 
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The state to save in a checkpoint, beside `updates`."""
         return with_prefixes(**{k: optimizer_tensors(o) for k, o in self._optimizers.items()})
 
     def load(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Restore the state that `tensors` returned after that many updates."""
         for name, optimizer in self._optimizers.items():
             load_optimizer(optimizer, take_prefix(tensors, f"{name}."))
         self.updates = updates
 
 
 def clip(parameters: Sequence[torch.nn.Parameter], limit: float) -> None:
-    """Scale all gradients so that their common norm is at most `limit`; sparse ones too."""
+    """Scale all gradients, dense and sparse, so that their joint norm is at most `limit`."""
     values = []
     for parameter in parameters:
         if parameter.grad is None:

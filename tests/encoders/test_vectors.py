@@ -1,7 +1,7 @@
-"""Vectors as arrays and as tensors; and a training whose vectors never leave their device.
+"""Vectors as arrays and as tensors, and training whose vectors never leave their device.
 
-The device is the emulation of the GPU core (see `test_cuda.py`): CPU tensors stand for CUDA
-tensors, and that none of the vectors becomes an array is what is watched.
+The device is the emulated GPU core (see `test_cuda.py`): CPU tensors stand for CUDA tensors. The
+tests fail if any vectors become an array.
 """
 
 import warnings
@@ -20,16 +20,17 @@ from ngame.encoders.encode import encode_rows
 from ngame.encoders.vectors import (
     core_device,
     first_not_finite,
+    normalize,
     pair_products,
     to_float16,
     torch_device,
-    unit,
 )
-from ngame.prediction import model as model_room
+from ngame.prediction import model as model_module
 from ngame.prediction.model import Model
 from ngame.state import from_tensors, to_tensors
 from ngame.training import loops as training
-from ngame.training import run as run_room
+from ngame.training import run as run_module
+from ngame.training import stage as stage_module
 
 try:
     from ngame import _cuda_emulated as emulated
@@ -37,18 +38,18 @@ except ImportError:
     emulated = None
 
 DIM = 24
-"""Of the vectors here, and of nothing else."""
+"""Width of the vectors in this file; nothing else has this size."""
 
 HOST = torch.device("cpu")
 both = pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["array", "tensor"])
 
 
 @both
-def test_unit_and_to_float16(kind):
+def test_normalize_and_to_float16(kind):
     x = kind(np.array([[3, 4], [0, 0], [1e-10, 0]], np.float32))
-    assert unit(x).dtype == x.dtype
-    np.testing.assert_allclose(unit(x), [[0.6, 0.8], [0, 0], [1, 0]], rtol=1e-6)
-    assert type(unit(x)) is type(to_float16(x)) is type(x)
+    assert normalize(x).dtype == x.dtype
+    np.testing.assert_allclose(normalize(x), [[0.6, 0.8], [0, 0], [1, 0]], rtol=1e-6)
+    assert type(normalize(x)) is type(to_float16(x)) is type(x)
     assert str(to_float16(x).dtype).endswith("float16")
     np.testing.assert_array_equal(to_float16(x), np.asarray(x).astype(np.float16))
 
@@ -56,7 +57,7 @@ def test_unit_and_to_float16(kind):
 @both
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_first_not_finite(kind, value):
-    x = np.full((5, 3), 3e38, np.float32)  # whose sum is infinite
+    x = np.full((5, 3), 3e38, np.float32)  # the sum overflows
     assert first_not_finite(kind(x)) is None
     x[2, 1] = x[4, 0] = value
     assert first_not_finite(kind(x)) == 2
@@ -64,7 +65,7 @@ def test_first_not_finite(kind, value):
 
 @both
 def test_pair_scores(kind, rng, monkeypatch):
-    monkeypatch.setattr(vectors, "_PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(vectors, "_PAIRS_PER_CHUNK", 7)
     x, items = (rng.standard_normal((n, 5)).astype(np.float32) for n in (4, 6))
     rows, columns = rng.integers(4, size=30), rng.integers(6, size=30).astype(np.int32)
     scores = pair_products(x, kind(items), rows, columns)
@@ -74,7 +75,7 @@ def test_pair_scores(kind, rng, monkeypatch):
     assert pair_products(kind(x), kind(items), rows[:0], columns[:0]).shape == (0,)
 
 
-def test_where_the_core_works(monkeypatch):
+def test_core_device(monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setattr(cuda, "why_not", lambda device: "")
     assert core_device(gpu, "exact") == gpu
@@ -86,7 +87,7 @@ def test_where_the_core_works(monkeypatch):
 
 
 class _Module:
-    """What `ngame.cuda` asks of its extension before it calls it."""
+    """The part of the CUDA extension that `ngame.cuda` queries before calling it."""
 
     architectures = "80-real 90"
 
@@ -151,7 +152,7 @@ def test_a_sampler_is_refreshed_from_a_device():
 
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
 def test_bank_on_a_device(rng, scale):
-    """As the bank on the host, but for NaN, which it keeps to name it later."""
+    """Like the bank on the host, except that NaN is stored and reported by clustering."""
     x = torch.from_numpy(scale * rng.standard_normal((8, 5), dtype=np.float32))
     x[3] = 0
     there, here = EmbeddingBank(10, 5, device="cpu"), EmbeddingBank(10, 5)
@@ -177,7 +178,7 @@ def test_bank_on_a_device(rng, scale):
 
 
 def test_no_operation_mixes_devices(monkeypatch):
-    """On the meta device, which like CUDA refuses operands from the CPU but for indices."""
+    """On the meta device, which like CUDA rejects CPU operands other than indices."""
     meta = torch.device("meta")
     x, items = torch.empty(3, 4, device=meta), torch.empty(6, 4, device=meta)
     with pytest.raises(RuntimeError):
@@ -187,7 +188,7 @@ def test_no_operation_mixes_devices(monkeypatch):
     assert first_not_finite(x) is None
     assert pair_products(x, items, np.array([0, 2]), np.array([5, 0], np.int32)).tolist() == [1, 1]
     assert pair_products(np.ones((3, 4), np.float32), items, np.arange(2), np.arange(2)).all()
-    assert to_float16(unit(x))[np.array([1, 2])].device == meta
+    assert to_float16(normalize(x))[np.array([1, 2])].device == meta
     bank = EmbeddingBank(10, 4, device=meta)
     bank.update([1, 2, 1], x)
     bank.update(torch.tensor([4, 2, 0]), torch.ones(3, 4))
@@ -199,7 +200,7 @@ def test_no_operation_mixes_devices(monkeypatch):
 
 
 class Stay(TorchFunctionMode):
-    """Refuses to make an array of vectors, however few."""
+    """Fails if vectors become an array."""
 
     LEAVING = ("numpy", "__array__", "tolist", "__dlpack__", "data")
 
@@ -211,7 +212,7 @@ class Stay(TorchFunctionMode):
 
 @pytest.fixture
 def device(monkeypatch):
-    """The emulated GPU core, which CPU tensors go to as CUDA tensors would."""
+    """The emulated GPU core, used for CPU tensors as if they were CUDA tensors."""
     if emulated is None:
         pytest.skip("no emulated GPU core: built with -Ccmake.define.NGAME_CUDA_EMULATE=ON")
     monkeypatch.setattr(cuda, "_cuda", emulated)
@@ -219,8 +220,8 @@ def device(monkeypatch):
     monkeypatch.setattr(dispatch, "on_gpu", lambda value: isinstance(value, torch.Tensor))
     # An emulated search takes a millisecond a query.
     monkeypatch.setattr(training, "_MEASURED_POINTS", 24)
-    for room in (model_room, run_room):
-        monkeypatch.setattr(room, "core_device", lambda *_: HOST)
+    for module in (model_module, run_module):
+        monkeypatch.setattr(module, "core_device", lambda *_: HOST)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support")
         yield HOST
@@ -249,7 +250,7 @@ def test_vectors_stay_on_their_device(dataset, device, logs, embeddings, monkeyp
     with Stay():
         there = ngame.train(dataset, config(*sets))
     with monkeypatch.context() as patch:
-        patch.setattr(run_room, "core_device", lambda *_: None)
+        patch.setattr(run_module, "core_device", lambda *_: None)
         here = ngame.train(dataset, config(*sets))
         with Stay(), pytest.raises(AssertionError, match="vectors leave the device"):
             ngame.train(dataset, config(*sets))
@@ -258,10 +259,10 @@ def test_vectors_stay_on_their_device(dataset, device, logs, embeddings, monkeyp
         assert isinstance(model.label_vectors, kind)
         assert isinstance(model.classifier, kind)
     ours, theirs, _ = logs()
-    # Nothing is clustered before the second epoch: but for rounding the first one is the same.
+    # The first epoch has random batches, so it is the same up to rounding.
     for name, value in theirs[0].items():
         assert name in ("seconds", "refresh_share") or ours[0][name] == pytest.approx(value), name
-    # The clusters, and what follows from them, are others, and no worse.
+    # The clusters differ, and all results after them. They must be about as good.
     assert [entry["cluster_size"] for entry in ours] == [1, 4, 1, 4]
     for one, other in zip(ours, theirs, strict=True):
         assert one["P@1"] == pytest.approx(other["P@1"], abs=0.15)
@@ -271,13 +272,13 @@ def test_vectors_stay_on_their_device(dataset, device, logs, embeddings, monkeyp
             assert there.metrics[scorer][name] == pytest.approx(value, abs=0.2), (scorer, name)
 
 
-def test_a_model_predicts_there_what_it_predicts_here(dataset, device, monkeypatch, tmp_path):
-    """And it is written and read there, with what a run needs to go on."""
+def test_predictions_on_device_and_host_are_the_same(dataset, device, monkeypatch, tmp_path):
+    """The run is also written and read on the device."""
     with Stay(), monkeypatch.context() as patch:
         patch.setattr(Stay, "LEAVING", ())  # a file is written from the host
         ngame.train(dataset, config(), folder=tmp_path)
     there = Model.load(tmp_path)
-    monkeypatch.setattr(model_room, "core_device", lambda *_: None)
+    monkeypatch.setattr(model_module, "core_device", lambda *_: None)
     here = Model.load(tmp_path)
     with Stay():
         queries = there.encode(dataset.test_texts)
@@ -290,16 +291,16 @@ def test_a_model_predicts_there_what_it_predicts_here(dataset, device, monkeypat
         np.testing.assert_allclose(found[scorer].data, matrix.data, rtol=1e-4, atol=1e-6)
     asked = here.encode(dataset.test_texts)
     np.testing.assert_allclose(queries, asked, atol=1e-6)
-    # An array of queries is welcome too.
+    # Queries may be an array too.
     again = there.scores(asked, drop=dataset.drop_test)["fused"]
     np.testing.assert_allclose(again.data, expected["fused"].data, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_goes_on_there(dataset, device, monkeypatch, tmp_path):
-    """The bank comes back from the checkpoint: killed in the second epoch, same numbers."""
+def test_a_run_on_a_device_resumes(dataset, device, monkeypatch, tmp_path):
+    """Stopped before the refresh that reads the bank: the checkpoint restores it."""
     sets = config("checkpoint_minutes=0", "classifier_stage.epochs=0")
     whole = ngame.train(dataset, sets)
-    step, done = ngame.training.stage.Optimizer.step, 0
+    step, done = stage_module.Optimizer.step, 0
 
     def killed(self):
         nonlocal done
@@ -309,7 +310,7 @@ def test_a_run_goes_on_there(dataset, device, monkeypatch, tmp_path):
         step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ngame.training.stage.Optimizer, "step", killed)
+        patch.setattr(stage_module.Optimizer, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             ngame.train(dataset, sets, folder=tmp_path / "run")
     resumed = ngame.train(dataset, sets, folder=tmp_path / "run", resume=True)
@@ -317,7 +318,7 @@ def test_a_run_goes_on_there(dataset, device, monkeypatch, tmp_path):
     assert torch.equal(resumed.point_vectors, whole.point_vectors)
 
 
-def test_what_a_bank_takes_without_a_look_is_never_clustered(device):
+def test_clustering_rejects_nan_in_a_bank_on_a_device(device):
     bank = EmbeddingBank(40, DIM, device=device)
     x = torch.ones(40, DIM)
     x[7, 3] = x[31, 2] = torch.nan

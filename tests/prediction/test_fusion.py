@@ -1,4 +1,4 @@
-"""The fused score: a weighted sum whose weights put relevant candidates first."""
+"""The fused score is a weighted sum whose weights rank relevant candidates first."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ngame.prediction.fusion import Fusion
 
 
 def candidates(rng, points=40, each=12):
-    """One telling feature, one that is noise; two relevant candidates a point."""
+    """One informative feature and one of noise; two relevant candidates per point."""
     rows = np.repeat(np.arange(points), each)
     relevant = np.tile(np.arange(each) < 2, points)
     features = {
@@ -37,7 +37,7 @@ def test_score_is_the_weighted_sum():
     assert scores.dtype == np.float32
 
 
-def test_weights_are_the_best(rng):
+def test_weights_minimise_the_loss(rng):
     features, rows, relevant = candidates(rng)
     found = Fusion.fit(features, rows, relevant)
     best = minimize(slow_loss, np.zeros(2), args=(features, rows, relevant)).x
@@ -46,7 +46,7 @@ def test_weights_are_the_best(rng):
     assert found.weights["good"] * scale[0] > 10 * abs(found.weights["noise"] * scale[1])
 
 
-def test_order_of_the_candidates_is_of_no_matter(rng):
+def test_order_of_the_candidates_does_not_matter(rng):
     features, rows, relevant = candidates(rng)
     first = Fusion.fit(features, rows, relevant)
     order = rng.permutation(len(rows))
@@ -58,8 +58,8 @@ def test_order_of_the_candidates_is_of_no_matter(rng):
 
 
 @pytest.mark.parametrize("relevant", [[0, 0, 0], [1, 1, 1], [1, 0, 0]])
-def test_little_to_go_by(relevant):
-    """Nothing relevant, all relevant, perfectly told apart, a constant feature: finite weights."""
+def test_weights_are_finite_in_degenerate_cases(relevant):
+    """Nothing relevant, all relevant, perfect separation, and a constant feature."""
     features = {
         "a": np.array([3, 2, 1], np.float32),
         "constant": np.full(3, 7, np.float32),

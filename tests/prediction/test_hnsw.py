@@ -19,17 +19,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_model_predicts_by_it(folder, monkeypatch):
+def test_predictions_are_nearly_exact(folder, monkeypatch):
     model = Model.load(folder)
     texts = tiny.dataset().test_texts
-    monkeypatch.setattr(HnswIndex, "__init__", None)  # the indexes of the run are read, not made
+    monkeypatch.setattr(HnswIndex, "__init__", None)  # the run has the indexes: none is built
     found = model.scores(model.encode(texts))
     exact = Model.load(folder)
     exact.config = tiny.config("prediction.k=10").prediction
     expected = exact.scores(exact.encode(texts))
     assert found.keys() == expected.keys()
     for name, matrix in found.items():
-        # So few vectors that every walk meets them all.
+        # With so few vectors every search reaches all of them.
         np.testing.assert_allclose(matrix.toarray(), expected[name].toarray(), atol=1e-5)
 
 
@@ -51,7 +51,7 @@ def test_indexes_follow_the_model(folder, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
-def test_a_missing_library_is_said_before_the_run(tmp_path, monkeypatch):
+def test_a_missing_library_is_reported_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hnswlib", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = tiny.config("prediction.search=hnsw")

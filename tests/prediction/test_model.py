@@ -1,4 +1,4 @@
-"""Prediction: every scorer against brute force, chunks, filters, and the files of a run."""
+"""Prediction: scorers against brute force, chunks, dropped pairs, and the files of a run."""
 
 import json
 
@@ -10,9 +10,10 @@ import torch
 
 import ngame
 from ngame.config import PredictionConfig
-from ngame.prediction import model as room
+from ngame.encoders.load import load_encoder
+from ngame.prediction import model as model_module
 from ngame.prediction.fusion import Fusion
-from ngame.prediction.model import Model, load_encoder
+from ngame.prediction.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def model(folder):
 
 
 def equal(a, b):
-    """Whether two CSR matrices are the same to the bit."""
+    """Whether two CSR matrices are bit for bit the same."""
     return all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in ("indptr", "indices", "data")
     )
@@ -52,7 +53,7 @@ def slow_votes(model, vectors):
 
 
 def assert_best(found, scores, k):
-    """The k highest of each row of dense scores that are not zero, whichever of near-equal ones."""
+    """Check for the k highest non-zero scores of each row; nearly equal scores may swap."""
     for row, values in enumerate(scores):
         expected = np.sort(values[values != 0])[::-1][:k]
         entries = found[row]
@@ -78,16 +79,16 @@ def test_scorers_are_exact(model, dataset):
 
 def test_fused_is_the_weighted_sum(model, dataset):
     vectors = model.encode(dataset.test_texts[:20])
-    single = model.single_scores(vectors, 10)
+    unfused = model.unfused_scores(vectors, 10)
     encoder, classifier = vectors @ model.label_vectors.T, vectors @ model.classifier.T
     votes = np.zeros(encoder.shape)
-    there = single["neighbours"].tocoo()
-    votes[there.row, there.col] = there.data
+    matrix = unfused["neighbours"].tocoo()
+    votes[matrix.row, matrix.col] = matrix.data
     features = {"encoder": encoder, "classifier": classifier, "neighbours": votes}
     weights = model.fusions["all"].weights
     assert weights.keys() == features.keys()
     fused = sum(weights[name] * features[name] for name in features)
-    candidates = sum(abs(matrix) for matrix in single.values()).toarray() > 0
+    candidates = sum(abs(matrix) for matrix in unfused.values()).toarray() > 0
     assert_best(model.scores(vectors)["fused"], np.where(candidates, fused, 0), 10)
 
 
@@ -100,6 +101,29 @@ def test_predict_gives_the_scores(model, dataset):
         assert predicted.dtype == np.float32
         assert predicted.has_sorted_indices
     assert equal(model.predict(dataset.test_texts), found["fused"])
+
+
+def test_an_index_is_built_once_for_each_scorer(folder, dataset, monkeypatch):
+    built = []
+
+    class CountedIndex(ngame.ExactIndex):
+        def __init__(self, items, *arguments, **options):
+            built.append(items)
+            super().__init__(items, *arguments, **options)
+
+    monkeypatch.setattr(model_module, "ExactIndex", CountedIndex)
+    model = Model.load(folder)
+    vectors = model.encode(dataset.test_texts)
+    first = model.scores(vectors)
+    again = model.scores(vectors)
+    assert all(equal(first[scorer], again[scorer]) for scorer in first)
+    assert len(built) == 3
+    # New vectors get a new index.
+    model.label_vectors = model.label_vectors[::-1].copy()
+    changed = model.scores(vectors)["encoder"]
+    np.testing.assert_array_equal(changed.toarray()[:, ::-1], first["encoder"].toarray())
+    assert len(built) == 4
+    assert built[3] is model.label_vectors
 
 
 def test_k(model, dataset):
@@ -117,8 +141,8 @@ def test_chunks_change_nothing(model, dataset, monkeypatch):
     vectors = model.encode(dataset.test_texts)
     drop = np.array([[0, 1], [6, 2], [7, 3], [59, 4]])
     whole = model.scores(vectors, drop=drop)
-    monkeypatch.setattr(room, "_QUERIES_AT_ONCE", 7)
-    monkeypatch.setattr(ngame.encoders.vectors, "_PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr(model_module, "_QUERIES_PER_CHUNK", 7)
+    monkeypatch.setattr(ngame.encoders.vectors, "_PAIRS_PER_CHUNK", 5)
     parts = model.scores(vectors, drop=drop)
     assert all(equal(whole[scorer], parts[scorer]) for scorer in whole)
 
@@ -140,7 +164,7 @@ def test_dropped_pairs_are_never_predicted(model, dataset, form):
         assert np.diff(found.indptr).max() == 3
 
 
-def test_seen_texts_leave_their_neighbours_out(model, dataset):
+def test_training_texts_get_no_votes_of_neighbours(model, dataset):
     vectors = model.encode(dataset.train_texts[:30])
     found = model.scores(vectors, seen=True)
     assert set(found) == {"encoder", "classifier", "fused"}
@@ -166,12 +190,12 @@ def test_no_texts(model, seen):
     assert set(model.scores(model.encode([]), seen=seen)) == scorers
 
 
-def test_a_single_string_is_refused(model):
+def test_a_single_string_is_rejected(model):
     with pytest.raises(TypeError, match="texts is a str"):
         model.predict("one text")
 
 
-def test_texts_that_say_nothing(model):
+def test_texts_without_known_tokens(model):
     found = model.predict(["", "\u200b", "\u4e16\u754c"], 5)
     assert (np.diff(found.indptr) == 5).all()
     assert np.isfinite(found.data).all()
@@ -237,21 +261,21 @@ def test_labels_with_line_breaks_come_back(tmp_path):
 
 
 def test_folders_without_a_model(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match=r"holds no finished run: there is no fusion\.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no finished run: it has no fusion\.json"):
         Model.load(tmp_path)
-    with pytest.raises(ValueError, match="holds no encoder of this library: pass yours"):
+    with pytest.raises(ValueError, match="holds no encoder that ngame saved: pass your own"):
         load_encoder(tmp_path)
     assert isinstance(load_encoder(folder / "encoder"), ngame.BagEncoder)
 
 
-def test_encoder_of_the_users_own(folder, dataset, model):
+def test_users_own_encoder(folder, dataset, model):
     own = load_encoder(folder / "encoder")
     loaded = Model.load(folder, encoder=own)
     assert loaded.encoder is own
     assert equal(loaded.predict(dataset.test_texts), model.predict(dataset.test_texts))
 
 
-def test_prediction_leaves_the_encoder_as_it_was(model, dataset):
+def test_prediction_has_no_effect_on_the_encoder(model, dataset):
     model.encoder.train()
     generator = torch.get_rng_state()
     model.predict(dataset.test_texts[:3])

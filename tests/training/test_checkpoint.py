@@ -1,4 +1,4 @@
-"""The state of a run on disk: it comes back bit for bit, and a failed write costs nothing."""
+"""Checkpoints restore every bit, and a failed write keeps the previous one."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 from ngame.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 
 
-def test_state_comes_back(tmp_path):
+def test_state_is_restored(tmp_path):
     checkpoint = Checkpoint(tmp_path / "checkpoint", 0)
     assert checkpoint.load() is None
     meta = {"epoch": 3, "best": float("-inf"), "log": [{"Öl": 0.1}]}
@@ -27,7 +27,7 @@ def test_state_comes_back(tmp_path):
 
 
 def test_loaded_state_outlives_the_file(tmp_path):
-    """What was read may lie in the file's own pages: the next save must not change it."""
+    """The loaded tensors may map the file: the next save must not change them."""
     checkpoint = Checkpoint(tmp_path, 0)
     checkpoint.save({}, {"a": torch.ones(1000)})
     _, loaded = checkpoint.load()
@@ -37,7 +37,7 @@ def test_loaded_state_outlives_the_file(tmp_path):
     assert (checkpoint.load()[1]["a"] == 7).all()
 
 
-def test_no_folder_keeps_nothing():
+def test_without_a_folder_nothing_is_saved():
     checkpoint = Checkpoint(None, 0)
     checkpoint.save({}, {"a": torch.ones(1)})
     assert checkpoint.load() is None
@@ -57,7 +57,7 @@ def test_due(tmp_path, monkeypatch):
     assert Checkpoint(tmp_path, 0).due()
 
 
-def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_state(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path, 0)
     checkpoint.save({"epoch": 1}, {"a": torch.ones(2)})
 
@@ -73,7 +73,7 @@ def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
-def test_parts():
+def test_prefixes():
     tensors = with_prefixes(a={"x.y": torch.ones(1)}, ab={"z": torch.zeros(1)}, none={})
     assert tensors.keys() == {"a.x.y", "ab.z"}
     assert take_prefix(tensors, "a.").keys() == {"x.y"}
@@ -93,8 +93,8 @@ def test_sampler_state():
 @pytest.mark.parametrize(
     ("make", "sparse"), [(torch.optim.AdamW, False), (torch.optim.SparseAdam, True)]
 )
-def test_optimizer_goes_on(tmp_path, make, sparse):
-    """Three steps, and one step, a save, a load and two steps, are the same to the bit."""
+def test_optimizer_is_restored(tmp_path, make, sparse):
+    """Saving and loading after one of three steps changes no bit of the result."""
 
     def module():
         torch.manual_seed(0)

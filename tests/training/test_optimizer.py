@@ -1,4 +1,4 @@
-"""Updates: rates on a schedule, gradients clipped together, whether sparse or dense."""
+"""Learning rate schedule, and joint clipping of dense and sparse gradients."""
 
 import math
 
@@ -10,7 +10,7 @@ from ngame.training.optimizer import Optimizer, ParameterGroup, clip
 
 
 def test_learning_rates_rise_and_fall():
-    """Parameters with sparse gradients have a rate of their own, on the same schedule."""
+    """Parameters with sparse gradients have their own rate on the same schedule."""
     module = torch.nn.Sequential(torch.nn.Embedding(3, 2, sparse=True), torch.nn.Linear(2, 2))
     config = StageConfig(warmup=0.25, clip=0)
     optimizer = Optimizer([ParameterGroup(module, 0.4, 0.8)], config, 8)

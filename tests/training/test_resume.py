@@ -1,4 +1,4 @@
-"""A run that is killed, or runs out of disk, goes on and ends in the same numbers."""
+"""A run that was killed, or ran out of disk, resumes and ends with the same numbers."""
 
 import errno
 import json
@@ -16,8 +16,8 @@ import ngame
 from ngame.data.dataset import save_dataset
 from ngame.training.checkpoint import Checkpoint
 
-# Every way in which a batch, epoch or stage leans on an earlier one: a bank, clusters that outlive
-# their epoch, moments of both optimizers, several batches an update, the best epoch's weights.
+# All state that one batch, epoch or stage hands to the next: a bank, clusters that last several
+# epochs, moments of both optimizers, gradients of several batches, the best epoch's weights.
 BANK = (
     "keep='best'",
     "encoder.dropout=0.1",
@@ -46,14 +46,13 @@ RESULTS = (
     "labels.jsonl",
 )
 
-# Imports once, and then forks: a run that ends by itself, and runs that are killed with SIGKILL as
-# they are about to rename their first, second, third ... file into place, and so at every turn of
-# the beginning; then at the fourth to the eighth again and again, which is a few batches further
-# each time, until one gets to its end.
+# Imports once, then forks one run after the other. The first run finishes. The next ones are killed
+# by SIGKILL just before they rename their first, second, third ... file. The following ones are
+# killed at their fourth to eighth file, and so a few batches further each time. The last finishes.
 DRIVER = """
 import os, signal, sys
 import ngame.cli, ngame.prediction.model, ngame.training.loops
-import torch._dynamo  # which every optimizer asks for, and which takes long
+import torch._dynamo  # every optimizer imports it, and that takes long
 
 def run(folder, renames):
     child = os.fork()
@@ -100,7 +99,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("sets", [BANK, FINETUNED], ids=["bank", "fine-tuned"])
-def test_killed_at_every_turn(tmp_path, sets):
+def test_killed_again_and_again(tmp_path, sets):
     data, config = tmp_path / "data", tmp_path / "config.toml"
     save_dataset(tiny.dataset(points=200), data)
     tiny.config("checkpoint_minutes=0", *sets).save(config)
@@ -116,7 +115,7 @@ def test_killed_at_every_turn(tmp_path, sets):
     assert len(statuses) > 20
     assert set(statuses[1:-1]) == {-signal.SIGKILL}
     assert_same_run(whole, killed)
-    # The same files to the last, so nothing is left of what the killed ones were writing.
+    # The killed runs left no partial files.
     assert files(killed) == files(whole)
     assert {Path(name).suffix for name in files(whole)} == {
         ".json",
@@ -146,7 +145,7 @@ def finished(dataset, tmp_path_factory):
 
 
 def test_writing_a_run_changes_nothing(dataset, finished):
-    """Nor does the time between checkpoints, and a folder is not needed."""
+    """The metrics do not depend on the folder or on the time between checkpoints."""
     assert ngame.train(dataset, config()).metrics == ngame.Model.load(finished).metrics
     rare = config("checkpoint_minutes=1000")
     assert ngame.train(dataset, rare).metrics == ngame.Model.load(finished).metrics
@@ -210,18 +209,18 @@ def test_folder_with_another_run(dataset, finished):
 )
 def test_resume_on_other_data(finished, changed):
     other = tiny.dataset(**{"points": 120} | changed)
-    with pytest.raises(ValueError, match="was begun on other data"):
+    with pytest.raises(ValueError, match="was started on other data"):
         ngame.train(other, config(), folder=finished, resume=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_folder_with_something_else(dataset, tmp_path, resume):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="is not empty and holds no run"):
+    with pytest.raises(FileExistsError, match="is not empty and is not a run"):
         ngame.train(dataset, config(), folder=tmp_path, resume=resume)
     assert files(tmp_path) == {"thesis.tex"}
 
 
-def test_resume_begins_a_run_that_is_not_there(dataset, finished, tmp_path):
+def test_resume_starts_a_run_if_there_is_none(dataset, finished, tmp_path):
     ngame.train(dataset, config(), folder=tmp_path / "new" / "run", resume=True)
     assert_same_run(tmp_path / "new" / "run", finished)

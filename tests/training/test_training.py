@@ -1,7 +1,8 @@
-"""Both stages and the run around them, on data that trains in a moment."""
+"""Both stages of training, on a small data set."""
 
 import math
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ import ngame
 from ngame.batches import ClusterBatchSampler
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
+from ngame.encoders.bank import EmbeddingBank
+from ngame.encoders.encode import encode
+from ngame.encoders.vectors import normalize
 from ngame.training import loops as training
 from ngame.training import stage as stage_module
+from ngame.training.checkpoint import Checkpoint
 from ngame.training.optimizer import Optimizer
-from ngame.training.run import hold_out, truth_of
+from ngame.training.run import Truth, split_held_out
 
 ENCODER_ONLY = ("classifier_stage.epochs=0",)
 CLASSIFIER_ONLY = ("encoder_stage.epochs=0", "classifier_stage.epochs=1")
@@ -45,7 +50,7 @@ def same(a, b):
 
 
 class Words(torch.nn.Module):
-    """An encoder of a user's own: a mean over words of dense embeddings."""
+    """A user's own encoder: the mean of dense word embeddings."""
 
     dim = 8
 
@@ -55,6 +60,7 @@ class Words(torch.nn.Module):
         self.weights = torch.nn.EmbeddingBag(words, self.dim, include_last_offset=True)
         torch.nn.init.normal_(self.weights.weight, generator=torch.Generator().manual_seed(0))
         self.trained_on = set()
+        self.rows_evaluated = 0
 
     def tokenize(self, texts):
         number = self.vocabulary.setdefault
@@ -65,17 +71,22 @@ class Words(torch.nn.Module):
     def forward(self, tokens):
         if self.training:
             self.trained_on.update(tokens.ids.tolist())
+        else:
+            self.rows_evaluated += len(tokens)
         ids = torch.from_numpy(np.asarray(tokens.ids)).long()
         return self.weights(ids, torch.from_numpy(tokens.offsets))
 
+    def save(self, folder):
+        pass
 
-# What comes out
+
+# Results
 
 
 def test_it_learns(dataset):
     model = ngame.train(dataset, tiny.config())
     for scorer, scored in model.metrics.items():
-        assert scored["P@1"] > 0.6, scorer  # a guess is right one time in sixteen
+        assert scored["P@1"] > 0.6, scorer  # guessing gives 1 in 16
     assert model.metrics["fused"]["R@10"] > 0.8
     untrained = tiny.config("encoder_stage.epochs=0", "classifier_stage.epochs=0")
     start = ngame.train(dataset, untrained).metrics["encoder"]["P@1"]
@@ -129,13 +140,13 @@ def test_without_test_points():
     assert model.predict(["x"], 3).nnz == 3
 
 
-def test_encoder_of_the_users_own(dataset):
+def test_users_own_encoder(dataset):
     encoder = Words()
     before = encoder.weights.weight.detach().clone()
     model = ngame.train(dataset, tiny.config("classifier_stage.finetune=true"), encoder=encoder)
     assert model.encoder is encoder
     assert not torch.equal(encoder.weights.weight, before)
-    assert model.metrics["fused"]["P@1"] > 0.2  # six times a guess, with no tokenizer to help
+    assert model.metrics["fused"]["P@1"] > 0.2  # three times what guessing gives
 
 
 # Batches
@@ -143,7 +154,7 @@ def test_encoder_of_the_users_own(dataset):
 
 @pytest.fixture
 def plans(monkeypatch):
-    """What the samplers planned: (epoch, clusters, batches); and the epochs of the refreshes."""
+    """Plans of the samplers, (epoch, clusters, batches), and refreshes, (epoch, clusters)."""
     planned, refreshed = [], []
     plan, refresh = ClusterBatchSampler.plan, ClusterBatchSampler.refresh
 
@@ -162,7 +173,7 @@ def plans(monkeypatch):
 
 
 def split_clusters(clusters, batches):
-    """How many clusters are in more than one batch."""
+    """Number of clusters that are split over several batches."""
     batch_of = np.empty(len(clusters.order), int)
     for number, rows in enumerate(batches):
         batch_of[rows] = number
@@ -176,11 +187,16 @@ def test_clusters_act_in_the_epoch_they_are_made_for(dataset, plans, embeddings)
     ngame.train(dataset, tiny.config(*sets, *ENCODER_ONLY))
     assert [epoch for epoch, _ in refreshed] == [1, 2, 3]
     made = dict(refreshed)
-    assert [epoch for epoch, _, _ in planned[::2]] == [0, 1, 2, 3]  # each again for the recall
+    assert [epoch for epoch, _, _ in planned[::2]] == [
+        0,
+        1,
+        2,
+        3,
+    ]  # twice each: once for the recall
     for epoch, clusters, batches in planned:
         if epoch == 0:
             assert clusters is None
-            # Of the clusters to come, random batches split nearly all.
+            # Random batches split nearly all of the first clusters.
             assert split_clusters(made[1], batches) > 40
         else:
             assert clusters is made[epoch]
@@ -189,18 +205,71 @@ def test_clusters_act_in_the_epoch_they_are_made_for(dataset, plans, embeddings)
 
 
 def test_clusters_from_the_first_epoch_on(dataset, plans):
-    """There is no bank yet: the first clusters come from an encoding pass, not from zeros."""
+    """The bank is still empty: the first clusters come from an encoding pass, not from zeros."""
     _, refreshed = plans
     sets = ("encoder_stage.start_epoch=0", "encoder_stage.epochs=1", *ENCODER_ONLY)
     ngame.train(dataset, tiny.config(*sets))
     ((epoch, clusters),) = refreshed
     assert epoch == 0
     encoder = ngame.train(dataset, tiny.config("encoder_stage.epochs=0", *ENCODER_ONLY)).encoder
-    trained, _ = hold_out(truth_of(dataset.train_labels, None), tiny.config())
+    trained, _ = split_held_out(Truth.of(dataset.train_labels, None), tiny.config())
     texts = [dataset.train_texts[row] for row in trained]
-    x = ngame.encoders.encode.encode(encoder, encoder.tokenize(texts))
+    x = encode(encoder, encoder.tokenize(texts))
     random = ngame.Clusters(np.random.default_rng(0).permutation(240), np.arange(0, 241, 4))
     assert clusters.coherence(x) > random.coherence(x) + 0.2
+
+
+class RecordingBank(EmbeddingBank):
+    """Counts the rows stored in every bank."""
+
+    counts: ClassVar[list[int]] = []
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.counts.append(0)
+
+    def update(self, rows, vectors):
+        super().update(rows, vectors)
+        self.counts[-1] += len(rows)
+
+
+@pytest.mark.parametrize(
+    ("sets", "epochs_stored"),
+    [
+        (["encoder_stage.cluster_size=1"], []),
+        (["encoder_stage.start_epoch=4"], []),
+        (["encoder_stage.start_epoch=1"], [3]),
+        (["encoder_stage.start_epoch=0"], [1 + 3]),  # the first refresh encodes all rows
+        (["encoder_stage.refresh_every=2"], [3]),
+        (["encoder_stage.refresh_every=3"], [1]),
+        (["encoder_stage.schedule={0 = 1, 1 = 4, 2 = 1}"], [1]),
+        (["encoder_stage.embeddings='fresh'"], []),
+    ],
+)
+def test_vectors_are_stored_only_for_a_later_refresh(
+    dataset, monkeypatch, tmp_path, sets, epochs_stored
+):
+    monkeypatch.setattr(training, "EmbeddingBank", RecordingBank)
+    monkeypatch.setattr(RecordingBank, "counts", [])
+    sets = ("encoder_stage.epochs=4", *sets, *ENCODER_ONLY)
+    ngame.train(dataset, tiny.config(*sets), folder=tmp_path)
+    assert RecordingBank.counts == [240 * epochs for epochs in epochs_stored]
+    _, tensors = Checkpoint(tmp_path / "checkpoint", 0).load()
+    assert not [name for name in tensors if name.startswith("bank.")]
+
+
+def test_a_checkpoint_before_a_refresh_has_the_bank(dataset, monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        Checkpoint, "save", lambda self, meta, tensors: names.append((meta["epoch"], set(tensors)))
+    )
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    sets = ("encoder_stage.epochs=3", "encoder_stage.refresh_every=2", *ENCODER_ONLY)
+    ngame.train(dataset, tiny.config(*sets))
+    assert len(names) == 3 * 8  # one per batch: after the last one, at the end of the epoch
+    for position, (_, saved) in enumerate(names, 1):
+        # The last refresh is at the start of epoch 1, after the save that ends epoch 0.
+        assert ("bank.vectors" in saved) is (position <= 8)
 
 
 def test_cluster_sizes_are_those_asked_for(dataset, plans, log):
@@ -215,23 +284,26 @@ def test_cluster_sizes_are_those_asked_for(dataset, plans, log):
 
 
 def test_hard_negative_recall(dataset, monkeypatch):
-    """The measured value against a slow twin, in both stages and for both kinds of positives."""
+    """Against a slow computation, in both stages and for both kinds of positives."""
     fast, compared = training._hard_negative_recall, []
 
-    def both(stage, items, positives):
-        value = fast(stage, items, positives)
+    def both(stage, encoded, items, positives):
+        value = fast(stage, encoded, items, positives)
         if positives == "all":
             points = stage.run.points
             labels = points.truth.known.toarray() > 0
-            vectors = ngame.encoders.encode.encode(stage.run.encoder, points.tokens)
-            there = []
+            vectors = fresh = encode(stage.run.encoder, points.tokens)
+            if stage.name == "classifier":
+                vectors = encoded.points.astype(np.float32)
+                np.testing.assert_allclose(vectors, normalize(fresh), atol=5e-4)
+            in_pool = []
             for rows in stage.sampler.plan():
                 pool = set(np.flatnonzero(labels[rows].any(axis=0)))
                 for row in rows:
                     order = np.argsort(-(vectors[row] @ items.T))
                     nearest = [label for label in order if not labels[row, label]][:10]
-                    there += [label in pool for label in nearest]
-            assert value == pytest.approx(np.mean(there), abs=1e-9)
+                    in_pool += [label in pool for label in nearest]
+            assert value == pytest.approx(np.mean(in_pool), abs=1e-9)
         compared.append((stage.name, positives, value))
         return value
 
@@ -256,9 +328,9 @@ def batch_cases(draw):
 
 @given(batch_cases(), st.booleans())
 def test_labels_of_a_batch(case, one):
-    """Targets, pool and known positives against dense masks; dropped pairs are no negatives."""
+    """Targets, pool and known positives against dense masks; dropped pairs are not negatives."""
     rng, y, pairs = case
-    truth = truth_of(sp.csr_matrix(y.astype(np.float32)), pairs)
+    truth = Truth.of(sp.csr_matrix(y.astype(np.float32)), pairs)
     dropped = np.zeros(y.shape, bool)
     dropped[pairs[:, 0], pairs[:, 1]] = True
     np.testing.assert_array_equal(truth.targets.toarray() > 0, y & ~dropped)
@@ -286,7 +358,7 @@ def test_labels_of_a_batch(case, one):
 
 
 def test_the_one_positive_is_drawn_uniformly():
-    truth = truth_of(sp.csr_matrix(np.array([[1, 1, 0, 1]], np.float32)), None)
+    truth = Truth.of(sp.csr_matrix(np.array([[1, 1, 0, 1]], np.float32)), None)
     rng = np.random.default_rng(0)
     rows = np.zeros(3000, int)
     pool, _, targets = training._batch_labels(truth, rows, rng, torch.device("cpu"))
@@ -299,7 +371,7 @@ def test_the_one_positive_is_drawn_uniformly():
 
 
 def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
-    """Eight batches in threes: the last update has two, and is their mean as well."""
+    """Eight batches in groups of three: the last update is the mean of two."""
     found = []
 
     def record(self):
@@ -349,17 +421,50 @@ def test_a_classifier_step_touches_only_the_labels_of_its_batch(dataset, monkeyp
 
 
 @pytest.mark.parametrize("finetune", ["true", "false"])
-def test_the_classifier_stage_trains_the_encoder_only_if_told_to(dataset, finetune):
+def test_the_classifier_stage_trains_the_encoder_only_if_asked(dataset, finetune):
     encoder = BagEncoder.fit(dataset.train_texts, dim=16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     sets = (f"classifier_stage.finetune={finetune}", *CLASSIFIER_ONLY)
     model = ngame.train(dataset, tiny.config(*sets), encoder=encoder)
     assert same(before, weights(model)) is (finetune == "false")
-    # It starts from the labels' embeddings, and moves.
+    # The classifier starts from the label embeddings and changes.
     start = ngame.train(dataset, tiny.config("encoder_stage.epochs=0", *ENCODER_ONLY))
     moved = np.abs(model.classifier - start.label_vectors).max(axis=1)
     assert (moved > 1e-3).all()
     assert (np.sum(model.classifier * model.label_vectors, axis=1) > 0.3).all()
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_texts_are_encoded_once_by_a_frozen_encoder(dataset, epochs):
+    """For training, validation, recall, clusters, the fusion and the model together."""
+    encoder = Words()
+    model = ngame.train(
+        dataset,
+        tiny.config(
+            "encoder_stage.epochs=0",
+            f"classifier_stage.epochs={epochs}",
+            "classifier_stage.cluster_size=4",
+        ),
+        encoder=encoder,
+    )
+    distinct = 300 + tiny.LABELS
+    assert encoder.rows_evaluated == distinct + 60  # test points
+    assert not encoder.trained_on
+    # In the order of the data set, held-out points among the others.
+    expected = model.encode(dataset.train_texts)
+    np.testing.assert_allclose(model.point_vectors.astype(np.float32), expected, atol=5e-4)
+    assert (model.point_labels != dataset.train_labels).nnz == 0
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_model_has_the_vectors_of_its_fine_tuned_encoder(dataset, keep):
+    encoder = Words()
+    sets = ("classifier_stage.finetune=true", "classifier_stage.epochs=3", f"keep={keep}")
+    model = ngame.train(dataset, tiny.config(*sets), encoder=encoder)
+    assert encoder.rows_evaluated > 3 * 300
+    np.testing.assert_array_equal(model.encode(dataset.label_texts), model.label_vectors)
+    expected = model.encode(dataset.train_texts)
+    np.testing.assert_allclose(model.point_vectors.astype(np.float32), expected, atol=5e-4)
 
 
 @pytest.mark.parametrize(("keep", "chosen"), [("best", 1), ("last", 2)])
@@ -377,11 +482,11 @@ def test_which_epoch_is_kept(dataset, monkeypatch, keep, chosen):
     assert same(weights(model), seen[chosen])
 
 
-# What training may see
+# Held-out and test points
 
 
 def numbered(points=60, labels=6, **more):
-    """Every text is one word of its own."""
+    """Every text is one unique word."""
     y = sp.csr_matrix(np.eye(labels, dtype=np.float32)[np.arange(points) % labels])
     return ngame.Dataset(
         [f"point{row}" for row in range(points)],
@@ -398,7 +503,7 @@ def test_held_out_and_test_points_are_never_trained_on():
     config = tiny.config("classifier_stage.finetune=true")
     ngame.train(dataset, config, encoder=encoder)
     words = {number: word for word, number in encoder.vocabulary.items()}
-    trained, held_out = hold_out(truth_of(dataset.train_labels, None), config)
+    trained, held_out = split_held_out(Truth.of(dataset.train_labels, None), config)
     assert len(held_out) == 12
     assert sorted([*trained, *held_out]) == list(range(60))
     points = {f"point{row}" for row in trained}
@@ -420,11 +525,12 @@ def test_test_points_change_nothing_but_the_metrics():
 
 
 def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
-    """What the loss is told to pull up and to leave alone, batch by batch."""
+    """The targets and known positives that the loss gets, batch by batch."""
     y = np.zeros((30, 5), np.float32)
     y[:, 0] = 1
     y[np.arange(30), 1 + np.arange(30) % 4] = 1
-    # Labels of theirs and others, one pair twice; rows 4, 12, 20 and 28 keep theirs.
+    # Some pairs are labels of the point and some are not; one pair is given twice. Rows 4, 12, 20
+    # and 28 keep label 1.
     drop = [(row, 1) for row in range(0, 30, 2) if row % 8 != 4] + [(0, 1)]
     texts = [f"point{row}" for row in range(30)]
     dataset = ngame.Dataset(texts, y, [f"label{n}" for n in range(5)], drop_train=drop)
@@ -448,7 +554,7 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
     monkeypatch.setattr(training, "_hard_negative_recall", lambda *_: 0.0)
     config = tiny.config()
     ngame.train(dataset, config, encoder=Words())
-    trained, _ = hold_out(truth_of(dataset.train_labels, dataset.drop_train), config)
+    trained, _ = split_held_out(Truth.of(dataset.train_labels, dataset.drop_train), config)
     dropped = {tuple(pair) for pair in drop}
     met = 0
     assert len(seen) == len(batches)
@@ -474,7 +580,7 @@ def test_points_without_a_label_are_dropped_and_counted():
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert len(model.point_vectors) == 297
-    # It is as if they had never been there, but for the words that the tokenizer learnt.
+    # Like a data set without them, except for the words that the tokenizer learnt.
     kept = np.setdiff1d(np.arange(300), [3, 50, 51])
     without = tiny.dataset(
         train_texts=[whole.train_texts[row] for row in kept], train_labels=whole.train_labels[kept]
@@ -507,12 +613,12 @@ def test_labels_without_a_point_do_no_harm():
 # Seeds
 
 
-def test_the_seed_governs_everything(dataset):
+def test_results_depend_on_the_seed_alone(dataset):
     sets = ("encoder.dropout=0.2", "encoder_stage.positives=one", "classifier_stage.finetune=true")
     torch.manual_seed(1)
     first = ngame.train(dataset, tiny.config(*sets))
     torch.manual_seed(2)
-    np.random.seed(3)  # noqa: NPY002 - a global state that must be of no matter
+    np.random.seed(3)  # noqa: NPY002 - global state, which must not matter
     second = ngame.train(dataset, tiny.config(*sets))
     assert first.metrics == second.metrics
     assert same(weights(first), weights(second))
@@ -523,14 +629,14 @@ def test_the_seed_governs_everything(dataset):
     assert first.metrics != other.metrics
 
 
-def test_random_state_and_threads_of_the_caller_are_left_alone(dataset):
+def test_random_state_and_threads_of_the_caller_do_not_change(dataset):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     ngame.train(dataset, tiny.config("threads=3", "encoder.dropout=0.2"))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 
 
-# Very small, and wrong
+# Small and invalid inputs
 
 
 @pytest.mark.parametrize("loss", ["triplet", "softmax"])

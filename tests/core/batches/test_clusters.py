@@ -255,6 +255,8 @@ def test_schedule(options: dict[str, Any], sizes: list[int], due: list[int]) -> 
             sampler.refresh(some_clusters(64, 4))
         assert not sampler.due(epoch)
     assert asked == due
+    for epochs in range(7):
+        assert sampler.last_refresh(epochs) == max([e for e in due if e < epochs], default=-1)
 
 
 def test_refresh_that_was_missed_stays_due() -> None:

@@ -1,4 +1,4 @@
-"""The see-also task: its size, that it holds no answer in a question, that it is the same twice."""
+"""The see-also task: its size, no answer in any text, and the same data every time."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ def data():
 
 
 def name_of(text):
-    """The dotted name a text begins with: ``numpy.fill_diagonal (fill diagonal): Fill the ...``."""
+    """The dotted name at the start of a text: ``numpy.fill_diagonal (fill diagonal): Fill ...``."""
     return re.match(r"[\w.]+", text)[0]
 
 
@@ -56,7 +56,9 @@ def test_names_are_unique_and_sorted(data):
 def test_known_answers(data):
     assert answers(data, "numpy.fill_diagonal") == {"numpy.diag_indices", "numpy.diag_indices_from"}
     assert answers(data, "scipy.fft.fht") == {"scipy.fft.fhtoffset", "scipy.fft.ifht"}
-    assert "numpy.sum" in answers(data, "numpy.ndarray.sum")  # a full name, from within a class
+    assert "numpy.sum" in answers(
+        data, "numpy.ndarray.sum"
+    )  # a full name, in the docstring of a method
 
 
 def test_texts_are_names_and_descriptions(data):
@@ -71,7 +73,7 @@ def test_texts_are_names_and_descriptions(data):
     assert not any(re.search(r"\n|  |\.\. \w+::", text) for text in texts.values())
 
 
-def test_no_text_holds_its_see_also_section(data):
+def test_no_text_contains_its_see_also_section(data):
     checked = 0
     for text in data.train_texts + data.test_texts:
         _, _, section = docstring_of(name_of(text)).partition("See Also\n")

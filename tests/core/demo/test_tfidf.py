@@ -1,4 +1,4 @@
-"""The demo's yardstick against a slow twin."""
+"""The demo's baseline against a slow implementation."""
 
 import math
 from collections import Counter

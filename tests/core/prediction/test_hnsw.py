@@ -1,4 +1,4 @@
-"""The approximate index: nearly what exact search finds, and never what was left out."""
+"""The approximate index finds nearly what exact search finds, and never a dropped pair."""
 
 import numpy as np
 import pytest
@@ -49,14 +49,14 @@ def test_fewer_than_asked_for(rng):
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
 
 
-def test_copies_of_one_vector(rng):
+def test_duplicates(rng):
     items = np.repeat(vectors(rng, 2), 400, axis=0)
     scores, ids = HnswIndex(items).search(items[:3], 300)
     np.testing.assert_allclose(scores, 1, atol=1e-5)
     assert all(len(set(row)) == 300 for row in ids)
 
 
-def test_a_walk_that_cannot_end_is_made_exact(rng, monkeypatch):
+def test_exact_search_if_the_graph_reaches_too_few(rng, monkeypatch):
     index = HnswIndex(vectors(rng, 50))
     queries = vectors(rng, 3)
 
@@ -64,7 +64,7 @@ def test_a_walk_that_cannot_end_is_made_exact(rng, monkeypatch):
         def set_ef(self, _):
             pass
 
-        def knn_query(self, *_):
+        def knn_query(self, *_, **__):
             raise RuntimeError("Cannot return the results in a contiguous 2D array.")
 
     monkeypatch.setattr(index, "_graph", Lost())
@@ -83,5 +83,5 @@ def test_saved_and_loaded(rng, tmp_path):
     with pytest.raises(ValueError, match="has 500 vectors, the model 499"):
         HnswIndex.load(tmp_path / "index", items[1:])
     (tmp_path / "index").write_bytes(b"no graph")
-    with pytest.raises(ValueError, match="index holds no index"):
+    with pytest.raises(ValueError, match="index is not an index"):
         HnswIndex.load(tmp_path / "index", items)

@@ -74,7 +74,7 @@ class Index:
             raise ValueError("data has NaN or infinity")
         queries = queries.astype(np.float32)
         scores, ids = self._graph.search(
-            normalize(queries) if self.space == "cosine" else queries, k
+            normalize(queries) if self.space == "cosine" else queries, k, threads=self.threads
         )
         return ids.astype(np.int64), scores
 
@@ -105,7 +105,7 @@ class Index:
             from ngame.prediction.hnsw import HnswIndex
 
             graph = f"{os.fspath(fname)}.graph"
-            self._graph = HnswIndex.load(graph, items, threads=self.threads)
+            self._graph = HnswIndex.load(graph, items)
         self.items = items
 
 

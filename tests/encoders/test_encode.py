@@ -1,23 +1,21 @@
-"""Embeddings had beside a training: what must not change by it, and what the refresh needs."""
+"""Encoding: side effects on training, the order of rows, and errors of wrong encoders."""
 
 import doctest
 import random
-import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-import ngame
-from ngame.batches.timer import RefreshTimer
-from ngame.encoders import encode as embeddings
-from ngame.encoders.bank import EmbeddingBank
-from ngame.encoders.encode import encode_rows, evaluating
+from ngame.data.tokens import Tokens
+from ngame.encoders import bank as bank_module
+from ngame.encoders import encode as encode_module
+from ngame.encoders.encode import check_vectors, encode, encode_rows, evaluating
 
 
 class Model(torch.nn.Module):
-    """Has a layer that is frozen in evaluation mode, and a `train` that does more than its mode."""
+    """Has a layer frozen in evaluation mode, and a `train` that does more than set the mode."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +86,7 @@ def test_evaluating_restores_after_an_error(model):
     assert draw_of_all() == expected
 
 
-def test_what_training_draws_next_is_the_same(model):
+def test_training_draws_the_same_random_numbers(model):
     seed_all()
     expected = draw_of_all()
     seed_all()
@@ -108,16 +106,16 @@ def test_random_state_of_cuda(model):
     assert torch.equal(torch.rand(1, device=device), expected)
 
 
-def test_what_a_model_keeps_from_the_block_can_be_trained_with(model):
-    """Inference mode would forbid it."""
+def test_tensors_made_within_the_block_can_be_used_in_training(model):
+    """Inference mode would not allow that."""
     with evaluating(model):
         kept = torch.ones(2, 6) * 3
     (model(np.arange(2)) * kept).sum().backward()
     assert model.table.weight.grad.any()
 
 
-def test_a_training_step_does_not_notice_a_refresh(model):
-    """Dropout draws the same masks, and the running means of BatchNorm stay."""
+def test_encoding_has_no_effect_on_a_training_step(model):
+    """Dropout draws the same masks, and the running means of BatchNorm do not change."""
 
     def step():
         torch.manual_seed(5)
@@ -151,7 +149,7 @@ def test_rows_come_back_in_order(model, chunk_size):
     assert sizes == [chunk_size] * (50 // chunk_size) + [50 % chunk_size] * (50 % chunk_size > 0)
 
 
-def test_rows_of_like_length_go_together(model, rng):
+def test_chunks_have_rows_of_similar_length(model, rng):
     lengths = rng.integers(0, 40, 50)
     chunks = []
 
@@ -165,12 +163,14 @@ def test_rows_of_like_length_go_together(model, rng):
     for rows, after in zip(chunks, [*chunks[1:], []], strict=True):
         longest = max(1, lengths[rows[0]])
         assert len(rows) * longest <= 64
-        assert not len(after) or (len(rows) + 1) * longest > 64  # no smaller than it must be
-    encode_rows(encode, 3, model=model, chunk_size=2, lengths=[9, 9, 1])  # alone, not never
+        assert not len(after) or (len(rows) + 1) * longest > 64  # not smaller than necessary
+    encode_rows(
+        encode, 3, model=model, chunk_size=2, lengths=[9, 9, 1]
+    )  # rows longer than the chunk
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_float_will_do(model, dtype):
+def test_any_float_dtype_is_accepted(model, dtype):
     expected = encode_rows(model, 50, model=model)
     np.testing.assert_allclose(
         encode_rows(lambda rows: model(rows).to(dtype), 50, model=model), expected, rtol=0.01
@@ -208,117 +208,70 @@ def test_wrong_encoders(model):
         encode_rows(model, 0, model=model)
 
 
-# The bank
-
-
-def test_bank_keeps_directions(rng):
-    x = rng.standard_normal((8, 5), dtype=np.float32) * 1000
-    x[3] = 0
-    bank = EmbeddingBank(10, 5)
-    assert len(bank) == 10
-    assert bank.unseen.tolist() == list(range(10))
-    bank.update(np.arange(8), x)
-    np.testing.assert_allclose(bank.vectors[:8], F.normalize(torch.from_numpy(x), dim=1), atol=5e-4)
-    assert not bank.vectors[[3, 8, 9]].any()
-    assert bank.vectors.dtype == np.float16
-    # A zero vector was seen, if it has no direction; a row that was not stored was not.
-    assert bank.unseen.tolist() == [8, 9]
-    bank.update([8, 0, 8], x[[0, 1, 2]])
-    np.testing.assert_array_equal(bank.vectors[[8, 0]], bank.vectors[[2, 1]])
-    bank.update([], np.empty((0, 5), np.float32))
-    assert bank.unseen.tolist() == [9]
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_bank_of_tiny_and_huge_vectors(scale):
-    bank = EmbeddingBank(1, 2)
-    bank.update([0], torch.tensor([[3.0, 4.0]]) * scale)
-    np.testing.assert_allclose(bank.vectors, [[0.6, 0.8]], atol=5e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_bank_takes_tensors_with_gradients(dtype):
-    bank = EmbeddingBank(3, 2)
-    x = torch.tensor([[0.0, 2.0]], dtype=dtype, requires_grad=True)
-    bank.update(torch.tensor([1]), x * 2)
-    assert bank.vectors.tolist() == [[0, 0], [0, 1], [0, 0]]
-
-
-def test_bank_of_a_running_trainer(mixture):
-    """Each epoch of batches fills it; the clusters are those of the vectors themselves."""
-    x = mixture(64, 8)
-    sampler = ngame.ClusterBatchSampler(64, 16, cluster_size=4)
-    bank = EmbeddingBank(64, 8)
-    for rows in sampler:
-        bank.update(rows, torch.from_numpy(x[rows]))
-    assert not len(bank.unseen)
-    sampler.set_epoch(1)
-    sampler.refresh(bank.vectors)
-    ours = ngame.balanced_clusters(x, size=4).coherence(x)
-    assert sampler.clusters.coherence(x) == pytest.approx(ours, abs=0.05)
-
-
-def test_bank_refuses_what_it_cannot_keep():
-    bank = EmbeddingBank(4, 2)
-    ones = np.ones((2, 2), np.float32)
-    for rows, vectors, error, message in [
-        ([0, 4], ones, IndexError, "rows has 4, out of range for 4"),
-        ([0, -1], ones, IndexError, "rows has -1, out of range for 4"),
-        ([0.0, 1.0], ones, TypeError, "rows has dtype float64"),
-        ([[0, 1]], ones, ValueError, "expected one dimension"),
-        ([0], ones, ValueError, r"shape \(2, 2\), expected \(1, 2\)"),
-        ([0, 1], ones[:, :1], ValueError, r"shape \(2, 1\), expected \(2, 2\)"),
-        ([0, 1], ones.astype(int), TypeError, "vectors is of dtype int64, expected floats"),
-        ([0, 1], ones.tolist(), TypeError, "vectors is a list, expected a float tensor or array"),
-        ([0, 2], np.array([[1, 1], [1, np.nan]]), ValueError, r"vectors\[1\], of row 2, has NaN"),
-        ([0, 2], torch.tensor([[torch.inf, 1], [1, 1]]), ValueError, r"vectors\[0\], of row 0"),
-    ]:
-        with pytest.raises(error, match=message):
-            bank.update(rows, vectors)
-        assert bank.unseen.tolist() == [0, 1, 2, 3]
-        assert not bank.vectors.any()
-    with pytest.raises(ValueError, match="n_rows is 0"):
-        EmbeddingBank(0, 2)
-    with pytest.raises(TypeError, match="dim is a float"):
-        EmbeddingBank(2, 2.0)
-
-
-def test_bank_survives_a_restart(rng):
-    bank = EmbeddingBank(6, 3)
-    bank.update([1, 4], rng.standard_normal((2, 3)))
-    state = {name: value.copy() for name, value in bank.state_dict().items()}
-    again = EmbeddingBank(6, 3)
-    again.load_state_dict(state)
-    np.testing.assert_array_equal(again.vectors, bank.vectors)
-    assert again.unseen.tolist() == bank.unseen.tolist() == [0, 2, 3, 5]
-    state["vectors"][:] = 0  # which is the caller's
-    assert again.vectors.any()
-    with pytest.raises(ValueError, match=r"vectors of shape \(6, 3\), this bank \(6, 4\)"):
-        EmbeddingBank(6, 4).load_state_dict(state)
-    with pytest.raises(ValueError, match="state lacks seen"):
-        EmbeddingBank(6, 3).load_state_dict({"vectors": state["vectors"]})
-
-
-# The time
-
-
-def test_timer(monkeypatch):
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    timer = RefreshTimer()
-    assert timer.share == 0
-    now += 7
-    timer.start_epoch()
-    for seconds in (1, 2):
-        with timer:
-            now += seconds
-        now += 3
-    assert (timer.refresh_seconds, timer.seconds, timer.share) == (3, 9, 3 / 9)
-    timer.start_epoch()
-    assert (timer.refresh_seconds, timer.seconds, timer.share) == (0, 0, 0)
-
-
-def test_examples_in_docstrings():
-    found = doctest.testmod(embeddings)
+@pytest.mark.parametrize("module", [encode_module, bank_module])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(module)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+# Encoding texts
+
+
+class Sums(torch.nn.Module):
+    """A text's vector is (sum of its ids, number of its ids, 1)."""
+
+    dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, tokens):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.batches.append(tokens.lengths)
+        ids = [tokens.ids[a:b] for a, b in pairwise(tokens.offsets)]
+        return torch.tensor([[float(sum(row)), len(row), 1.0] for row in ids])
+
+
+def some_tokens(rng, rows=50):
+    return Tokens.from_lists([rng.integers(100, size=rng.integers(8)) for _ in range(rows)])
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 7, 64, 10_000])
+def test_texts_come_back_in_order(rng, tokens_per_batch):
+    tokens = some_tokens(rng)
+    encoder = Sums()
+    vectors = encode(encoder, tokens, tokens_per_batch=tokens_per_batch)
+    expected = [(tokens.ids[a:b].sum(), b - a, 1) for a, b in pairwise(tokens.offsets)]
+    np.testing.assert_array_equal(vectors, expected)
+    assert vectors.dtype == np.float32
+    for lengths in encoder.batches:
+        assert len(lengths) == 1 or len(lengths) * max(1, lengths.max()) <= tokens_per_batch
+
+
+def test_no_texts():
+    assert encode(Sums(), Tokens.from_lists([])).shape == (0, 3)
+
+
+def test_nan_names_the_text(rng):
+    tokens = Tokens.from_lists([[1], [2, 2], [3]])
+    encoder = Sums()
+    good = encoder.forward
+    encoder.forward = lambda t: good(t).masked_fill_(good(t) == 4, torch.nan)
+    with pytest.raises(ValueError, match=r"NaN or infinity for row 1$"):
+        encode(encoder, tokens)
+
+
+def test_wrong_shape_and_type(rng):
+    with pytest.raises(ValueError, match=r"returned shape \(2, 4\), expected \(2, 3\)"):
+        check_vectors(torch.zeros(2, 4), 2, 3)
+    with pytest.raises(ValueError, match=r"returned shape \(3,\), expected \(2, 3\)"):
+        check_vectors(torch.zeros(3), 2, 3)
+    with pytest.raises(TypeError, match="returned a ndarray, expected a tensor"):
+        check_vectors(np.zeros((2, 3)), 2, 3)
+    encoder = Sums()
+    encoder.dim = 5
+    with pytest.raises(ValueError, match=r"expected \(\d+, 5\)"):
+        encode(encoder, some_tokens(rng))

@@ -1,0 +1,23 @@
+"""Reading a saved encoder, whichever kind it is."""
+
+from pathlib import Path
+
+from ngame.encoders.bag import BagEncoder
+from ngame.encoders.base import Encoder
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Read an encoder that `BagEncoder.save` or `TransformerEncoder.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        The folder holds neither.
+    """
+    if (folder / "modules.json").exists():
+        from ngame.encoders.transformer import TransformerEncoder
+
+        return TransformerEncoder.load(folder)
+    if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
+        return BagEncoder.load(folder)
+    raise ValueError(f"{folder} holds no encoder that ngame saved: pass your own as encoder=")
