@@ -324,7 +324,8 @@ def test_core_checks_for_itself() -> None:
         _core.separate(order, (*keys[:2], 2**60), 2)
 
 
-HUGE = [5 * 10**8, 2**62 + 3, 2**63 - 1, 2**64, 10**30]
+MOST = 2**31 - 1
+HUGE = [5 * 10**8, MOST]
 
 
 @pytest.mark.parametrize("huge", HUGE)
@@ -333,7 +334,7 @@ def test_memory_goes_by_the_rows_whatever_is_asked_for(huge):
     keys = [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
     cluster = ClusterBatchSampler(10, huge, cluster_size=2, start_epoch=0, keys=keys)
     near = NeighbourBatchSampler(
-        10, huge, nearest=huge, drawn=huge, neighbour_range=2 * huge, keys=keys
+        10, huge, nearest=huge // 2, drawn=huge // 2, neighbour_range=huge, keys=keys
     )
     shared = NeighbourBatchSampler(10, huge, random_share=1.0, keys=keys)
     points, graph = np.eye(10, dtype=np.float32), sp.csr_matrix(np.ones((10, 10)))
@@ -354,7 +355,26 @@ def test_memory_goes_by_the_rows_whatever_is_asked_for(huge):
             make()
 
 
-@pytest.mark.parametrize("huge", HUGE[:3])
+@pytest.mark.parametrize("count", [2**31, 2**62 + 3, 2**63 - 1, 2**64, 10**30])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda count: ClusterBatchSampler(10, count, cluster_size=2),
+        lambda count: ClusterBatchSampler(10, 4, cluster_size=count),
+        lambda count: ClusterBatchSampler(10, 4, cluster_size=2, world_size=count),
+        lambda count: NeighbourBatchSampler(10, 4, nearest=count),
+        lambda count: NeighbourBatchSampler(10, 4, drawn=count),
+        lambda count: NeighbourBatchSampler(10, 4, neighbour_range=count),
+        lambda count: GroupBatchSampler([0, 0, 1], count),
+        lambda count: GroupBatchSampler([0, 0, 1], 2, per_group=count),
+    ],
+)
+def test_counts_beyond_32_bits(make, count):
+    with pytest.raises(ValueError, match=f"is {count}, expected at most {MOST}"):
+        make(count)
+
+
+@pytest.mark.parametrize("huge", HUGE)
 def test_the_core_allocates_by_the_rows(huge):
     keys = _core.number_keys(np.arange(5), np.array([1, 1, 2, 2]))
     order = np.arange(4, dtype=np.int32)
