@@ -1,1 +1,1 @@
-"""The batches inside trainers of others: one module a library, which alone imports that library."""
+"""The batches in other trainers: one module for each library, the only one that imports it."""

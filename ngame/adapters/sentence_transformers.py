@@ -25,22 +25,22 @@ _ROWS_AT_ONCE = 8192
 
 
 class BatchSamplerFactory:
-    """What the trainer's argument `batch_sampler` takes: batches of one data set.
+    """For the trainer's argument `batch_sampler`: makes the batches of one data set.
 
     The trainer asks for the batches of every data set, for training and evaluation, and of each
-    part of a `DatasetDict`, without saying which it is. This factory knows its own, and gives
-    every other the trainer's default batches. A `RefreshCallback` refreshes them.
+    part of a `DatasetDict`, without saying which it is. This factory recognizes its own, and gives
+    all others the trainer's default batches. A `RefreshCallback` refreshes its batches.
 
     Parameters
     ----------
     dataset : datasets.Dataset
-        The very object that the trainer gets as `train_dataset`, or as a part of it.
+        The same object that the trainer gets as `train_dataset`, or as a part of it.
     sampler : callable
         `ngame.ClusterBatchSampler`, or whatever makes a sampler from a number of rows, a batch size
         and the keyword `drop_last`.
     **options
-        Further keywords for the sampler: `cluster_size`, `seed`, ... The trainer's own seed plays
-        no part. It deals the batches to several processes itself: leave out `world_size`.
+        More keywords for the sampler: `cluster_size`, `seed`, ... The trainer's seed is not used.
+        Leave out `world_size`: the trainer itself deals the batches to several processes.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class BatchSamplerFactory:
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> Any:
-        """Batches of a data set: clustered ones of one's own, the trainer's default of others."""
+        """Batches of a data set: clustered ones of its own, the trainer's default of others."""
         if self._dataset is None:
             raise ValueError(
                 "this BatchSamplerFactory is a pickled copy, without its data set: make a new one"
@@ -96,20 +96,19 @@ class BatchSamplerFactory:
 class RefreshCallback(SamplerCallback):
     """Refresh the training batches with embeddings by the model in training.
 
-    A column of the data set is encoded, with the prompt that training gives it, at the beginning
-    of each epoch that a refresh is due for; or, at no cost, the vectors come from a bank. The state
-    of the batches is saved in every checkpoint, as `ngame.adapters.transformers.SamplerCallback`
-    says.
+    At the start of each epoch for which a refresh is due, a column of the data set is encoded with
+    the prompt it has in training; or, at no cost, the vectors come from a bank. Every checkpoint
+    holds the state of the batches, as `ngame.adapters.transformers.SamplerCallback` says.
 
     Parameters
     ----------
     column : str, optional
-        If not given, the first that is no label: the anchors.
+        By default the first that is no label: the anchors.
     batch_size : int
         Texts encoded at once.
     bank : EmbeddingBank, optional
-        The one that `MaskedMultipleNegativesRankingLoss` fills: nothing is encoded then. The vector
-        of an anchor that training has not met yet is zero.
+        The bank that `MaskedMultipleNegativesRankingLoss` fills: then nothing is encoded. The
+        vector of an anchor that training has not visited yet is zero.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class RefreshCallback(SamplerCallback):
         column = self._column or columns[0]
         if column not in columns:
             raise ValueError(f"column is {column}, the data set has {', '.join(columns)}")
-        # The trainer adds the name of a data set to its rows where prompts may depend on it.
+        # The trainer adds a data set's name to its rows if prompts may depend on it.
         prompt = _prompt(args.prompts, dataset[0].get("dataset_name"), column)
         refresh_sampler(
             sampler,
@@ -148,7 +147,7 @@ class RefreshCallback(SamplerCallback):
 
 
 def _prompt(prompts: Any, dataset_name: str | None, column: str) -> str:
-    """The prompt of a column, in whichever form the trainer has its `prompts`."""
+    """The prompt of a column, for any form of the trainer's `prompts`."""
     if isinstance(prompts, Mapping) and dataset_name in prompts:
         prompts = prompts[dataset_name]
     if isinstance(prompts, Mapping):
@@ -160,11 +159,11 @@ def _prompt(prompts: Any, dataset_name: str | None, column: str) -> str:
 class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
     """`MultipleNegativesRankingLoss` in which no known positive serves as a negative.
 
-    Batches of near rows hold many pairs whose positive also is a positive of another row. With
-    scores s_ij, the cosine of anchor i and positive j times `scale`, row i pays
-    ``log(1 + sum_j exp(s_ij - s_ii))`` over the j that are not known positives of row i. The
-    loss is the mean over the rows. Without known positives among the others, it is
-    `MultipleNegativesRankingLoss` of sentence-transformers, to the rounding.
+    In batches of near rows, many positives are also positives of other rows. Let s_ij be the cosine
+    of anchor i and positive j times `scale`. The loss of row i is
+    ``log(1 + sum_j exp(s_ij - s_ii))`` over all j that are not known positives of row i; the mean
+    over the rows is returned. If the others hold no known positives, this equals
+    `MultipleNegativesRankingLoss` of sentence-transformers up to rounding.
 
     The data set has the columns anchor, positive, any number of negatives, and ``label``, which
     holds ids instead of texts: in each row either the id of its positive; or, where `positives` is
@@ -174,18 +173,18 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
     ----------
     model : SentenceTransformer
     positives : CSR matrix of shape [anchors, positives], optional
-        Its stored entries are the known positives. If not given, a row's known positives are the
-        rows with its label.
+        Its stored entries are the known positives. By default a row's known positives are the rows
+        with its label.
     scale : float
         Multiplies the cosines, as there.
     bank : EmbeddingBank, optional
-        Gets the vectors of the anchors under their ids, in training; only with `positives`. For
-        `RefreshCallback`, which clusters these instead of encoding all anchors again.
+        Stores the vectors of the anchors by their ids during training; only with `positives`.
+        `RefreshCallback` clusters these instead of encoding all anchors again.
 
     Raises
     ------
     ValueError
-        The labels of a batch have not the shape above; there is a bank, and no `positives`.
+        The labels of a batch do not have the shape above; there is a bank but no `positives`.
     IndexError
         A label is out of range for `positives`.
     """
@@ -202,7 +201,7 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
         if not scale > 0:
             raise ValueError(f"scale is {scale}, expected more than 0")
         if bank is not None and positives is None:
-            raise ValueError("bank is given without positives, by whose rows anchors have ids")
+            raise ValueError("bank is given without positives, whose rows are the ids of anchors")
         self.model = model
         self.positives = positives
         self.scale = scale
@@ -211,7 +210,7 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
     def forward(
         self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Loss of a batch: features of the columns, and the label column."""
+        """The loss of a batch, from the features of its columns and its label column."""
         anchors, *others = (
             F.normalize(self.model(dict(features))["sentence_embedding"], dim=1)
             for features in sentence_features
@@ -229,11 +228,11 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
             if self.bank is not None and self.model.training:
                 self.bank.update(ids[:, 0], anchors)
         own = torch.arange(rows, device=anchors.device)
-        # A row's own pair is no negative of it, even where `positives` lacks that pair.
+        # A row's own pair is never its negative, even if `positives` lacks that pair.
         known = CooIndex(torch.cat([known.rows, own]), torch.cat([known.columns, own]))
         scores = anchors @ torch.cat(others).T
         return decoupled_softmax(scores, known, CooIndex(own, own), temperature=1 / self.scale)
 
     def get_config_dict(self) -> dict[str, float]:
-        """What the trainer writes into the model card."""
+        """Settings for the model card."""
         return {"scale": self.scale}

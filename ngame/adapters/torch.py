@@ -1,4 +1,4 @@
-"""The batches inside a training loop: fresh clusters on time, several processes, resumption."""
+"""The batches in a training loop: refreshes on time, several processes, resuming."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -15,7 +15,7 @@ from ngame.state import from_tensors, to_tensors
 
 
 class RefreshableSampler(Protocol):
-    """What the functions here need of a batch sampler; `ngame.ClusterBatchSampler` is one."""
+    """The batch sampler that the functions here take, such as `ngame.ClusterBatchSampler`."""
 
     n_rows: int
     batch_size: int
@@ -42,32 +42,31 @@ def refresh_sampler(
     lengths: npt.ArrayLike | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Encode all rows with the model as it is now, and refresh the sampler with the vectors.
+    """Encode all rows with the current model, and refresh the sampler with the vectors.
 
-    Where torch.distributed is initialized, every rank must call this, and encodes its share of the
-    rows; rank 0 gathers the vectors, refreshes its sampler, and sends that sampler's state to the
-    others, so that all ranks plan from the same clusters to the last bit. What is exchanged goes
-    through host memory.
+    If torch.distributed is initialized, every rank must call this, and encodes its share of the
+    rows. Rank 0 gathers the vectors, refreshes its sampler, and sends the sampler's state to the
+    others, so that all ranks plan from identical clusters. The exchange goes through host memory.
 
     Parameters
     ----------
     sampler : ClusterBatchSampler, or another `RefreshableSampler`
     encode : callable
         ``encode(rows)`` gives the vectors of the rows, a tensor or array of shape [m, d], for an
-        int64 array of m row ids. Among several processes it must call the bare module and not
-        the ``DistributedDataParallel`` around it, whose forward pass waits for all ranks.
+        int64 array of m row ids. With several processes it must call the bare module, not the
+        ``DistributedDataParallel`` around it, whose forward pass waits for all ranks.
     model : torch.nn.Module
-        What `encode` runs; its mode and the random states are afterwards what they were.
-    chunk_size, lengths : as `ngame.encode_rows` takes them, `lengths` for all rows
+        The module that `encode` runs; its mode and the random states are restored.
+    chunk_size, lengths : as in `ngame.encode_rows`, `lengths` for all rows
     device : torch.device or str, optional
-        Where one process gathers the vectors, for a sampler that takes them from there: on a GPU,
-        a `ClusterBatchSampler` where the GPU core is built. The host if not given.
+        Where a single process gathers the vectors: the host, by default, or a GPU if the sampler
+        takes vectors there, as `ClusterBatchSampler` does if the GPU core is built.
 
     Raises
     ------
     ValueError
-        As `ngame.encode_rows` and the sampler's `refresh` raise it. One rank that fails leaves the
-        others waiting until its process ends, as torchrun sees to.
+        As in `ngame.encode_rows` and the sampler's `refresh`. If one rank fails, the others wait
+        until torchrun ends them.
     """
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
@@ -83,7 +82,7 @@ def refresh_sampler(
     if not together:
         sampler.refresh(vectors)
         return
-    # Host memory has room for all vectors, and whatever moves gradients may know no CPU tensors.
+    # Only host memory surely has room for all vectors, and a backend for GPUs takes no CPU tensors.
     on_host = "cpu:gloo" in dist.get_backend_config()
     group = None if on_host else dist.new_group(backend="gloo")
     try:
@@ -102,9 +101,9 @@ def refresh_sampler(
 def _gather(
     vectors: npt.NDArray[np.float32], n_rows: int, group: Any
 ) -> npt.NDArray[np.float32] | None:
-    """Vectors of all rows on rank 0, None elsewhere; rank r of R has rows r, r + R, r + 2R, ..."""
+    """All vectors on rank 0, None on the others; rank r of R encoded the rows r, r + R, ..."""
     ranks = dist.get_world_size()
-    # Collectives want one shape on all ranks: the shorter shares are filled up.
+    # Collectives need one shape on all ranks: shorter shares are padded.
     share = torch.zeros(-(-n_rows // ranks), vectors.shape[1])
     share[: len(vectors)] = torch.from_numpy(vectors)
     if dist.get_rank() > 0:
@@ -134,7 +133,7 @@ class ClusterDataLoader(DataLoader[Any]):
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
-        Of as many items as the sampler has rows.
+        Has as many items as the sampler has rows.
     sampler : ClusterBatchSampler, or another `RefreshableSampler`
         With several processes, made with `world_size` and `rank`; Lightning then needs
         ``Trainer(use_distributed_sampler=False)``. For accelerate, which deals the batches to the
@@ -172,8 +171,8 @@ class ClusterDataLoader(DataLoader[Any]):
         self._batches = _Batches(sampler, refresh)
         self._delivered = 0
         self._resumed: tuple[int, int] | None = None
-        # A generator of its own, since the loader would else draw from the global one every time
-        # it is iterated, once more where a run was resumed.
+        # A generator of its own: otherwise every iteration would draw from the global one, and a
+        # resumed run would draw once more.
         super().__init__(
             dataset, batch_sampler=self._batches, generator=torch.Generator(), **options
         )
@@ -184,7 +183,7 @@ class ClusterDataLoader(DataLoader[Any]):
         return self._batches.planner.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration plans."""
+        """Set the epoch that the next iteration plans."""
         self._batches.planner.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -202,18 +201,18 @@ class ClusterDataLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The sampler's state and the number of batches delivered.
 
-        All of it is tensors: whatever a checkpoint is written with, it needs no pickle for them.
+        All values are tensors, so that a checkpoint needs no pickle.
         """
         state = {**self._batches.planner.state_dict(), "delivered": self._delivered}
         return to_tensors(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave.
+        """Restore a state from `state_dict`.
 
         Raises
         ------
         ValueError
-            As the sampler's `load_state_dict`; or `state` lacks the number of batches.
+            As in the sampler's `load_state_dict`; or `state` lacks the number of batches.
         """
         if "delivered" not in state:
             raise ValueError("state lacks delivered, the number of batches")

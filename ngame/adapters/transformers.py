@@ -22,19 +22,19 @@ from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 class BatchSamplerMixin:
     """A `Trainer` that takes its training batches from a batch sampler.
 
-    To be named before the trainer among the bases: ``class Mine(BatchSamplerMixin, Trainer)``.
-    Batches for evaluation are the trainer's own. `per_device_train_batch_size` should be the
-    sampler's batch size, since the trainer reports it.
+    Name it before the trainer among the bases: ``class Mine(BatchSamplerMixin, Trainer)``. The
+    trainer's own batches serve for evaluation. Set `per_device_train_batch_size` to the sampler's
+    batch size, since the trainer reports it.
 
     Parameters
     ----------
     batch_sampler : ClusterBatchSampler, or another `ngame.adapters.torch.RefreshableSampler`
-        Or a `GroupBatchSampler`, which needs no callback, as nothing refreshes it. Made without
-        `world_size` and `rank`: the trainer deals the batches to its processes
-        itself. Several processes need its `drop_last`; the rows of a round that is not complete
-        are left out too, others every epoch.
+        Or a `GroupBatchSampler`, which is never refreshed and needs no callback. Make it without
+        `world_size` and `rank`: the trainer itself deals the batches to its processes. Several
+        processes need its `drop_last`; each epoch leaves out other rows, those that do not fill a
+        round of batches.
     *args, **kwargs
-        Those of the trainer.
+        Arguments of the trainer.
 
     Raises
     ------
@@ -74,22 +74,22 @@ class BatchSamplerMixin:
 
 
 class SamplerCallback(TrainerCallback, ABC):
-    """What refreshes, saves and restores the batches; `refresh` is for a subclass to say.
+    """Refreshes, saves and restores the batches; a subclass defines `refresh`.
 
-    Of every batch sampler in the data loader for training that can be refreshed: it is refreshed
-    at the beginning of each epoch it is due for, and its state is saved in every checkpoint as
-    ``ngame.safetensors``, so that a run that is resumed goes on with the batches it would have had.
+    Every batch sampler in the training loader that can be refreshed is refreshed at the start of
+    each epoch it is due for. Its state is saved in every checkpoint as ``ngame.safetensors``, so a
+    resumed run has the same batches as an uninterrupted one.
 
     Attributes
     ----------
     bank : EmbeddingBank or None
-        Where `refresh` takes vectors from a bank: that bank, to be saved and restored too.
+        The bank that `refresh` takes vectors from, if any; it is saved and restored too.
 
     Raises
     ------
     ValueError
         When training begins: its data loader has no batch sampler that can be refreshed; or there
-        is a bank and several processes, each of which would fill its own.
+        are a bank and several processes, each of which would fill its own.
     FileNotFoundError
         When training is resumed: the checkpoint in `output_dir` lacks its ``ngame.safetensors``.
     """
@@ -104,7 +104,7 @@ class SamplerCallback(TrainerCallback, ABC):
         """Refresh one sampler with vectors of the rows of its data set."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the batches; take up their state where a run is resumed."""
+        """Find the batch samplers; restore their state if a run is resumed."""
         loader = kwargs["train_dataloader"]
         samplers = [sampler for sampler, _ in clustered(loader)]
         if not samplers:
@@ -117,7 +117,8 @@ class SamplerCallback(TrainerCallback, ABC):
                 f"there is a bank, and {args.world_size} processes: each would fill its own, with "
                 "its rows only. Leave the bank out"
             )
-        # As the trainer counts, who tells callbacks no epoch that holds after an epoch cut short.
+        # Counted as the trainer does: the epoch it tells callbacks is wrong after an epoch that was
+        # cut short.
         steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._epoch = state.global_step // steps
         if state.global_step:
@@ -134,7 +135,7 @@ class SamplerCallback(TrainerCallback, ABC):
                 self.bank.load_state_dict(from_tensors(take_prefix(tensors, "bank.")))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refresh what is due; the trainer asks for the epoch's first batch after this."""
+        """Refresh what is due, before the trainer asks for the epoch's first batch."""
         for sampler, dataset in clustered(kwargs["train_dataloader"]):
             sampler.set_epoch(self._epoch)
             if sampler.due(self._epoch):
@@ -142,7 +143,7 @@ class SamplerCallback(TrainerCallback, ABC):
         self._epoch += 1
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save the state of the batches beside the trainer's own."""
+        """Save the state of the batches next to the trainer's."""
         if args.should_save:
             parts = {
                 str(number): to_tensors(sampler.state_dict())
@@ -154,20 +155,20 @@ class SamplerCallback(TrainerCallback, ABC):
 
 
 class RefreshCallback(SamplerCallback):
-    """Refresh the training batches at the beginning of each epoch that they are due for.
+    """Refresh the training batches at the start of each epoch for which a refresh is due.
 
-    The state of the batches is saved in every checkpoint, as `SamplerCallback` says.
+    Every checkpoint holds the state of the batches, as `SamplerCallback` says.
 
     Parameters
     ----------
     encode : callable
-        ``encode(rows)`` gives the vectors of rows of the training set by the model as it is now,
-        a tensor or array of shape [m, d], for an int64 array of m row ids. It must call the bare
-        model, as `ngame.refresh_sampler` says.
-    chunk_size, lengths : as `ngame.encode_rows` takes them
+        ``encode(rows)`` gives the current model's vectors of rows of the training set, a tensor or
+        array of shape [m, d], for an int64 array of m row ids. It must call the bare model, as
+        `ngame.refresh_sampler` says.
+    chunk_size, lengths : as in `ngame.encode_rows`
     bank : EmbeddingBank, optional
-        The one that `encode` reads, if it does not encode but is ``lambda rows:
-        bank.vectors[rows]``; the trainer's `compute_loss` fills it.
+        The bank that `encode` reads, if it is ``lambda rows: bank.vectors[rows]``; the trainer's
+        `compute_loss` fills it.
     """
 
     def __init__(
@@ -186,16 +187,16 @@ class RefreshCallback(SamplerCallback):
     def refresh(
         self, sampler: RefreshableSampler, dataset: Any, model: torch.nn.Module, args: Any
     ) -> None:
-        """Refresh one sampler with what `encode` gives."""
+        """Refresh one sampler with the vectors that `encode` gives."""
         refresh_sampler(
             sampler, self._encode, model=model, chunk_size=self._chunk_size, lengths=self._lengths
         )
 
 
 def clustered(loader: Any) -> Iterator[tuple[RefreshableSampler, Any]]:
-    """The samplers in a trainer's data loader that can be refreshed, each with its data set."""
+    """The samplers in a trainer's data loader that can be refreshed, with their data sets."""
     batches = loader.batch_sampler
-    batches = getattr(batches, "batch_sampler", batches)  # within that of one process of several
+    batches = getattr(batches, "batch_sampler", batches)  # inside accelerate's, if there is one
     several = isinstance(loader.dataset, ConcatDataset) and hasattr(batches, "batch_samplers")
     samplers = batches.batch_samplers if several else [batches]
     datasets = loader.dataset.datasets if several else [loader.dataset]
@@ -205,7 +206,7 @@ def clustered(loader: Any) -> Iterator[tuple[RefreshableSampler, Any]]:
 
 
 def check_processes(sampler: RefreshableSampler, processes: int, option: str) -> None:
-    """Refuse batches that accelerate cannot deal evenly; `option` is what to set to True."""
+    """Reject batches that accelerate cannot deal evenly; `option` names what to set to True."""
     if sampler.state_dict()["world_size"] != 1:
         raise ValueError(
             "the batch sampler was made with world_size, "
@@ -213,8 +214,8 @@ def check_processes(sampler: RefreshableSampler, processes: int, option: str) ->
         )
     if processes > 1 and not sampler.drop_last:
         raise ValueError(
-            f"{option} is False with {processes} processes, which would then get unequal numbers "
-            "of batches and wait for each other for ever: set it to True"
+            f"{option} is False with {processes} processes, which would get unequal numbers of "
+            "batches and wait for each other for ever: set it to True"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the batches of an epoch are: whole clusters (NGAME), neighbourhoods, or groups."""
+"""Batch samplers: batches of whole clusters (NGAME), of neighbourhoods, or of groups."""
 
 from ngame.batches.clusters import ClusterBatchSampler
 from ngame.batches.groups import GroupBatchSampler

@@ -22,38 +22,37 @@ from ngame.cluster import Clusters, balanced_clusters
 class ClusterBatchSampler(RefreshedBatchSampler):
     """Plan the batches of every epoch so that rows of one cluster meet in one batch: NGAME.
 
-    A drop-in `batch_sampler` for a `torch.utils.data.DataLoader` and the trainers around it; it
-    needs no torch itself. Every row is visited once an epoch. Until clusters are due (see
-    `cluster_size`), and while there are none, batches are plain random ones. Afterwards the
-    clusters are shuffled, their rows concatenated, and the result cut into batches.
+    A drop-in `batch_sampler` for `torch.utils.data.DataLoader` and the trainers built on it; it
+    needs no torch itself. Every row is visited once an epoch. Batches are random until clusters are
+    due (see `cluster_size`) and given. Then the clusters are shuffled, their rows concatenated, and
+    the result cut into batches.
 
-    **Guarantee.** Where `batch_size` is a multiple of the cluster size, no cluster is split over
-    two batches; with `random_share` above zero this holds for every cluster size up to
-    `batch_size`, for the clusters that are not dissolved. It needs clusters of one size but for a
-    single smaller one, which is what ``balanced_clusters(size=...)`` makes. Otherwise a batch is
-    filled up from the next cluster, and clusters larger than a batch are dealt to several.
+    **Guarantee.** If `batch_size` is a multiple of the cluster size, no cluster is split over two
+    batches. With `random_share` above zero this holds for every cluster size up to `batch_size`,
+    except for the clusters dissolved for that share. All clusters but one smaller one must have the
+    same size, as ``balanced_clusters(size=...)`` makes them. Otherwise a batch is filled from the
+    next cluster, and clusters larger than a batch are dealt to several batches.
 
-    **Keys.** No two rows of a batch share a key, be it for duplicates, for several views of one
-    item, or for positives in common. Of rows that do, the first stays; the others move to the next
-    batches with room for them, and rows of the last batches fill the room they leave. The rest
-    stays where it is, so the guarantee holds for clusters without conflict, but for the few that
-    these two uses take a row from. Where one key has more rows than there are batches some are
-    left over: `rows_left_out` says how many. With one key a row these are as few as can be; with
-    several as few as every epoch is sure to come down to.
+    **Keys.** No two rows of a batch share a key: use keys for duplicates, for several views of one
+    item, or for common positives. Of rows that share one the first stays; the others move to later
+    batches with room, and rows of the last batches fill the gaps. All other rows stay, so the
+    guarantee still holds for clusters without conflicts, except the few that give rows away. If a
+    key has more rows than there are batches, some are left out: `rows_left_out` counts them. Their
+    number is minimal with one key a row; otherwise it is a safe constant.
 
     **Purity.** The plan is a function of the seed, the epoch, the number of refreshes, and the
-    clusters. Iterating changes nothing: an epoch can be abandoned and begun again, and the epoch
-    only advances by `set_epoch`. A plan is fixed when `iter` is called.
+    clusters. Iterating changes nothing: an epoch can be abandoned and started again, and only
+    `set_epoch` changes the epoch. A plan is fixed when `iter` is called.
 
     **Several processes.** Batch b of the epoch goes to rank ``b % world_size``, and all ranks get
-    the same number of full batches: the ``n_rows % (batch_size * world_size)`` rows that do not
+    the same number of full batches. The ``n_rows % (batch_size * world_size)`` rows that do not
     fill a round are left out (of those that keys allow), other rows every epoch. Every rank must
-    hold the same clusters; do not rely on embeddings that agree to the last bit, but cluster on
-    one rank and send the result to the `refresh` of the others.
+    hold the same clusters. Embeddings may differ in the last bit between ranks, so cluster on one
+    rank and send the result to the `refresh` of the others.
 
     **Pickling** (and copying) drops clusters and keys, so that worker processes and saved training
-    arguments carry no array of n_rows. A copy cannot plan clustered epochs before `refresh` or
-    `load_state_dict` gives it clusters, and none at all if there were keys.
+    arguments carry no array of n_rows. A copy cannot plan clustered epochs until `refresh` or
+    `load_state_dict` gives it clusters; if there were keys, it cannot plan at all.
 
     Parameters
     ----------
@@ -73,22 +72,22 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         Epochs from one refresh to the next, counted from the first epoch with clusters.
     random_share : float
         Share of the rows, from 0 to 1, that fills the batches at random instead of by cluster.
-        Which clusters are dissolved for it is drawn anew every epoch. The whole clusters are
-        dealt to the batches as evenly as they go, so that the share holds over the epoch even
-        where a batch has room for one cluster only. Room that no whole cluster fits into counts
-        towards it, and a short last batch is all random rows.
+        Every epoch draws anew which clusters are dissolved for it. The whole clusters are dealt to
+        the batches as evenly as possible, so the share holds over the epoch even if a batch has
+        room for one cluster only. Room that is too small for a whole cluster counts towards the
+        share, and a short last batch is all random rows.
     keys : integer array [n_rows] or [n_rows, c], or CSR matrix [n_rows, m], optional
-        Keys that no two rows of a batch may share. Of an array every value is a key, the same in
-        all columns; of a matrix the columns of a row's stored entries are its keys, none at all
-        being possible. They are no part of the state: give the same after a restart.
+        Keys that no two rows of a batch may share. Every value of an array is a key; columns share
+        one set of keys. Of a matrix, the columns of a row's stored entries are its keys; there may
+        be none. Keys are not part of the state: give the same ones after a restart.
     drop_last : bool
         Leave out the rows that do not fill a batch, other rows every epoch.
     seed : int
-        Governs every random choice, the clustering's included.
+        Seed of all random choices, including the clustering.
     world_size, rank : int
-        Number of processes that share an epoch, and which of them this is.
+        Number of processes that share an epoch, and the number of this one.
     threads : int
-        Threads that cluster; 0 means the CPUs this process may use.
+        Threads for clustering; 0 means the CPUs this process may use.
 
     Attributes
     ----------
@@ -101,15 +100,15 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         Rows that an epoch leaves out, over all ranks: the same number every epoch.
     sampler : object
         A proxy whose `set_epoch` forwards here: accelerate (with several processes) and Lightning
-        tell the epoch to `batch_sampler.sampler` only.
+        set the epoch only on `batch_sampler.sampler`.
 
     Raises
     ------
     TypeError
         An argument is not of the type above.
     ValueError
-        An argument is out of its range, `keys` has another number of rows than n_rows, or no rank
-        would get a single full batch.
+        An argument is out of its range, `keys` does not have n_rows rows, or no rank would get a
+        full batch.
 
     Examples
     --------
@@ -168,14 +167,14 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         return self._size_at(epoch)
 
     def refresh(self, source: Any) -> None:
-        """Take new clusters; they act from the next iteration on.
+        """Take new clusters, which the next iteration uses.
 
         Parameters
         ----------
         source : float32 or float16 array [n_rows, D], or Clusters
-            Embeddings, which `balanced_clusters` cuts into clusters of the size that the schedule
-            gives for the current epoch (or for the first one with clusters, if that is still to
-            come); or clusters of n_rows rows made elsewhere.
+            Embeddings, which `balanced_clusters` groups into clusters of the size scheduled for the
+            current epoch (or for the first epoch with clusters, if that is later); or clusters of
+            n_rows rows.
 
         Raises
         ------
@@ -225,23 +224,23 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         return self._separated(self._clustered(self.clusters, rng))
 
     def _clustered(self, clusters: Clusters, rng: np.random.Generator) -> npt.NDArray[np.int32]:
-        """Rows cluster by cluster, some of them at random places if so wanted."""
+        """Rows cluster by cluster, with `random_share` of them at random positions."""
         sizes = np.diff(clusters.offsets)
         size = int(sizes.max())
         others = np.flatnonzero(sizes != size)
         one_size = len(others) <= 1
-        place = rng.permutation(len(sizes))  # of each cluster in the epoch
+        position = rng.permutation(len(sizes))  # of each cluster in the epoch
         if one_size and len(others):
-            # The smaller cluster would push all that follow it out of line with the batches, so
-            # it comes last: of all rows, or else of the rows that are visited (the cluster behind
-            # it is then cut off, not split), since it must not be left out in every epoch.
+            # The smaller cluster would shift all later ones against the batches, so it comes last:
+            # of all rows, or, so that not every epoch leaves it out, of the rows that are visited.
+            # (The cluster after it is then cut off, not split.)
             last = len(sizes) - 1
             if self._visited < self.n_rows and not self._random_share:
                 last = max(self._visited // size - 1, 0)
-            place[place == last] = place[others]
-            place[others] = last
+            position[position == last] = position[others]
+            position[others] = last
         sequence = np.empty(len(sizes), np.int32)
-        sequence[place] = np.arange(len(sizes), dtype=np.int32)
+        sequence[position] = np.arange(len(sizes), dtype=np.int32)
         order: npt.NDArray[np.int32] = _core.cluster_order(
             clusters.order, clusters.offsets, sequence, draw_seed(rng)
         )
@@ -249,7 +248,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         n_full = self._visited // self.batch_size
         if not self._random_share or not n_full:
             return order
-        # Deal whole clusters, or single rows of them where clusters cannot stay whole.
+        # Deal whole clusters, or single rows where clusters cannot stay whole.
         unit = size if one_size and size <= self.batch_size else 1
         units_per_batch = min(
             (1.0 - self._random_share) * self.batch_size / unit, self.batch_size // unit
@@ -273,7 +272,7 @@ def _schedule(
     start_epoch: int | None,
     n_rows: int,
 ) -> dict[int, int]:
-    """Cluster size from each epoch on, in the order of the epochs."""
+    """The cluster size that holds from each epoch on, sorted by epoch."""
     if (cluster_size is None) == (schedule is None):
         raise ValueError("exactly one of cluster_size and schedule is expected")
     if cluster_size is not None:

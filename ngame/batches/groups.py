@@ -1,4 +1,4 @@
-"""Batches of one group, or of several groups with as many rows of each."""
+"""Batches of one group, or of several groups with equally many rows of each."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from ngame.batches.sampler import BatchSampler, Order, draw_seed
 
 
 class GroupBatchSampler(BatchSampler):
-    """Plan batches of one group, or of several groups with as many rows of each.
+    """Plan batches of one group, or of several groups with equally many rows of each.
 
     Every batch holds ``batch_size / per_group`` different groups (P) and `per_group` rows (K) of
     each. Without `per_group` batches are pure: one task a batch (GISTEmbed), one language a batch
     (CoCoSoDa). With it they are the P x K batches of triplet losses. Only full batches are made.
-    Which rows stand together, and which groups, is drawn anew every epoch.
+    Every epoch draws anew which rows and which groups meet.
 
-    Without `alpha` no row comes twice in an epoch, and as many come as can: left out are the rows
-    that do not fill up their group's last K (so groups smaller than `per_group` never come), and
-    where few groups hold most rows those that find no further group beside them.
+    Without `alpha` an epoch visits no row twice, and as many rows as possible. It leaves out the
+    rows that do not fill their group's last K (so it never visits groups smaller than `per_group`)
+    and, if few groups have most of the rows, those that find no other group for their batch.
 
     With `alpha` an epoch has as many batches, but groups take part in proportion to
-    ``size ** alpha``: 1 as they are, 0 all alike; CoCoSoDa uses 0.7. Small groups then begin again
-    with their rows, in another order, and large ones are visited in part. A group stands at most
-    once in a batch, even if its share is larger.
+    ``size ** alpha``: 1 means by size, 0 all equally; CoCoSoDa uses 0.7. Small groups then repeat
+    their rows in another order, and large ones are visited in part. A batch has a group at most
+    once, even if its share is larger.
 
     Keys, several processes, purity, length, state, and pickling are as in ClusterBatchSampler; a
     pickled copy cannot plan.
@@ -37,7 +37,7 @@ class GroupBatchSampler(BatchSampler):
     batch_size : int
         Rows a batch, on each rank.
     per_group : int, optional
-        Rows of each group in a batch; divides `batch_size`, which it is if not given.
+        Rows of each group in a batch; divides `batch_size`, which is the default.
     alpha : float, optional
         0 or more.
     keys, seed, world_size, rank
@@ -55,7 +55,7 @@ class GroupBatchSampler(BatchSampler):
     TypeError
         An argument is not of the type above.
     ValueError
-        An argument is out of its range, or the groups do not make a single full batch a rank.
+        An argument is out of its range, or the groups do not make one full batch a rank.
 
     Examples
     --------
@@ -106,9 +106,9 @@ class GroupBatchSampler(BatchSampler):
         if not 0 <= alpha < np.inf:
             raise ValueError(f"alpha is {alpha}, expected 0 or more")
         chunks, reached = self._chunks(self._per_group, None, np.random.default_rng(0))
-        able = np.zeros(len(sizes), np.bool_)  # to fill at least one chunk
-        able[group_of[chunks[:reached]]] = True
-        self._weights = np.where(able, (sizes / sizes.max()) ** float(alpha), 0.0)
+        has_chunk = np.zeros(len(sizes), np.bool_)
+        has_chunk[group_of[chunks[:reached]]] = True
+        self._weights = np.where(has_chunk, (sizes / sizes.max()) ** float(alpha), 0.0)
         self._n_batches = self._visited // self.batch_size
         self._settle()
 
@@ -129,7 +129,7 @@ class GroupBatchSampler(BatchSampler):
     def _chunks(
         self, batch_size: int, quotas: npt.NDArray[np.int64] | None, rng: np.random.Generator
     ) -> Order:
-        """Rows of a group `per_group` at a time, `batch_size` of them without a group twice."""
+        """Chunks of `per_group` rows of one group, in batches that have no group twice."""
         order: Order = _core.group_order(
             *self._groups, quotas, self._per_group, batch_size, self._keys, draw_seed(rng)
         )
@@ -139,10 +139,10 @@ class GroupBatchSampler(BatchSampler):
 def _quotas(
     weights: npt.NDArray[np.float64], total: int, most: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Share `total` places in proportion to the weights, none getting more than `most`.
+    """Divide `total` chunks among groups in proportion to the weights, at most `most` each.
 
-    Systematic sampling: each gets its expected number rounded down or up at random, and the sum
-    is exact.
+    Systematic sampling: each group gets its expected number, rounded down or up at random, and the
+    sum is exact.
     """
     quotas = np.zeros(len(weights), np.int64)
     expected = np.zeros(len(weights))

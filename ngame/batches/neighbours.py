@@ -16,15 +16,15 @@ from ngame.neighbours import embedding_neighbours, graph_neighbours
 class NeighbourBatchSampler(RefreshedBatchSampler):
     """Plan the batches of every epoch so that a row meets its neighbours: Sample4Geo.
 
-    A batch is filled in the way of Sample4Geo (ICCV 2023, arXiv 2303.11851): a random row that was
-    not used yet in the epoch, its `nearest` nearest neighbours, `drawn` more drawn at random from
-    those behind them, except what was used already; then the next such row, until the batch is
-    full. So the first batches of an epoch are whole neighbourhoods, and the last ones made of what
-    these left. Unlike the published code this neither gives up after a number of rows in vain, nor
-    leaves out the last batch unless told to, nor treats row 0 in another way.
+    A batch is filled as in Sample4Geo (ICCV 2023, arXiv 2303.11851): with a random row that the
+    epoch has not used yet, its `nearest` nearest neighbours, and `drawn` of its other neighbours at
+    random, leaving out used rows; then with the next such row, until the batch is full. So the
+    first batches of an epoch are whole neighbourhoods, and the last ones consist of leftovers.
+    Unlike the published code this does not give up after some number of failures, keeps the last
+    batch unless told otherwise, and treats row 0 like any other.
 
     Keys, several processes, purity, length, state, and pickling are as in ClusterBatchSampler.
-    Rows that share a key with a batch are passed over while it is filled, and go to another one.
+    A row that shares a key with a batch is passed over and goes to another batch.
 
     Parameters
     ----------
@@ -33,25 +33,24 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
     batch_size : int
         Rows a batch, on each rank.
     nearest : int
-        So many of the nearest neighbours follow a seed.
+        How many of its nearest neighbours follow a seed row.
     drawn : int
-        And so many of those behind them, drawn anew every epoch.
+        How many of its other neighbours follow, drawn anew every epoch.
     neighbour_range : int
-        Neighbours of a row that are considered at all.
+        How many neighbours of a row are considered.
     start_epoch : int
-        First epoch with neighbourhoods; those before it are random.
+        First epoch with neighbourhoods; batches before it are random.
     refresh_every : int
         Epochs from one refresh to the next, counted from `start_epoch`.
     random_share : float
-        Share of the rows, from 0 to 1 and rounded to whole rows a batch, that stand in the batches
-        without their neighbours.
+        Share of the rows, from 0 to 1 and rounded to whole rows a batch, that come without their
+        neighbours.
     shuffle_batches : bool
-        Let the batches change places, instead of going from neighbourhoods to leftovers in every
-        epoch.
+        Shuffle the batches. Otherwise every epoch goes from neighbourhoods to leftovers.
     keys, drop_last, seed, world_size, rank
         As in ClusterBatchSampler.
     threads : int
-        Threads that search for neighbours; 0 means the CPUs this process may use.
+        Threads for the search of neighbours; 0 means the CPUs this process may use.
 
     Attributes
     ----------
@@ -65,7 +64,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
     TypeError
         An argument is not of the type above.
     ValueError
-        An argument is out of its range, or no rank would get a single full batch.
+        An argument is out of its range, or no rank would get a full batch.
 
     Examples
     --------
@@ -127,22 +126,22 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         return self.neighbours
 
     def refresh(self, source: Any) -> None:
-        """Take new neighbours; they act from the next iteration on.
+        """Take new neighbours, which the next iteration uses.
 
         Parameters
         ----------
         source : array [n_rows, k] of integers, CSR matrix [n_rows, n_rows], or embeddings
-            Ids, the nearest first, -1 for none, such as `topk_arrays` or `haversine_neighbours`
-            gives; only the first `neighbour_range` columns are kept. Or a graph, whose stored
-            entries are edges, the larger the nearer. Or a float32 or float16 array [n_rows, D],
-            in which the neighbours of every row are found by the cosine, exactly.
+            Ids, nearest first, -1 for none, as `topk_arrays` and `haversine_neighbours` give them;
+            only the first `neighbour_range` columns are kept. Or a graph, whose stored entries are
+            edges, larger for nearer rows. Or a float32 or float16 array [n_rows, D], whose rows'
+            neighbours are found exactly, by cosine.
 
         Raises
         ------
         TypeError
             `source` is none of these.
         ValueError
-            It has another number of rows than n_rows, another shape, NaN or infinity.
+            It does not have n_rows rows, has another shape, NaN or infinity.
         IndexError
             A neighbour is not in -1 .. n_rows - 1.
         """
@@ -193,7 +192,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         self._dropped -= {"neighbours"}
 
     def _neighbours_at(self, epoch: int) -> npt.NDArray[np.int32] | None:
-        """The neighbours that an epoch goes by; None where its batches are random."""
+        """The neighbours that an epoch uses; None where its batches are random."""
         if self._size_at(epoch) == 1:
             return None
         self._require("neighbours")

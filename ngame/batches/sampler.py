@@ -1,4 +1,4 @@
-"""What all samplers share: an epoch's length, its place in a run, processes, state, copies."""
+"""What all samplers share: the length of an epoch, seeds, processes, state, pickling."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -14,28 +14,28 @@ from ngame import _core
 from ngame.arrays import as_count, as_csr
 from ngame.cluster import as_seed
 
-# First word of the spawn key: keeps the random streams of the two purposes apart.
+# First word of the spawn key, which separates the random streams of plans and of clusterings.
 PLAN, CLUSTER = 0, 1
 
-# Orders that are tried to find out how many rows keys allow, where they do not allow all.
+# Orders tried to find out how many rows the keys allow, where they do not allow all.
 _TRIALS = 3
 
 Keys = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], int]
 """The keys of the rows as the core takes them: offsets, keys, number of different keys."""
 
 Order = tuple[npt.NDArray[np.int32], int]
-"""Rows such that cutting at multiples of the batch size gives the batches, and how many of them
-can be used: behind these stand the rows that conflicts of keys leave over."""
+"""Rows in the order of the batches, to be cut at multiples of the batch size, and how many of them
+can be used; the rows that keys leave over follow."""
 
 
 class BatchSampler(ABC):
-    """What every sampler is; see ClusterBatchSampler for what it promises.
+    """Base of all samplers; see ClusterBatchSampler for what it promises.
 
-    A subclass gives the order of an epoch, and calls `_settle` when it is ready to.
+    A subclass gives the order of an epoch, and calls `_settle` at the end of its constructor.
     """
 
     _arrays: ClassVar[tuple[str, ...]] = ("_keys",)
-    """Attributes that pickling drops; those with an underscore came with the constructor."""
+    """Attributes that pickling drops; those with an underscore are made by the constructor."""
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class BatchSampler(ABC):
         if self._rank >= self._world_size:
             raise ValueError(f"rank is {rank}, expected less than world_size, {world_size}")
         self._visited = self.n_rows
-        # A larger batch holds no more rows. Whatever size is asked for, memory goes by the rows.
+        # Memory must grow with the rows, whatever batch size is asked for.
         self._most_in_batch = min(self.batch_size, self.n_rows)
         self._count_visited(self.n_rows)
 
     def _settle(self) -> None:
         """Find the number of rows that every epoch can visit.
 
-        It depends on neither the seed nor the epoch. Where keys leave rows over, and some orders
-        leave more of them than others, it stays below the lowest number met; an epoch that does
-        not reach it all the same takes one of the orders tried here, which do.
+        It depends on neither the seed nor the epoch. If the keys leave rows over, and in some
+        orders more than in others, it stays below the lowest number found. An epoch that still does
+        not reach it uses one of the orders tried here, which do.
         """
         reached = [self._reference(0)[1]]
         if reached[0] < self.n_rows:
@@ -99,7 +99,7 @@ class BatchSampler(ABC):
         """Plan an epoch, flat."""
 
     def _reference(self, trial: int) -> Order:
-        """An order that depends on nothing that changes."""
+        """An order that depends neither on the seed, nor on the epoch, nor on refreshes."""
         return self._random_order(np.random.default_rng(trial))
 
     def _random_order(self, rng: np.random.Generator) -> Order:
@@ -113,7 +113,7 @@ class BatchSampler(ABC):
         return order
 
     def _hard_first(self, epoch: int) -> bool:
-        """Whether the batches of an epoch stand in an order that is to be kept."""
+        """Whether the order of an epoch's batches is to be kept."""
         return False
 
     def __len__(self) -> int:
@@ -148,7 +148,8 @@ class BatchSampler(ABC):
         Parameters
         ----------
         epoch : int, optional
-            The current one if not given. Other epochs are planned with what is now in use.
+            The current epoch by default. Other epochs are planned with the clusters or neighbours
+            in use now.
 
         Returns
         -------
@@ -167,8 +168,8 @@ class BatchSampler(ABC):
         if reached < self._visited:
             rows, _ = max((self._reference(trial) for trial in range(_TRIALS)), key=itemgetter(1))
         order = rows[: self._visited].astype(np.int64)
-        # A short last batch stays last. The others change places, since the smaller cluster and
-        # the uneven deal of whole clusters would else come at the same time in every epoch.
+        # A short last batch stays last. The others are shuffled: otherwise the smaller cluster, and
+        # batches with more whole clusters, would come at the same time in every epoch.
         n_full = self._visited // self.batch_size
         starts = np.arange(0, self._visited, self._most_in_batch)
         if not self._hard_first(epoch):
@@ -177,30 +178,30 @@ class BatchSampler(ABC):
         return [order[start : start + self.batch_size] for start in starts.tolist()]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration plans; cheap, and safe to repeat."""
+        """Set the epoch that the next iteration plans; cheap, and safe to repeat."""
         self.epoch = as_count(epoch, "epoch", 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a restart needs, as ints and NumPy arrays, but for the arguments.
+        """All that a restart needs besides the arguments, as ints and NumPy arrays.
 
-        What `refresh` took is part of it, since the embeddings it came from cannot be had again
-        after a restart; before the first refresh these arrays are empty.
+        It includes the clusters or neighbours in use, since their embeddings are gone after a
+        restart; before the first refresh these arrays are empty.
 
         Raises
         ------
         ValueError
-            This is a pickled copy without what there is to save.
+            This is a pickled copy, which lacks what is to be saved.
         """
         return {**self._identity(), "seed": self._seed, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave: the same epoch, clusters, and batches.
+        """Restore a state from `state_dict`: the same epoch, clusters, and batches.
 
         Raises
         ------
         ValueError
-            A key is missing; the state belongs to another number of rows, batch size, number of
-            processes, `drop_last`, or keys; or what it holds does not fit the rows.
+            A name is missing; the state is of another number of rows, batch size, number of
+            processes, `drop_last`, or keys; or its arrays do not fit the rows.
         """
         expected = self._identity()
         missing = self._state_names() - state.keys()
@@ -228,7 +229,7 @@ class BatchSampler(ABC):
         return {**self.__dict__, **dict.fromkeys(here), "_dropped": self._dropped | here}
 
     def _require(self, name: str) -> None:
-        """Reject what cannot be done without an array that pickling dropped."""
+        """Raise ValueError if pickling dropped an array."""
         if name in self._dropped:
             kind = type(self).__name__
             raise ValueError(
@@ -241,7 +242,7 @@ class BatchSampler(ABC):
             )
 
     def _identity(self) -> dict[str, int]:
-        """What the length of an epoch depends on; a state only fits where it is the same."""
+        """What the length of an epoch depends on; a state fits only if all of it is equal."""
         return {
             "n_rows": self.n_rows,
             "batch_size": self.batch_size,
@@ -255,13 +256,13 @@ class BatchSampler(ABC):
 
 
 class RefreshedBatchSampler(BatchSampler):
-    """Batches made of something that `refresh` renews, from an epoch on."""
+    """Base of samplers whose batches come, from some epoch on, from what `refresh` takes."""
 
     def __init__(self, schedule: Mapping[int, int], refresh_every: int, **common: Any) -> None:
         super().__init__(**common)
         self.refreshes = 0
         self._refreshed_epoch = -1
-        self._schedule = schedule  # a size from each epoch on, in the order of the epochs
+        self._schedule = schedule  # the size that holds from each epoch on, sorted by epoch
         self._refresh_every = as_count(refresh_every, "refresh_every")
 
     @property
@@ -278,10 +279,10 @@ class RefreshedBatchSampler(BatchSampler):
         return size
 
     def due(self, epoch: int) -> bool:
-        """Whether `refresh` is wanted before an epoch is planned.
+        """Whether to call `refresh` before an epoch is planned.
 
-        It is where the epoch is not random and there was no refresh yet, where `refresh_every` or
-        a change of size says so, and not if a refresh was made for this very epoch.
+        True if the epoch is not random and there was no refresh yet, `refresh_every` says so, or
+        the size changes; False if there was a refresh for this epoch already.
         """
         if self._size_at(epoch) == 1 or epoch == self._refreshed_epoch:
             return False
@@ -328,7 +329,7 @@ class RefreshedBatchSampler(BatchSampler):
 
 
 class _EpochProxy:
-    """What trainers find at `batch_sampler.sampler`: only `set_epoch`."""
+    """The `batch_sampler.sampler` on which trainers call `set_epoch`."""
 
     def __init__(self, batches: BatchSampler) -> None:
         self._batches = batches
@@ -361,7 +362,7 @@ def check_rows(name: str, rows: int, n_rows: int) -> None:
 
 
 def as_share(value: Any, name: str) -> float:
-    """A share of the rows."""
+    """Check a share of the rows."""
     if not isinstance(value, (int, float, np.floating)):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a float")
     if not 0.0 <= value <= 1.0:
@@ -374,7 +375,7 @@ def draw_seed(rng: np.random.Generator) -> int:
 
 
 def _as_keys(keys: Any, n_rows: int) -> Keys:
-    """Keys of the rows, but for those that only one row has: they cannot conflict."""
+    """The keys that several rows share; others cannot conflict."""
     if sp.issparse(keys):
         matrix = as_csr(keys, "keys", any_order=True)
         check_rows("keys", matrix.shape[0], n_rows)

@@ -1,11 +1,11 @@
-"""What a refresh of the batches costs."""
+"""The time that refreshes of the batches take."""
 
 import time
 from typing import Self
 
 
 class RefreshTimer:
-    """How much of an epoch goes into the refresh of its batches.
+    """Measure the share of an epoch that the refresh of its batches takes.
 
     Examples
     --------
@@ -22,7 +22,7 @@ class RefreshTimer:
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        """Begin to count, before the refresh of an epoch."""
+        """Start the clock of an epoch, before its refresh."""
         self._started = time.monotonic()
         self.refresh_seconds = 0.0
 
@@ -35,11 +35,11 @@ class RefreshTimer:
 
     @property
     def seconds(self) -> float:
-        """Since the start of the epoch."""
+        """Seconds since the start of the epoch."""
         return time.monotonic() - self._started
 
     @property
     def share(self) -> float:
-        """Part of these seconds, from 0 to 1, that the refresh took."""
+        """Share of the epoch's seconds, from 0 to 1, that the refresh took."""
         seconds = self.seconds
         return self.refresh_seconds / seconds if seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Texts and their labels: held in memory, read from files, written to files."""
+"""Texts and their labels: in memory, read from files, written to files."""
 
 import gzip
 import io
@@ -41,9 +41,9 @@ class Dataset:
     test_texts, test_labels : optional
         The test points, in the same form. Both or neither.
     drop_train, drop_test : integer array of shape [n, 2], optional
-        Pairs of (row, label) to leave out of predictions and of truth.
+        Pairs of (row, label) to leave out of predictions and truth.
     name : str, optional
-        What to call the data in tables.
+        Name of the data in tables.
 
     Attributes
     ----------
@@ -210,7 +210,7 @@ def hash_bucket(text: str, buckets: int) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % buckets
 
 
-# What a Dataset is given
+# Checks
 
 
 def _checked_texts(texts: Sequence[str], name: str) -> list[str]:
@@ -244,7 +244,7 @@ def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> spar
         raise TypeError(f"{name} has dtype {labels.dtype}; expected numbers")
     if labels.ndim != 2:
         raise ValueError(f"{name} has {labels.ndim} dimensions; expected 2")
-    # float32 first: a COO matrix of booleans would merge pairs given twice on its way to CSR.
+    # float32 first: the conversion of a boolean COO matrix to CSR would hide pairs given twice.
     matrix = sparse.csr_matrix(labels.astype(np.float32, copy=False))
     if matrix.shape[0] != n_rows:
         raise ValueError(f"{name} has {matrix.shape[0]} rows, {split}_texts has {n_rows} entries")
@@ -271,7 +271,7 @@ def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> spar
 
 
 def _entry(matrix: sparse.csr_matrix, position: int) -> tuple[int, int]:
-    """Row and column of a stored entry."""
+    """Row and column of the stored entry at a position."""
     row = np.searchsorted(matrix.indptr, position, side="right") - 1
     return int(row), int(matrix.indices[position])
 
@@ -540,7 +540,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _write_rows(path: Path, texts: list[str], labels: sparse.csr_matrix | None) -> None:
-    # No time stamp, so that the same data give the same bytes.
+    # Without a time stamp, so that equal data give equal bytes.
     with gzip.GzipFile(path, "wb", mtime=0) as file:
         for number, text in enumerate(texts):
             row: dict[str, Any] = {"uid": str(number), "title": text, "content": ""}

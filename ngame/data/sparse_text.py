@@ -1,6 +1,6 @@
 """Sparse matrices as text: a header ``rows columns``, then a row a line of ``column:value`` pairs.
 
-The format of the extreme-classification repository, which is that of LIBSVM less the targets.
+The format of the extreme-classification repository: LIBSVM's without the targets.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Tokenized texts: one flat array of ids, and where each text begins."""
+"""Tokenized texts: one flat array of ids, and the offset of each text."""
 
 import os
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class Tokens:
     Attributes
     ----------
     ids : int32 array of shape [total]
-        The ids of all texts, one text after the other.
+        The ids of all texts, concatenated.
     offsets : int64 array of shape [n + 1]
         Text i has the ids ``ids[offsets[i]:offsets[i + 1]]``.
     """
@@ -28,7 +28,7 @@ class Tokens:
 
     @classmethod
     def from_lists(cls, rows: Iterable[Iterable[int]]) -> "Tokens":
-        """Build from one sequence of ids a text."""
+        """Make from one sequence of ids per text."""
         arrays = [np.fromiter(row, np.int32) for row in rows]
         offsets = np.zeros(len(arrays) + 1, np.int64)
         np.cumsum([len(row) for row in arrays], out=offsets[1:])
@@ -36,7 +36,7 @@ class Tokens:
 
     @classmethod
     def concatenate(cls, parts: Iterable["Tokens"]) -> "Tokens":
-        """Put several sets of texts one after the other."""
+        """Concatenate several sets of texts."""
         parts = list(parts)
         if not parts:
             return cls.from_lists([])
@@ -59,9 +59,9 @@ class Tokens:
         lengths = self.offsets[np.asarray(rows) + 1] - starts
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        # Position of every gathered id: its text's start plus its place within the text.
-        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return Tokens(self.ids[places], offsets)
+        # Position of every gathered id: the start of its text plus its position in the text.
+        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Tokens(self.ids[positions], offsets)
 
     def save(self, stem: str | os.PathLike[str]) -> None:
         """Write ``STEM.ids.npy`` and ``STEM.offsets.npy``."""
@@ -71,7 +71,7 @@ class Tokens:
 
     @classmethod
     def load(cls, stem: str | os.PathLike[str]) -> "Tokens":
-        """Open what `save` wrote; the ids stay on disk and are memory-mapped."""
+        """Open the files that `save` wrote; the ids are memory-mapped."""
         stem = Path(stem)
         return cls(
             np.load(f"{stem}.ids.npy", mmap_mode="r"),

@@ -180,7 +180,7 @@ def test_with_lightning_killed_in_an_epoch_and_resumed(
     class Recorder(lightning.Callback):
         stop_at = None
 
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, at: int) -> None:
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, step: int) -> None:
             if len(batches) == self.stop_at:
                 raise KeyError("killed")
             batches.append(batch.tolist())
@@ -253,7 +253,7 @@ encoder = ngame.TransformerEncoder({str(tiny_model)!r}, max_length=16)
 batches = []
 
 class Recorder(lightning.Callback):
-    def on_train_batch_start(self, trainer, module, batch, at):
+    def on_train_batch_start(self, trainer, module, batch, step):
         batches.append([trainer.current_epoch, batch.tolist()])
 
 trainer = lightning.Trainer(
@@ -268,7 +268,7 @@ Path({str(tmp_path)!r}, f"{{trainer.global_rank}}.json").write_text(json.dumps(b
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     rows = len(ngame.load_dataset(data).train_texts)
     for epoch in range(20):
-        both = [[batch for at, batch in batches if at == epoch] for batches in ranks]
+        both = [[batch for one, batch in batches if one == epoch] for batches in ranks]
         assert [len(batches) for batches in both] == [rows // 64] * 2
         seen = [row for batches in both for batch in batches for row in batch]
         assert len(set(seen)) == len(seen) == rows // 64 * 64

@@ -126,7 +126,7 @@ def test_epochs_are_those_of_a_sampler_refreshed_by_hand() -> None:
     run.train(3)
     assert [epoch for epoch, _ in run.seen] == [0] * 7 + [1] * 7 + [2] * 7
     for epoch in range(3):
-        rows = [row for at, batch in run.seen for row in batch if at == epoch]
+        rows = [row for one, batch in run.seen for row in batch if one == epoch]
         assert sorted(rows) == list(range(ROWS))
     # Clusters of the vectors as they were between the two epochs, the dropout being off.
     again = Run()

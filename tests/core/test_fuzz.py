@@ -66,10 +66,10 @@ def broken_csr(draw):
         array = arrays[name]
         change = draw(st.sampled_from(["value", "shuffle", "cut", "grow", "type", "empty"]))
         if change == "value" and len(array):
-            at = draw(st.integers(0, len(array) - 1))
+            position = draw(st.integers(0, len(array) - 1))
             values = [*ODD, np.nan] if name == "data" else ODD
             # A change of type may have come before.
-            array[at] = draw(st.sampled_from([v for v in values if fits(v, array.dtype)]))
+            array[position] = draw(st.sampled_from([v for v in values if fits(v, array.dtype)]))
         elif change == "shuffle":
             rng.shuffle(array)
         elif change == "cut":

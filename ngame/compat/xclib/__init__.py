@@ -35,7 +35,7 @@ old import                       new import                                    h
 
 What differs everywhere: a mistake is a TypeError, ValueError or IndexError that names the argument,
 never a failed assertion; nothing is printed, so `verbose` has no effect; nothing is pickled; a
-caller's matrix is changed only where an argument called `copy` is false; equal scores go to the
-lower id; random choices come from a seed, and results do not depend on the number of threads. What
-differs in one function stands in its docstring, under Notes.
+caller's matrix is changed only if an argument named `copy` is false; ties go to the
+lower id; random choices come from `seed`, or if it is not given from NumPy's global generator, and
+results do not depend on the number of threads. Each docstring says under Notes what else differs.
 """

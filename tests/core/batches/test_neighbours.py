@@ -81,7 +81,7 @@ def test_members_are_seeds_or_neighbours_of_one_before() -> None:
     first = sampler.plan()[0].tolist()
     assert first[1:5] == neighbours[first[0], :4].tolist()
     assert len(set(first[5:9]) & set(neighbours[first[0], 4:20].tolist())) == 4
-    near = [bool(np.isin(neighbours[first[:at], :20], row).any()) for at, row in enumerate(first)]
+    near = [bool(np.isin(neighbours[first[:i], :20], row).any()) for i, row in enumerate(first)]
     # Seeds are every ninth row, or a little more often where a neighbourhood overlaps another.
     assert 50 - 2 * 6 < sum(near) <= 50 - 1
 

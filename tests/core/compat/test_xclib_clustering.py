@@ -40,8 +40,8 @@ def test_every_row_once_in_clusters_of_even_size(n, wanted, is_sparse):
     assert sorted(map(len, clusters)) == sorted(halving(n, leaves))
     assert mapping.dtype == np.int64
     assert sorted(np.concatenate(clusters).tolist()) == list(range(n))
-    for at, ids in enumerate(clusters):
-        assert (mapping[ids] == at).all()
+    for number, ids in enumerate(clusters):
+        assert (mapping[ids] == number).all()
 
 
 def test_dense_is_the_core(mixture):

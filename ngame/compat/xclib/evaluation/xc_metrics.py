@@ -6,22 +6,22 @@ Predictions come, as X or `pred_labels`, in one of four forms:
 - a float array of that shape, the score of every label;
 - an int array of shape [n, m], label ids from the best to the worst, with ``sorted=True``;
 - a dictionary of ``"indices"`` and ``"scores"``, arrays of shape [n, m]; with ``sorted=True`` they
-  stand from the best to the worst, and scores are not read.
+  are ordered from best to worst, and scores are not read.
 
-An id that is -1 or the number of labels is padding, wherever it stands. Where a row has fewer than
-k predictions the rest are misses. True labels are a sparse matrix or an array whose entries other
-than 0 are positives. `use_cython` has no effect.
+An id that is -1 or the number of labels is padding. If a row has fewer than k predictions, the rest
+are misses. True labels are a sparse matrix or an array, whose nonzero entries are positives.
+`use_cython` has no effect.
 
-All but `format` raise TypeError where an argument is of another type, ValueError where shapes do
-not agree, there are no rows, k is less than 1, ids come without ``sorted=True`` or a score is NaN,
-and IndexError for an id out of range. Results are float64 arrays of shape [k], as fractions.
+All but `format` raise TypeError if an argument has another type, ValueError if shapes do not agree,
+there are no rows, k is less than 1, ids come without ``sorted=True`` or a score is NaN, and
+IndexError for an id out of range. Results are float64 arrays of shape [k], as fractions.
 
 Notes
 -----
-In pyxclib the order of equal scores is left open; the caller's matrix is sorted in place; dense
-true labels fail; values of true labels other than 1 count as so many positives; predictions in
-arrays must have k columns; an id that stands twice in a row counts twice; propensity-scored metrics
-are NaN where there is no positive at all, 0 here.
+In pyxclib the order of ties is undefined; the caller's matrix is sorted in place; dense true labels
+fail; a true label of value v counts as v positives; predictions in arrays must have k columns; an
+id given twice in a row counts twice; propensity-scored metrics are NaN if there is no positive,
+here 0.
 """
 
 from typing import Any
@@ -126,7 +126,7 @@ def compute_inv_propesity(labels: Any, A: float, B: float) -> Curve:
 
     Notes
     -----
-    pyxclib adds up the values of a label, here its positives are counted.
+    pyxclib adds up the values of a label; here its positives are counted.
     """
     return inverse_propensity(_truth(labels), A, B).astype(np.float64)
 

@@ -16,7 +16,7 @@ from ngame.compat.xclib.utils.sparse import normalize
 Ids = npt.NDArray[Any]
 Splitter = Callable[..., list[Ids]]
 
-# Rounds of the sparse 2-means at most, as many as the core's.
+# Most rounds of the sparse 2-means, the same as the core's.
 _ROUNDS = 20
 
 
@@ -31,23 +31,23 @@ def cluster_balance(
     *,
     seed: int | None = None,
 ) -> tuple[list[Ids], npt.NDArray[np.int64]]:
-    """Halve clusters, all of them, again and again until there are as many as asked for.
+    """Halve all clusters repeatedly until there are as many as asked for.
 
-    With `b_kmeans_dense` all of it is one call of `ngame.balanced_clusters` a given cluster.
+    With `b_kmeans_dense` this is one call of `ngame.balanced_clusters` for each given cluster.
 
     Parameters
     ----------
     X : array or CSR matrix of shape [n, d]
-        As the splitter takes it.
+        What the splitter takes.
     clusters : sequence of int arrays
-        Row ids of the clusters to begin with: ``[np.arange(n)]``.
+        Row ids of the first clusters: ``[np.arange(n)]``.
     num_clusters : number
         Rounded up to a power of two.
     splitter : callable
         `b_kmeans_dense`, `b_kmeans_sparse`, or any function of rows and their ids that gives a
         list of id arrays, and may be called by several threads at once.
     num_threads : int
-        At most so many; 0 or less means the CPUs this process may use, which are never exceeded.
+        At most this many, and never more than the CPUs this process may use, which 0 or less means.
     verbose, use_sth_till
         No effect.
     seed : int, optional
@@ -58,10 +58,9 @@ def cluster_balance(
     Returns
     -------
     clusters : list of int arrays, from the left of the tree to its right
-        Of one given cluster of n rows and k clusters asked for, each has floor(n / k) or
-        ceil(n / k).
+        From one cluster of n rows, each of k clusters has floor(n / k) or ceil(n / k).
     mapping : int64 array of shape [n]
-        The cluster of every row; -1 of a row that is in none, the last where it is in several.
+        The cluster of every row: -1 if it is in none, the last one if it is in several.
 
     Raises
     ------
@@ -164,15 +163,15 @@ def b_kmeans_sparse(
     metric : "cosine"
     tol : float
     leakage : float, optional
-        A row belongs to the other cluster too where its distance (1 less the cosine) to that centre
-        is at most 1 + `leakage` times that of its farthest own row.
+        A row also joins the other cluster if its distance (1 minus the cosine) to that centre is at
+        most 1 + `leakage` times that of the farthest row of that cluster.
     seed : int
 
     Returns
     -------
     list of one array (n is 1) or two
-        Ids, in the order of `index`; the first has one more where n is odd. What leaks in stands at
-        the end.
+        Ids, in the order of `index`; the first has one more if n is odd. Rows that leak in come
+        last.
 
     Raises
     ------

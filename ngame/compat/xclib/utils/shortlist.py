@@ -16,14 +16,14 @@ _EXACT, _APPROXIMATE = ("brute", "brute_gpu"), ("hnswlib", "hnsw")
 
 
 class Index:
-    """Items and how to search them: what `Shortlist.index` is.
+    """Items and their search, as `Shortlist.index`.
 
     Parameters
     ----------
     num_neighbours : int
     space : "cosine" or "ip"
     approximate : bool
-        By a graph of hnswlib instead of exact search.
+        Whether to search a graph of hnswlib instead of exactly.
     threads : int
     """
 
@@ -56,7 +56,7 @@ class Index:
     def search(
         self, data: Any, num_neighbours: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Give ids and similarities of the nearest items, the nearest first."""
+        """Give ids and similarities of the nearest items, nearest first."""
         if self.items is None:
             raise ValueError("nothing is fitted yet")
         k = self.num_neighbours if num_neighbours is None else num_neighbours
@@ -93,7 +93,7 @@ class Index:
         Raises
         ------
         ValueError
-            The file is no such file.
+            The file does not hold an index.
         """
         try:
             with open(fname, "rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -110,18 +110,18 @@ class Index:
 
 
 class Shortlist:
-    """The nearest items of queries, exactly or nearly so.
+    """The nearest items of queries, found exactly or approximately.
 
     Parameters
     ----------
     method : "brute", "brute_gpu", "hnswlib" or "hnsw"
-        The first two search exactly, by `ngame.topk_arrays`; the others by a graph of hnswlib,
-        which must be installed.
+        The first two search exactly, with `ngame.topk_arrays`; the others search a graph of
+        hnswlib, which must be installed.
     num_neighbours : int
     M, efC, efS
         No effect: the graph is that of `ngame.prediction.hnsw.HnswIndex`.
     num_threads : int
-        At most so many; 0 or less means the CPUs this process may use, which are never exceeded.
+        At most this many, and never more than the CPUs this process may use, which 0 or less means.
     space : "cosine" or "ip"
         Inner product.
 
@@ -136,12 +136,11 @@ class Shortlist:
 
     Notes
     -----
-    pyxclib prints a line where `method` is unknown. Its "brute" knows no "ip"; its "brute_gpu"
-    takes the inner product also where `space` is "cosine", and gives 1 less the similarity unless
-    raw scores are asked for, which puts the nearest last; it has no result on a CPU, needs memory
-    for all scores at once, and does not go back to its device when loaded. There `num_neighbours`
-    of one query stays for the next ones, and hnswlib and nmslib must be installed whatever the
-    method.
+    pyxclib only prints a line if `method` is unknown. Its "brute" has no "ip". Its "brute_gpu" uses
+    the inner product even if `space` is "cosine", and gives 1 minus the similarity unless raw
+    scores are asked for, so the nearest come last; it has no result on a CPU, needs memory for all
+    scores at once, and is not moved to its device when loaded. `num_neighbours` of one query stays
+    for the next ones, and hnswlib and nmslib must be installed for every method.
     """
 
     def __init__(
@@ -195,16 +194,16 @@ class Shortlist:
         ----------
         data : float array of shape [n, d]
         return_raw_score : bool
-            Give distances, 1 less the similarity, instead; no effect with "brute_gpu", whose raw
+            Give distances, 1 minus the similarity, instead; no effect with "brute_gpu", whose raw
             score is the similarity.
         num_neighbours : int, optional
-            Another number for this query.
+            Replaces that of the object for this query.
 
         Returns
         -------
         ids : int64 array of shape [n, num_neighbours]
         similarities : float32 array of shape [n, num_neighbours]
-            The nearest first, ties by lower id.
+            Nearest first, ties by lower id.
 
         Raises
         ------
@@ -221,7 +220,7 @@ class Shortlist:
         self.index.save(fname)
 
     def load(self, fname: str | os.PathLike[str]) -> None:
-        """Read what `save` wrote, of the same method."""
+        """Read what `save` wrote; the method must be the same."""
         self.index.load(fname)
 
     @property

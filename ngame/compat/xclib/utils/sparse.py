@@ -1,4 +1,4 @@
-"""Sparse matrices: their best entries, their norms, and how to make them."""
+"""Sparse matrices: best entries, norms, construction."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -38,7 +38,7 @@ def frequency(X: Any, axis: int = 0, copy: bool = False) -> npt.NDArray[np.int64
 
 
 def rank(X: Any) -> sp.csr_matrix:
-    """Rank the stored entries of every row by value: 1 is the largest, equal ones as stored.
+    """Rank the stored entries of every row by value: 1 is the largest, ties in stored order.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def topk(
     k : int
         0 or more.
     pad_ind, pad_val
-        What stands where a row has fewer entries.
+        Fill the ids and values of rows with fewer entries.
     return_values : bool
         Whether to give the values too.
     dtype : of the values
@@ -94,14 +94,14 @@ def topk(
 
     Notes
     -----
-    In pyxclib the order of equal values is left open, and differs with `use_cython`, which
-    moreover cuts values to integers.
+    In pyxclib the order of ties is undefined, and differs with `use_cython`, which also truncates
+    values to integers.
     """
     X = as_csr(X, "X")
     best = keep_topk(_floats(X), k)
     counts = np.diff(best.indptr)
     taken = np.arange(k) < counts[:, None]
-    # Past the end of a row: -inf, which comes after an entry of -inf too, the sort being stable.
+    # -inf past the end of a row; the sort is stable, so this comes after entries of -inf.
     keys = np.full(taken.shape, -np.inf)
     keys[taken] = best.data
     order = np.argsort(-keys, axis=1, kind="stable")
@@ -125,8 +125,8 @@ def retain_topk(X: Any, copy: bool = True, k: int = 5) -> Any:
 
     Notes
     -----
-    pyxclib sorts the caller's indices also when it copies, and loses an entry of 0 among the k
-    largest. Here it stays.
+    pyxclib sorts the caller's indices even when it copies, and drops a 0 among the k largest, which
+    is kept here.
     """
     X = as_csr(X, "X", any_order=True)
     best = keep_topk(_floats(X), k)
@@ -143,20 +143,20 @@ def csr_from_arrays(
     shape: tuple[int, int] | None = None,
     dtype: npt.DTypeLike = "float32",
 ) -> sp.csr_matrix:
-    """Make a sparse matrix of arrays: row i has ``values[i, j]`` in column ``indices[i, j]``.
+    """Make a sparse matrix from arrays: row i has ``values[i, j]`` in column ``indices[i, j]``.
 
     Parameters
     ----------
     indices : int array of shape [n, m]
     values : array of shape [n, m]
     shape : (n, columns), optional
-        As many columns as the largest id wants, if not given.
+        By default there is one column more than the largest id.
     dtype : of the result
 
     Returns
     -------
     csr_matrix, indices sorted
-        Entries of one place are summed.
+        Duplicates are summed.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def csr_from_arrays(
 
     Notes
     -----
-    pyxclib ignores `dtype`, leaves indices unsorted, and keeps entries of one place apart.
+    pyxclib ignores `dtype`, leaves indices unsorted, and keeps duplicates.
     """
     indices, values = np.asarray(indices), np.asarray(values)
     if indices.ndim != 2 or indices.shape != values.shape:
@@ -182,7 +182,7 @@ def csr_from_arrays(
     if shape is not None and shape[0] != rows:
         raise ValueError(f"shape is {tuple(shape)}, indices has {rows} rows")
     columns = _columns(ids, None if shape is None else shape[1], "indices")
-    # A copy, which may be sorted.
+    # Copies, since the matrix sorts its arrays in place.
     data = np.array(values.ravel(), dtype)
     matrix = sp.csr_matrix(
         (data, ids.copy(), np.arange(rows + 1, dtype=np.int64) * width), shape=(rows, columns)
@@ -203,7 +203,7 @@ def ll_to_sparse(
     ----------
     X : iterable of sequences of int
     shape : (rows, columns), optional
-        May have more rows than X, which are empty, and more columns than the largest id wants.
+        May have more rows than X, which are empty, and more columns than X uses.
     dtype : of the result
     zero_based : bool or "auto"
         Whether ids count from 0; "auto": from 1 where there is no id 0.
@@ -211,7 +211,7 @@ def ll_to_sparse(
     Returns
     -------
     csr_matrix, indices sorted
-        A column that is given twice in a row is 2.
+        A column given twice in a row becomes 2.
 
     Raises
     ------
@@ -222,8 +222,8 @@ def ll_to_sparse(
 
     Notes
     -----
-    pyxclib lets an id pass that is one too large for `shape`, does not subtract 1 where ids count
-    from 1, and fails where there are no ids at all.
+    pyxclib accepts an id that is one too large for `shape`, does not subtract 1 if ids count from
+    1, and fails if there are no ids.
     """
     return _from_lists(X, None, shape, dtype, zero_based)
 
@@ -234,7 +234,7 @@ def tuples_to_sparse(
     dtype: npt.DTypeLike = "float32",
     zero_based: ZeroBased = True,
 ) -> sp.csr_matrix:
-    """Make a sparse matrix from a list of (column, value) per row; the rest as `ll_to_sparse`."""
+    """Make a sparse matrix from a list of (column, value) per row; otherwise as `ll_to_sparse`."""
     rows = [list(row) for row in X]
     ids = [[column for column, _ in row] for row in rows]
     values = [value for row in rows for _, value in row]
@@ -242,14 +242,14 @@ def tuples_to_sparse(
 
 
 def normalize(X: Any, norm: str = "l2", copy: bool = False) -> Any:
-    """Scale every row to norm 1; rows of zeros stay. In place unless `copy`.
+    """Scale every row to norm 1, except rows of zeros; in place unless `copy`.
 
     Parameters
     ----------
     X : CSR matrix or array of shape [n, d]
-        Another sparse format, or another dtype than of floats, is copied in any case.
+        Other sparse formats and integers are always copied.
     norm : "l2", "l1" or "max"
-        The last scales by the largest magnitude.
+        "max" divides by the largest magnitude.
     copy : bool
 
     Returns
@@ -310,7 +310,7 @@ def compute_centroid(
 
     Returns
     -------
-    CSR matrix or array of shape [l, d], as X is sparse or dense
+    CSR matrix of shape [l, d] if X is sparse, else an array
 
     Raises
     ------
@@ -339,7 +339,7 @@ def compute_centroid(
 
 
 def from_zero(ids: npt.NDArray[np.int64], zero_based: ZeroBased) -> npt.NDArray[np.int64]:
-    """Make ids count from 0."""
+    """Ids that count from 0."""
     if zero_based not in (True, False, "auto"):
         raise ValueError(f'zero_based is {zero_based!r}, expected True, False or "auto"')
     if zero_based == "auto":
@@ -354,7 +354,7 @@ def _from_lists(
     dtype: npt.DTypeLike,
     zero_based: ZeroBased,
 ) -> sp.csr_matrix:
-    """A sparse matrix of the ids of every row and, one after the other, their values or ones."""
+    """A sparse matrix from the ids of every row, and all their values in that order, or ones."""
     rows = [list(row) for row in ids]
     columns = from_zero(as_ids(list(chain.from_iterable(rows)), "X"), zero_based)
     if shape is None:
@@ -371,7 +371,7 @@ def _from_lists(
 
 
 def _columns(ids: npt.NDArray[np.int64], columns: int | None, name: str) -> int:
-    """Number of columns: as given, ids being in their range, or as the largest id wants."""
+    """The number of columns, `columns` or one more than the largest id; checks the ids."""
     least, most = int(ids.min(initial=0)), int(ids.max(initial=-1))
     columns = most + 1 if columns is None else as_count(columns, "shape[1]", 0)
     if least < 0 or most >= columns:
@@ -381,7 +381,7 @@ def _columns(ids: npt.NDArray[np.int64], columns: int | None, name: str) -> int:
 
 
 def _stored(X: Any, name: str, copy: bool = False) -> Any:
-    """A sparse matrix that keeps its values in one array."""
+    """Check that a sparse matrix has its values in one array."""
     if not sp.issparse(X) or X.format not in ("csr", "csc", "coo"):
         kind = f"{X.format} matrix" if sp.issparse(X) else type(X).__name__
         raise TypeError(f"{name} is a {kind}, expected a scipy.sparse CSR, CSC or COO matrix")
@@ -389,5 +389,5 @@ def _stored(X: Any, name: str, copy: bool = False) -> Any:
 
 
 def _floats(X: Any) -> Any:
-    """The same if its values are float32 or float64, else a copy in float64."""
+    """X itself if its values are float32 or float64, else a copy in float64."""
     return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
