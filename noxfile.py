@@ -110,3 +110,10 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks: see `nox -s bench -- --help`."""
     session.run(sys.executable, "bench/run.py", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Draw docs/house.md anew; test code, commands and links of all documents."""
+    session.run(sys.executable, "docs/house.py", external=True)
+    python(session, "-m", "pytest", "tests/test_docs.py", *session.posargs)
