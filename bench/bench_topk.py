@@ -6,6 +6,8 @@ The ids of a sample of the queries are compared with those of float64. `operatio
 products. Their time in float32 is the limit; 8-bit codes can be faster than it.
 """
 
+import functools
+
 import inputs
 import numpy as np
 import pytest
@@ -21,6 +23,13 @@ PEERS = {
     "torch bfloat16": ("torch_topk", {"k": K, "dtype": "bfloat16", "block": 500}, 0.9),
     "torch float32, product alone": ("torch_product", {"dtype": "float32", "block": 500}, None),
     "torch bfloat16, product alone": ("torch_product", {"dtype": "bfloat16", "block": 500}, None),
+}
+# Of few queries by items that are prepared. The same, with rows of length 1.
+INDEX_ITEMS, INDEX_DIM = 300_000, 128
+INDEX_PEERS = {
+    "NumPy": ("numpy_topk", {"k": K}, 0.999),
+    "NumPy, product alone": ("numpy_product", {}, None),
+    "faiss": ("faiss_topk", {"k": K}, 0.999),
 }
 
 
@@ -66,6 +75,27 @@ def test_search(benchmark, peer, quick, who):
     benchmark.pedantic(found, rounds=1)
     ids = None if least is None else found.result()["ids"]
     assert tell(benchmark, queries, items, ids) >= (least or 0)
+
+
+@pytest.mark.parametrize("queries", [1, 64])
+@pytest.mark.parametrize("who", ["ours", "ours, prepared at each call", *INDEX_PEERS])
+def test_index(benchmark, peer, quick, who, queries):
+    """Few queries, as of an application that answers requests: items are prepared before."""
+    n, dim = (20_000, 64) if quick else (INDEX_ITEMS, INDEX_DIM)
+    x = inputs.mixture(64 + n, dim)
+    few, items = x[:queries], x[64:]
+    if who in INDEX_PEERS:
+        name, options, least = INDEX_PEERS[who]
+        found = peer(name, threads=2, queries=few, items=items, **options)
+        benchmark.pedantic(found, rounds=10, warmup_rounds=1)
+        ids = None if least is None else found.result()["ids"]
+        assert tell(benchmark, few, items, ids) >= (least or 0)
+        return
+    search = functools.partial(ngame.topk_arrays, few, items, metric="dot")
+    if who == "ours":
+        search = functools.partial(ngame.ExactIndex(items, metric="dot").search, few)
+    ids = benchmark.pedantic(search, (), {"k": K, "threads": 2}, rounds=10, warmup_rounds=1)[1]
+    assert tell(benchmark, few, items, ids) == 1
 
 
 @pytest.mark.parametrize("k", [1, 10, 1000])

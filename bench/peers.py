@@ -63,6 +63,27 @@ def faiss_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
     return lambda: dict(zip(("scores", "ids"), index.search(queries, k), strict=True))
 
 
+def numpy_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
+    """Exact search by inner product: a product by NumPy's BLAS and a partition, ids in no order."""
+    import numpy as np
+
+    def run() -> dict[str, Any]:
+        scores = items @ queries[0] if len(queries) == 1 else queries @ items.T
+        return {"ids": np.argpartition(scores.reshape(len(queries), -1), -k)[:, -k:]}
+
+    return run
+
+
+def numpy_product(queries: Any, items: Any, threads: int) -> Run:
+    """The product of such a search alone: a limit rather than a peer."""
+
+    def run() -> dict[str, Any]:
+        scores = items @ queries[0] if len(queries) == 1 else queries @ items.T
+        return {"last": scores.reshape(-1)[-1:]}
+
+    return run
+
+
 def sklearn_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
     """Exact search by cosine, scikit-learn NearestNeighbors by brute force."""
     from sklearn.neighbors import NearestNeighbors

@@ -1,5 +1,7 @@
-// Vectors whose memory begins on a cache line's border.
+// Vectors whose memory begins on the border of a cache line, or of a huge page.
 #pragma once
+
+#include <sys/mman.h>
 
 #include <cstddef>
 #include <new>
@@ -13,15 +15,27 @@ namespace ngame {
 template <class Element>
 struct Aligned {
   using value_type = Element;
-  static constexpr std::align_val_t kLine{64};
+  // Large memory is laid on huge pages where the system has them: fewer faults when it is first
+  // written, and fewer misses of the address cache when it is read.
+  static constexpr size_t kLarge = size_t{4} << 20;
+  static constexpr std::align_val_t border(size_t bytes) {
+    return std::align_val_t{bytes >= kLarge ? size_t{2} << 20 : 64};
+  }
 
   Aligned() = default;
   template <class Other>
   explicit Aligned(const Aligned<Other>&) {}
   Element* allocate(size_t count) {
-    return static_cast<Element*>(::operator new(count * sizeof(Element), kLine));
+    const size_t bytes = count * sizeof(Element);
+    void* const memory = ::operator new(bytes, border(bytes));
+#ifdef MADV_HUGEPAGE
+    if (bytes >= kLarge) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    return static_cast<Element*>(memory);
   }
-  void deallocate(Element* memory, size_t) { ::operator delete(memory, kLine); }
+  void deallocate(Element* memory, size_t count) {
+    ::operator delete(memory, border(count * sizeof(Element)));
+  }
   template <class Other>
   void construct(Other* place) {
     ::new (static_cast<void*>(place)) Other;
