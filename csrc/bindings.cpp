@@ -156,9 +156,9 @@ py::tuple to_numpy(Sparse<Score>&& matrix) {
 }
 
 py::array_t<int32_t> balanced_clusters_(const py::array& x, const Array<int64_t>& offsets,
-                                        uint64_t seed, int max_iter, int threads) {
+                                        uint64_t seed, int max_iter, int refine, int threads) {
   const MatrixView view = matrix_view(x, "x");
-  const ClusterParams params{seed, max_iter, thread_count(threads)};
+  const ClusterParams params{seed, max_iter, refine, thread_count(threads)};
   py::array_t<int32_t> order(view.rows);
   const std::span<int32_t> out(order.mutable_data(), static_cast<size_t>(order.size()));
   compute([&](Cancel& cancel) { balanced_clusters(view, span_of(offsets), params, cancel, out); });
@@ -441,7 +441,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("usable_cpus", &usable_cpus);
   m.def("quota_cpus", &quota_cpus, py::arg("root"));
   m.def("balanced_clusters", &balanced_clusters_, py::arg("x"), py::arg("offsets").noconvert(),
-        py::arg("seed"), py::arg("max_iter"), py::arg("threads"));
+        py::arg("seed"), py::arg("max_iter"), py::arg("refine"), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("threads"));
   m.def("number_keys", &number_keys_, py::arg("offsets").noconvert(),

@@ -44,14 +44,14 @@ void Bisector::split(const uint32_t* rows, std::span<int32_t> ids, int64_t left,
   while (count / step >= kCoarse) step *= 4;
   for (; step > 1; step /= 4) {
     part_.clear();
-    for (int64_t at = 0; at < count; at += step) part_.push_back(ids[at]);
+    for (int64_t row = 0; row < count; row += step) part_.push_back(ids[row]);
     const auto size = static_cast<int64_t>(part_.size());
     add(rows, part_, part_sum_);
     iterate(rows, part_, std::clamp<int64_t>(left * size / count, 1, size - 1), part_sum_,
             max_iterations, cancel);
   }
   iterate(rows, ids, left, sum, max_iterations, cancel);
-  partition(ids, moved_, [&](size_t at) { return side_[at] != 0; });
+  partition(ids, moved_, [&](size_t row) { return side_[row] != 0; });
 }
 
 void Bisector::add(const uint32_t* rows, std::span<const int32_t> ids, std::span<float> sum) {
@@ -64,14 +64,18 @@ void Bisector::start(const uint32_t* rows, std::span<const int32_t> ids, std::sp
                      uint64_t seed) {
   const uint64_t count = ids.size();
   const uint64_t first = splitmix(seed) % count;
-  const uint64_t second = (first + 1 + splitmix(seed + 1) % (count - 1)) % count;
+  uint64_t second = (first + 1 + splitmix(seed + 1) % (count - 1)) % count;
+  // There is no line between equal rows: then the next one that differs.
+  for (uint64_t tried = 1; tried < count && is_equal(rows, ids[first], ids[second]); ++tried) {
+    second = (second + 1) % count;
+  }
   const int32_t ends[] = {ids[second], ids[first]};
   const float signs[] = {1.0f, -1.0f};
   std::fill(direction_.begin(), direction_.end(), 0.0f);
   kernels().accumulate_packed(gather(rows, ends), signs, direction_.data());
   const int64_t used = std::min<int64_t>(static_cast<int64_t>(count), kPowerRows);
   part_.resize(used);
-  for (int64_t at = 0; at < used; ++at) part_[at] = ids[at * count / used];
+  for (int64_t row = 0; row < used; ++row) part_[row] = ids[row * count / used];
   for (int round = 0; round < kPowerRounds; ++round) {
     const int32_t only = 0;
     float mean = 0;
@@ -83,11 +87,13 @@ void Bisector::start(const uint32_t* rows, std::span<const int32_t> ids, std::sp
       const auto few =
           gather(rows, std::span(part_).subspan(begin, std::min(kFewRows, used - begin)));
       kernels().project_packed(few, direction_.data(), scores_.data());
-      for (size_t at = 0; at < few.count; ++at) weight += scores_[at] -= mean;
+      for (size_t row = 0; row < few.count; ++row) weight += scores_[row] -= mean;
       kernels().accumulate_packed(few, scores_.data(), other_.data());
     }
     const auto share = static_cast<float>(weight / static_cast<double>(count));
-    for (size_t at = 0; at < sum.size(); ++at) direction_[at] = other_[at] - share * sum[at];
+    for (size_t col = 0; col < sum.size(); ++col) {
+      direction_[col] = other_[col] - share * sum[col];
+    }
     normalise(direction_);
   }
 }
@@ -108,10 +114,10 @@ void Bisector::iterate(const uint32_t* rows, std::span<const int32_t> ids, int64
     for (size_t first = 0; first < ids.size(); first += kGroup) {
       const size_t last = std::min(first + kGroup, ids.size());
       if (std::memcmp(&side_[first], &next_side_[first], kGroup) == 0) continue;
-      for (size_t at = first; at < last; ++at) {
-        moved_[moved] = ids[at];
-        weights_[moved] = next_side_[at] ? 1.0f : -1.0f;
-        moved += next_side_[at] != side_[at];
+      for (size_t row = first; row < last; ++row) {
+        moved_[moved] = ids[row];
+        weights_[moved] = next_side_[row] ? 1.0f : -1.0f;
+        moved += next_side_[row] != side_[row];
       }
     }
     side_.swap(next_side_);
@@ -124,16 +130,18 @@ void Bisector::iterate(const uint32_t* rows, std::span<const int32_t> ids, int64
 
 void Bisector::choose(Cut cut, std::span<const float> scores) {
   char* const sides = next_side_.data();
-  for (size_t at = 0; at < scores.size(); ++at) sides[at] = scores[at] < cut.value;
-  for (size_t at = 0; at < scores.size() && cut.ties > 0; ++at) sides[at] = cut.takes(scores[at]);
+  for (size_t row = 0; row < scores.size(); ++row) sides[row] = scores[row] < cut.value;
+  for (size_t row = 0; row < scores.size() && cut.ties > 0; ++row) {
+    sides[row] = cut.takes(scores[row]);
+  }
 }
 
 void Bisector::aim(std::span<const float> sum) {
   std::copy(left_sum_.begin(), left_sum_.end(), other_.begin());
-  for (size_t at = 0; at < sum.size(); ++at) direction_[at] = sum[at] - left_sum_[at];
+  for (size_t col = 0; col < sum.size(); ++col) direction_[col] = sum[col] - left_sum_[col];
   normalise(other_);
   normalise(direction_);
-  for (size_t at = 0; at < sum.size(); ++at) direction_[at] -= other_[at];
+  for (size_t col = 0; col < sum.size(); ++col) direction_[col] -= other_[col];
 }
 
 }  // namespace ngame

@@ -1,6 +1,7 @@
 // 2-means, the step that a tree of clusters is made of.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -32,6 +33,10 @@ class Bisector {
  private:
   GatheredRows<uint32_t> gather(const uint32_t* rows, std::span<const int32_t> ids) const {
     return {rows, direction_.size() / 2, ids.data(), ids.size()};
+  }
+  bool is_equal(const uint32_t* rows, int32_t one, int32_t two) const {
+    const size_t words = direction_.size() / 2;
+    return std::equal(rows + one * words, rows + (one + 1) * words, rows + two * words);
   }
   // Turns from the line between two random rows towards the direction of the largest variance.
   void start(const uint32_t* rows, std::span<const int32_t> ids, std::span<const float> sum,

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,6 +12,7 @@
 #include "kernels.h"
 #include "matrix.h"
 #include "random.h"
+#include "refine.h"
 
 namespace ngame {
 namespace {
@@ -62,14 +62,33 @@ struct Scratch {
   AlignedVector<float> chosen;
 };
 
-// How a large node is divided: splits, parents first, and to each its direction; what they leave;
-// and where the products of the node's rows with the directions go, split after split.
+// How a large node is divided: splits, level after level, and to each its direction; what they
+// leave; and where the products of the node's rows with the directions go, split after split.
 struct Division {
   Node node;
   std::vector<Node> splits;
+  std::vector<int> levels;  // of the splits
   AlignedVector<float> directions;
   std::vector<Node> parts;
   float* scores;
+};
+
+// A sample of the rows of a node that is divided: ids, packed unit vectors, and their order.
+struct Sample {
+  std::vector<int32_t> ids, local;
+  AlignedVector<uint32_t> rows;
+};
+
+// A node within a division, with its rows of the sample and their sum; and, once it is split, how
+// many of them are on the left, their sum and the direction.
+struct Lesson {
+  Division* division;
+  Sample* sample;
+  Node node;
+  std::span<int32_t> local;
+  std::vector<float> sum;
+  int64_t left = 0;
+  std::vector<float> left_sum{}, direction{};
 };
 
 // Rows ids[first .. first + count) of a node that is divided.
@@ -87,9 +106,12 @@ constexpr int64_t rounded_up(int64_t cols) {
 
 class Tree {
  public:
-  Tree(const MatrixView& x, std::span<const int64_t> offsets, const ClusterParams& params,
-       Cancel& cancel, std::span<int32_t> order)
+  Tree(const MatrixView& x, std::span<const float> inverse, const Fetch& fetch,
+       std::span<const int64_t> offsets, const ClusterParams& params, Cancel& cancel,
+       std::span<int32_t> order)
       : x_(x),
+        inverse_(inverse),
+        fetch_(fetch),
         offsets_(offsets),
         params_(params),
         cancel_(cancel),
@@ -99,12 +121,9 @@ class Tree {
         sampled_rows_(std::max(std::min(std::max(kSampledRowsPerDimension * dim_, kSampledRows),
                                         kSampledBytes / std::max<int64_t>(2 * dim_, 1)),
                                kLeastCopied)),
-        inverse_(static_cast<size_t>(x.rows)),
         scratch_(static_cast<size_t>(params.threads), Scratch(dim_)) {}
 
   void build() {
-    inverse_norms(x_, params_.threads, cancel_, inverse_);
-    fetch_.emplace(x_);
     std::iota(order_.begin(), order_.end(), 0);
     // Each round reads `x` once for all large nodes; then small ones are finished on copies.
     std::vector<Node> small;
@@ -112,7 +131,7 @@ class Tree {
     std::vector<float> scores;
     const auto sort_out = [&](const Node& node) {
       if (is_large(node)) {
-        divisions.push_back({node, {}, {}, {}, nullptr});
+        divisions.push_back({node, {}, {}, {}, {}, nullptr});
       } else {
         small.push_back(node);
       }
@@ -143,7 +162,7 @@ class Tree {
   template <class Item, class Body>
   void for_each(std::vector<Item>& items, const Body& body) {
     parallel_for(static_cast<int64_t>(items.size()), params_.threads, cancel_,
-                 [&](int64_t at, int thread) { body(items[at], scratch_[thread]); });
+                 [&](int64_t item, int thread) { body(items[item], scratch_[thread]); });
   }
 
   void finish(const Node& node, Scratch& scratch) {
@@ -152,31 +171,33 @@ class Tree {
     scratch.ids.assign(ids.begin(), ids.end());
     copy_rows(scratch);
     divide(node, scratch.local, 0, scratch);
-    for (size_t at = 0; at < ids.size(); ++at) ids[at] = scratch.ids[scratch.local[at]];
+    for (size_t row = 0; row < ids.size(); ++row) ids[row] = scratch.ids[scratch.local[row]];
   }
 
   // Packs the unit vectors of scratch.ids, numbers them (scratch.local is 0, 1, ...) and sums them.
   void copy_rows(Scratch& scratch) const {
     const auto count = static_cast<int64_t>(scratch.ids.size());
-    const int64_t words = dim_ / 2;
-    scratch.rows.resize(count * words);
+    scratch.rows.resize(count * dim_ / 2);
     scratch.local.resize(count);
     std::iota(scratch.local.begin(), scratch.local.end(), 0);
-    const int64_t ahead = fetch_->ahead();
-    for (int64_t at = 0; at < std::min(ahead, count); ++at) fetch_->row(scratch.ids[at]);
-    for (int64_t at = 0; at < count; ++at) {
-      if (at % kBlock == 0) cancel_.check();
-      if (at + ahead < count) fetch_->row(scratch.ids[at + ahead]);
-      const int32_t id = scratch.ids[at];
-      const auto cols = static_cast<size_t>(x_.cols);
-      uint32_t* const out = scratch.rows.data() + at * words;
+    pack(scratch.ids, scratch.rows.data());
+    scratch.bisector.add(scratch.rows.data(), scratch.local, sum_of(0, scratch));
+  }
+  // Packs the unit vectors of some rows.
+  void pack(std::span<const int32_t> ids, uint32_t* out) const {
+    const auto cols = static_cast<size_t>(x_.cols);
+    const auto ahead = static_cast<size_t>(fetch_.ahead());
+    for (size_t row = 0; row < std::min(ahead, ids.size()); ++row) fetch_.row(ids[row]);
+    for (size_t row = 0; row < ids.size(); ++row, out += dim_ / 2) {
+      if (row % kBlock == 0) cancel_.check();
+      if (row + ahead < ids.size()) fetch_.row(ids[row + ahead]);
+      const int32_t id = ids[row];
       if (x_.scalar == Scalar::f16) {
         kernels().pack_f16(x_.f16(id), cols, inverse_[id], out);
       } else {
         kernels().pack_f32(x_.f32(id), cols, inverse_[id], out);
       }
     }
-    scratch.bisector.add(scratch.rows.data(), scratch.local, sum_of(0, scratch));
   }
   std::span<float> sum_of(int64_t level, Scratch& scratch) const {
     const auto needed = static_cast<size_t>((level + 1) * dim_);
@@ -201,15 +222,16 @@ class Tree {
                            cancel_);
     const std::span<const float> left_sum = scratch.bisector.left_sum();
     std::copy(left_sum.begin(), left_sum.end(), below.begin());
-    for (size_t at = 0; at < sum.size(); ++at) sum[at] -= left_sum[at];
+    for (size_t col = 0; col < sum.size(); ++col) sum[col] -= left_sum[col];
   }
 
   // Divides large nodes by some levels, in one pass over the rows.
   void divide(std::vector<Division>& divisions, std::vector<float>& scores) {
-    for_each(divisions, [&](Division& each, Scratch& scratch) {
-      sample(ids_of(each.node), each.node.seed, scratch);
-      learn(each.node, scratch.local, levels_at_once(rows_of(each.node)), 0, each, scratch);
-    });
+    // As many samples at a time as there are threads.
+    const auto threads = static_cast<size_t>(params_.threads);
+    for (size_t first = 0; first < divisions.size(); first += threads) {
+      learn(std::span(divisions).subspan(first, std::min(threads, divisions.size() - first)));
+    }
     int64_t needed = 0;
     for (const Division& each : divisions) needed += scores_of(each);
     if (static_cast<int64_t>(scores.size()) < needed) scores.resize(needed);
@@ -218,37 +240,64 @@ class Tree {
     // A window is read from the disk while the one before is worked on. In memory it is all rows.
     const int64_t row_bytes = std::max<int64_t>(x_.stride * bytes_of(x_.scalar), 1);
     const int64_t window =
-        fetch_->from_disk() ? std::max(kWindowBytes / row_bytes, kBlock) : x_.rows;
+        fetch_.from_disk() ? std::max(kWindowBytes / row_bytes, kBlock) : x_.rows;
     for (int64_t first = 0; first < x_.rows; first += window) {
       const int64_t last = std::min(first + window, x_.rows);
-      fetch_->rows(last, std::min(last + window, x_.rows));
+      fetch_.rows(last, std::min(last + window, x_.rows));
       project(divisions, static_cast<int32_t>(first), last);
     }
-    for_each(divisions, [&](Division& each, Scratch& scratch) { apply(each, scratch); });
+    apply(divisions);
   }
   int64_t scores_of(const Division& division) const {
     return static_cast<int64_t>(division.splits.size()) * rows_of(division.node);
   }
-  // Orders the rows of a node as the scores say.
-  void apply(const Division& division, Scratch& scratch) {
-    const Node& node = division.node;
-    const std::span<int32_t> ids = ids_of(node);
-    std::vector<int32_t>& positions = scratch.ids;
-    positions.resize(ids.size());
-    std::iota(positions.begin(), positions.end(), 0);
-    const float* scores = division.scores;
-    for (const Node& each : division.splits) {
-      cancel_.check();
-      const int64_t first = offsets_[each.first] - offsets_[node.first];
-      const auto part = std::span(positions).subspan(first, rows_of(each));
-      scratch.chosen.resize(part.size());
-      for (size_t at = 0; at < part.size(); ++at) scratch.chosen[at] = scores[part[at]];
-      Cut cut = Cut::find(scratch.chosen, left_rows(each));
-      partition(part, scratch.spare, [&](size_t at) { return cut.takes(scratch.chosen[at]); });
-      scores += ids.size();
+  // Orders the rows of nodes as the scores say, level after level: the splits of one are shared.
+  void apply(const std::vector<Division>& divisions) {
+    struct Split {
+      const Division* division;
+      size_t index;
+    };
+    std::vector<std::vector<Split>> levels;
+    std::vector<Stretch> stretches;
+    positions_.resize(order_.size());
+    for (const Division& each : divisions) {
+      for (size_t index = 0; index < each.splits.size(); ++index) {
+        const auto level = static_cast<size_t>(each.levels[index]);
+        if (level == levels.size()) levels.emplace_back();
+        levels[level].push_back({&each, index});
+      }
+      const int64_t first = offsets_[each.node.first];
+      const int64_t rows = rows_of(each.node);
+      std::iota(positions_.begin() + first, positions_.begin() + first + rows, 0);
+      for (int64_t row = 0; row < rows; row += kBlock) {
+        stretches.push_back({&each, row, std::min(kBlock, rows - row)});
+      }
     }
-    for (int32_t& position : positions) position = ids[position];
-    std::copy(positions.begin(), positions.end(), ids.begin());
+    for (std::vector<Split>& level : levels) {
+      for_each(level, [&](const Split& split, Scratch& scratch) {
+        const Division& division = *split.division;
+        const Node& node = division.splits[split.index];
+        const float* const scores = division.scores + split.index * rows_of(division.node);
+        const auto part = std::span(positions_).subspan(offsets_[node.first], rows_of(node));
+        scratch.chosen.resize(part.size());
+        for (size_t row = 0; row < part.size(); ++row) scratch.chosen[row] = scores[part[row]];
+        Cut cut = Cut::find(scratch.chosen, left_rows(node));
+        partition(part, scratch.spare, [&](size_t row) { return cut.takes(scratch.chosen[row]); });
+      });
+    }
+    // Positions become ids.
+    const auto positions_of = [&](const Stretch& stretch) {
+      return std::span(positions_)
+          .subspan(offsets_[stretch.division->node.first] + stretch.first, stretch.count);
+    };
+    for_each(stretches, [&](const Stretch& stretch, Scratch&) {
+      const std::span<const int32_t> ids = ids_of(stretch.division->node);
+      for (int32_t& position : positions_of(stretch)) position = ids[position];
+    });
+    for_each(stretches, [&](const Stretch& stretch, Scratch&) {
+      const auto ids = positions_of(stretch);
+      std::copy(ids.begin(), ids.end(), ids_of(stretch.division->node).begin() + stretch.first);
+    });
   }
   // As few passes as can be, and as few levels in each of them. The last level's directions are
   // learnt on an eighth of the sample if there are four.
@@ -263,36 +312,84 @@ class Tree {
   static int levels_above(int64_t parts) {
     return static_cast<int>(std::bit_width(static_cast<uint64_t>(parts)));
   }
-  // Divides the sampled rows `local` of a node as the node is to be divided.
-  void learn(const Node& node, std::span<int32_t> local, int levels, int64_t level,
-             Division& division, Scratch& scratch) {
-    const auto sampled = static_cast<int64_t>(local.size());
-    if (levels == 0 || !is_large(node) || sampled < kLeastSampled) {
-      division.parts.push_back(node);
-      return;
+  // Learns how to divide nodes, on a sample of each, level after level: the nodes of one are
+  // shared.
+  void learn(std::span<Division> divisions) {
+    std::vector<Sample> samples(divisions.size());
+    std::vector<Stretch> stretches;
+    for (size_t index = 0; index < divisions.size(); ++index) {
+      Sample& sample = samples[index];
+      draw(divisions[index].node, sample);
+      const auto rows = static_cast<int64_t>(sample.ids.size());
+      sample.rows.resize(rows * dim_ / 2);
+      for (int64_t row = 0; row < rows; row += kBlock) {
+        stretches.push_back({&divisions[index], row, std::min(kBlock, rows - row)});
+      }
     }
-    const double share = static_cast<double>(left_rows(node)) / static_cast<double>(rows_of(node));
-    const auto left = std::clamp(static_cast<int64_t>(share * static_cast<double>(sampled)),
-                                 int64_t{1}, sampled - 1);
-    bisect(node, local, left, level, scratch);
-    division.splits.push_back(node);
-    const std::span<const float> direction = scratch.bisector.direction();
-    division.directions.insert(division.directions.end(), direction.begin(), direction.end());
-    learn(node.left(), local.first(left), levels - 1, level + 1, division, scratch);
-    learn(node.right(), local.subspan(left), levels - 1, level, division, scratch);
+    for_each(stretches, [&](const Stretch& stretch, Scratch&) {
+      Sample& sample = samples[stretch.division - divisions.data()];
+      pack(std::span(sample.ids).subspan(stretch.first, stretch.count),
+           sample.rows.data() + stretch.first * dim_ / 2);
+    });
+    std::vector<Lesson> lessons;
+    for (size_t index = 0; index < divisions.size(); ++index) {
+      lessons.push_back({&divisions[index], &samples[index], divisions[index].node,
+                         samples[index].local, std::vector<float>(dim_)});
+    }
+    for_each(lessons, [&](Lesson& lesson, Scratch& scratch) {
+      scratch.bisector.add(lesson.sample->rows.data(), lesson.local, lesson.sum);
+    });
+    for (int level = 0; !lessons.empty(); ++level) {
+      std::erase_if(lessons, [&](const Lesson& lesson) {
+        const bool goes_on = level < levels_at_once(rows_of(lesson.division->node)) &&
+                             is_large(lesson.node) &&
+                             static_cast<int64_t>(lesson.local.size()) >= kLeastSampled;
+        if (!goes_on) lesson.division->parts.push_back(lesson.node);
+        return !goes_on;
+      });
+      for_each(lessons, [&](Lesson& lesson, Scratch& scratch) { split(lesson, scratch); });
+      std::vector<Lesson> halves;
+      for (Lesson& lesson : lessons) {
+        auto& [node, splits, levels, directions, parts, scores] = *lesson.division;
+        splits.push_back(lesson.node);
+        levels.push_back(level);
+        directions.insert(directions.end(), lesson.direction.begin(), lesson.direction.end());
+        for (int64_t col = 0; col < dim_; ++col) lesson.sum[col] -= lesson.left_sum[col];
+        halves.push_back({lesson.division, lesson.sample, lesson.node.left(),
+                          lesson.local.first(lesson.left), std::move(lesson.left_sum)});
+        halves.push_back({lesson.division, lesson.sample, lesson.node.right(),
+                          lesson.local.subspan(lesson.left), std::move(lesson.sum)});
+      }
+      lessons = std::move(halves);
+    }
   }
-  // One row at random from each of some equal stretches.
-  void sample(std::span<const int32_t> ids, uint64_t seed, Scratch& scratch) const {
+  // Divides the sampled rows of a node as the node is to be divided.
+  void split(Lesson& lesson, Scratch& scratch) {
+    const Node& node = lesson.node;
+    const auto sampled = static_cast<int64_t>(lesson.local.size());
+    const double share = static_cast<double>(left_rows(node)) / static_cast<double>(rows_of(node));
+    lesson.left = std::clamp(static_cast<int64_t>(share * static_cast<double>(sampled)), int64_t{1},
+                             sampled - 1);
+    Bisector& bisector = scratch.bisector;
+    bisector.split(lesson.sample->rows.data(), lesson.local, lesson.left, lesson.sum, node.seed,
+                   params_.max_iterations, cancel_);
+    lesson.left_sum.assign(bisector.left_sum().begin(), bisector.left_sum().end());
+    lesson.direction.assign(bisector.direction().begin(), bisector.direction().end());
+  }
+  // One row at random from each of some equal stretches of a node's rows.
+  void draw(const Node& node, Sample& sample) const {
+    const std::span<const int32_t> ids = ids_of(node);
     const auto count = static_cast<int64_t>(ids.size());
     const int64_t sampled = std::min(count, sampled_rows_);
-    scratch.ids.resize(sampled);
-    for (int64_t at = 0; at < sampled; ++at) {
-      const int64_t first = at * count / sampled;
-      const int64_t size = (at + 1) * count / sampled - first;
-      const uint64_t draw = splitmix(seed ^ splitmix(static_cast<uint64_t>(at)));
-      scratch.ids[at] = ids[first + static_cast<int64_t>(draw % static_cast<uint64_t>(size))];
+    sample.ids.resize(sampled);
+    sample.local.resize(sampled);
+    std::iota(sample.local.begin(), sample.local.end(), 0);
+    for (int64_t row = 0; row < sampled; ++row) {
+      const int64_t first = row * count / sampled;
+      const int64_t size = (row + 1) * count / sampled - first;
+      const uint64_t number = splitmix(node.seed ^ splitmix(static_cast<uint64_t>(row)));
+      sample.ids[row] = ids[first + static_cast<int64_t>(number % static_cast<uint64_t>(size))];
     }
-    copy_rows(scratch);
   }
   // Products of rows [first, last) with the directions of the node that each belongs to.
   void project(const std::vector<Division>& divisions, int32_t first, int64_t last) {
@@ -301,8 +398,8 @@ class Tree {
       const std::span<const int32_t> ids = ids_of(each.node);
       const auto begin = std::lower_bound(ids.begin(), ids.end(), first);
       const int64_t end = std::lower_bound(begin, ids.end(), last) - ids.begin();
-      for (int64_t at = begin - ids.begin(); at < end; at += kBlock) {
-        stretches.push_back({&each, at, std::min(kBlock, end - at)});
+      for (int64_t row = begin - ids.begin(); row < end; row += kBlock) {
+        stretches.push_back({&each, row, std::min(kBlock, end - row)});
       }
     }
     for_each(stretches, [&](const Stretch& stretch, Scratch&) { project(stretch); });
@@ -325,11 +422,13 @@ class Tree {
     }
     for (size_t split = 0; split < splits; ++split) {
       float* const scores = out + split * all.size();
-      for (size_t at = 0; at < ids.size(); ++at) scores[at] *= inverse_[ids[at]];
+      for (size_t row = 0; row < ids.size(); ++row) scores[row] *= inverse_[ids[row]];
     }
   }
 
   const MatrixView& x_;
+  std::span<const float> inverse_;
+  const Fetch& fetch_;
   std::span<const int64_t> offsets_;
   const ClusterParams& params_;
   Cancel& cancel_;
@@ -337,8 +436,7 @@ class Tree {
   int64_t dim_;
   int64_t copied_rows_;
   int64_t sampled_rows_;
-  std::vector<float> inverse_;
-  std::optional<Fetch> fetch_;
+  std::vector<int32_t> positions_;  // of rows within the node that is divided
   std::vector<Scratch> scratch_;
 };
 
@@ -347,7 +445,14 @@ class Tree {
 void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
                        const ClusterParams& params, Cancel& cancel, std::span<int32_t> order) {
   check_offsets(offsets, x.rows, 1);
-  if (x.rows > 0) Tree(x, offsets, params, cancel, order).build();
+  if (x.rows == 0) return;
+  std::vector<float> inverse(static_cast<size_t>(x.rows));
+  inverse_norms(x, params.threads, cancel, inverse);
+  const Fetch fetch(x);
+  Tree(x, inverse, fetch, offsets, params, cancel, order).build();
+  if (params.refine > 0) {
+    refine(x, inverse, fetch, offsets, params.refine, params.threads, cancel, order);
+  }
 }
 
 double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel) {
@@ -367,11 +472,11 @@ double coherence(const MatrixView& x, const ClustersView& clusters, int threads,
     sum.assign(row.size(), 0.0);
     const int64_t begin = clusters.offsets[cluster];
     const int64_t end = clusters.offsets[cluster + 1];
-    for (int64_t at = begin; at < end; ++at) {
-      if (at % kBlock == 0) cancel.check();
+    for (int64_t place = begin; place < end; ++place) {
+      if (place % kBlock == 0) cancel.check();
       // Clusters are small: the row asked for may be the next one's.
-      if (at + fetch.ahead() < x.rows) fetch.row(clusters.order[at + fetch.ahead()]);
-      const int32_t id = clusters.order[at];
+      if (place + fetch.ahead() < x.rows) fetch.row(clusters.order[place + fetch.ahead()]);
+      const int32_t id = clusters.order[place];
       copy_row(x, id, inverse[id], row.data());
       for (size_t col = 0; col < row.size(); ++col) sum[col] += row[col];
     }

@@ -12,6 +12,7 @@ namespace ngame {
 struct ClusterParams {
   uint64_t seed = 0;
   int max_iterations = 20;  // of each 2-means; fewer when the halves stop changing
+  int refine = 0;           // rounds after the tree
   int threads = 1;
 };
 

@@ -14,7 +14,7 @@ int32_t rank_of(float value) {
   const auto bits = std::bit_cast<int32_t>(value);
   return bits < 0 ? std::numeric_limits<int32_t>::min() - bits : bits;
 }
-float at_rank(int32_t rank) {
+float of_rank(int32_t rank) {
   return std::bit_cast<float>(rank < 0 ? std::numeric_limits<int32_t>::min() - rank : rank);
 }
 
@@ -35,12 +35,12 @@ Cut Cut::find(std::span<const float> scores, int64_t count) {
       // Where the count would be reached if the values between lay evenly.
       const double share =
           static_cast<double>(count - below_low) / static_cast<double>(below_high - below_low);
-      const double from = at_rank(low);
-      const double guess = from + share * (static_cast<double>(at_rank(high)) - from);
+      const double from = of_rank(low);
+      const double guess = from + share * (static_cast<double>(of_rank(high)) - from);
       middle = std::clamp<int64_t>(rank_of(static_cast<float>(guess)),
                                    static_cast<int64_t>(low) + 1, static_cast<int64_t>(high) - 1);
     }
-    const float value = at_rank(static_cast<int32_t>(middle));
+    const float value = of_rank(static_cast<int32_t>(middle));
     const auto below =
         static_cast<int64_t>(kernels().count_below(scores.data(), scores.size(), value));
     if (below == count) return {value, 0};
@@ -52,7 +52,7 @@ Cut Cut::find(std::span<const float> scores, int64_t count) {
       below_high = below;
     }
   }
-  return {at_rank(low), count - below_low};
+  return {of_rank(low), count - below_low};
 }
 
 }  // namespace ngame

@@ -32,9 +32,9 @@ void partition(std::span<int32_t> values, std::vector<int32_t>& spare, const Tak
   spare.resize(values.size());
   size_t front = 0;
   size_t rest = 0;
-  for (size_t at = 0; at < values.size(); ++at) {
-    const int32_t value = values[at];
-    const bool front_side = taken(at);
+  for (size_t position = 0; position < values.size(); ++position) {
+    const int32_t value = values[position];
+    const bool front_side = taken(position);
     values[front] = value;
     spare[rest] = value;
     front += front_side;

@@ -155,11 +155,105 @@ void project(const GatheredRows<Element>& rows, size_t dim, const float* directi
   }
 }
 
+// Sums of as many vectors as a vector has lanes, vector i's in lane i. Neighbouring lanes are added
+// in each step, so a sum does not depend on where its vector stands.
+inline Vector sum_each(const Vector* vectors) {
+#if NGAME_VECTOR_BYTES == 64
+#define NGAME_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define NGAME_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif NGAME_VECTOR_BYTES == 32
+#define NGAME_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define NGAME_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define NGAME_EVEN 0, 2, 4, 6
+#define NGAME_ODD 1, 3, 5, 7
+#endif
+  Vector left[kWidth];
+  for (size_t lane = 0; lane < kWidth; ++lane) left[lane] = vectors[lane];
+#pragma GCC unroll 4
+  for (size_t count = kWidth / 2; count > 0; count /= 2) {
+#pragma GCC unroll 8
+    for (size_t pair = 0; pair < count; ++pair) {
+      left[pair] = __builtin_shufflevector(left[2 * pair], left[2 * pair + 1], NGAME_EVEN) +
+                   __builtin_shufflevector(left[2 * pair], left[2 * pair + 1], NGAME_ODD);
+    }
+  }
+  return left[0];
+}
+
+// A tile is kProductUnit directions, which stay in the nearest cache, by two rows; narrow vectors
+// do half of the directions at a time. A lone last row is done twice.
+void products(const GatheredRows<float>& rows, const GatheredRows<float>& directions, size_t dim,
+              float* scores, size_t score_stride) {
+  constexpr size_t kRows = 2;
+  constexpr size_t kDirections = NGAME_VECTOR_BYTES == 64 ? kProductUnit : kProductUnit / 2;
+  for (size_t first = 0; first < directions.count; first += kDirections) {
+    const float* tile[kDirections];
+    for (size_t direction = 0; direction < kDirections; ++direction) {
+      const size_t index = first + direction;
+      tile[direction] = directions[index < directions.count ? index : directions.count - 1];
+    }
+    for (size_t row = 0; row < rows.count; row += kRows) {
+      const size_t second = row + 1 < rows.count ? row + 1 : row;
+      const float* const pair[kRows] = {rows[row], rows[second]};
+      Vector sums[kRows * kDirections] = {};
+      for (size_t element = 0; element < dim; element += kWidth) {
+        const Vector parts[kRows] = {load(pair[0] + element), load(pair[1] + element)};
+#pragma GCC unroll 8
+        for (size_t direction = 0; direction < kDirections; ++direction) {
+          const Vector values = load(tile[direction] + element);
+          sums[direction] += parts[0] * values;
+          sums[kDirections + direction] += parts[1] * values;
+        }
+      }
+      float found[kRows * kDirections];
+      for (size_t part = 0; part < kRows * kDirections; part += kWidth) {
+        store(found + part, sum_each(sums + part));
+      }
+      __builtin_memcpy(scores + row * score_stride + first, found, sizeof(found) / 2);
+      __builtin_memcpy(scores + second * score_stride + first, found + kDirections,
+                       sizeof(found) / 2);
+    }
+  }
+}
+
 // Packed rows: word i of each stretch of kWidth words has element i of 2 * kWidth in its lower half
 // and element kWidth + i in its upper half. A bfloat16 is the upper half of a float.
 typedef uint32_t Words __attribute__((vector_size(NGAME_VECTOR_BYTES)));
 typedef uint32_t LooseWords __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(4), may_alias));
 static_assert(kPackedUnit % (2 * kWidth) == 0);
+
+constexpr uint32_t kLast = kScored - 1;
+
+// A row a lane: each score in turn sinks to its place among the greatest so far.
+void rank_scores(const float* scores, size_t rows, float* keys) {
+  for (size_t first = 0; first < rows; first += kWidth) {
+    const size_t count = rows - first < kWidth ? rows - first : kWidth;
+    float columns[kScored * kWidth];
+    for (size_t row = 0; row < kWidth; ++row) {
+      const float* const from = scores + (first + (row < count ? row : 0)) * kScored;
+      for (size_t item = 0; item < kScored; ++item) columns[item * kWidth + row] = from[item];
+    }
+    Vector top[kRanked];
+    for (size_t place = 0; place < kRanked; ++place) top[place] = broadcast(-3.0e38f);
+    for (size_t item = 0; item < kScored; ++item) {
+      const Words bits = (Words)load(columns + item * kWidth);
+      const Words positions = ((bits >> 31) - 1) ^ static_cast<uint32_t>(item);
+      Vector key = (Vector)((bits & ~(kLast - Words{})) | (positions & kLast));
+#pragma GCC unroll 8
+      for (size_t place = 0; place < kRanked; ++place) {
+        const Vector greater = key > top[place] ? key : top[place];
+        key = key > top[place] ? top[place] : key;
+        top[place] = greater;
+      }
+    }
+    for (size_t row = 0; row < count; ++row) {
+      for (size_t place = 0; place < kRanked; ++place) {
+        keys[(first + row) * kRanked + place] = top[place][row];
+      }
+    }
+  }
+}
 
 inline Words load_words(const uint32_t* from) { return *reinterpret_cast<const LooseWords*>(from); }
 inline Vector lower(Words words) { return (Vector)(words << 16); }
@@ -243,6 +337,44 @@ void accumulate_packed(const GatheredRows<uint32_t>& rows, const float* weights,
   for (; at < rows.count; ++at) {
     const uint32_t* const row = rows[at];
     add_packed<1>(&row, rows.stride, weights + at, sum);
+  }
+}
+
+template <size_t kRows, class Element>
+inline void add_rows(const Element* const* rows, const Element* const* ahead, size_t dim,
+                     const float* weights, float* sum) {
+  size_t element = 0;
+  for (; element + kWidth <= dim; element += kWidth) {
+    Vector total = load(sum + element);
+    for (size_t row = 0; row < kRows; ++row) {
+      if (element * sizeof(Element) % 64 == 0) __builtin_prefetch(ahead[row] + element);
+      total += broadcast(weights[row]) * load(rows[row] + element);
+    }
+    store(sum + element, total);
+  }
+  for (; element < dim; ++element) {
+    for (size_t row = 0; row < kRows; ++row)
+      sum[element] += weights[row] * widen(rows[row][element]);
+  }
+}
+
+template <class Element>
+void accumulate(const GatheredRows<Element>& rows, size_t dim, const float* weights, float* sum) {
+  constexpr size_t kGroup = 4;
+  size_t first = 0;
+  for (; first + kGroup <= rows.count; first += kGroup) {
+    const Element* group[kGroup];
+    const Element* ahead[kGroup];
+    for (size_t row = 0; row < kGroup; ++row) {
+      group[row] = rows[first + row];
+      const size_t next = first + row + kGroup;
+      ahead[row] = rows[next < rows.count ? next : first];
+    }
+    add_rows<kGroup>(group, ahead, dim, weights + first, sum);
+  }
+  for (; first < rows.count; ++first) {
+    const Element* const row = rows[first];
+    add_rows<1>(&row, &row, dim, weights + first, sum);
   }
 }
 
@@ -534,10 +666,14 @@ const Kernels table = {
     NGAME_TEXT(NGAME_ISA),
     project<float>,
     project<uint16_t>,
+    products,
+    rank_scores,
     pack<float>,
     pack<uint16_t>,
     project_packed,
     accumulate_packed,
+    accumulate<float>,
+    accumulate<uint16_t>,
     extremes,
     count_below,
     squared_norm<float>,

@@ -29,6 +29,20 @@ using Tile = int32_t (*)(const void* queries, size_t query_count, const void* it
                          const float* weights, const float* limits, int32_t first_id,
                          const Candidates& out);
 
+// Scores of one row that the kernel `products` writes at a time.
+constexpr size_t kProductUnit = 8;
+
+// What the kernel `rank_scores` takes and gives of each row. A key's position among the scores is
+// in as many of its last bits as are needed; it is complemented where the key is not negative.
+constexpr size_t kScored = 64;
+constexpr size_t kRanked = 8;
+static_assert(kScored % kProductUnit == 0 && (kScored & (kScored - 1)) == 0);
+
+inline uint32_t position_of(float key) {
+  const auto bits = __builtin_bit_cast(uint32_t, key);
+  return (bits ^ ((bits >> 31) - 1)) & static_cast<uint32_t>(kScored - 1);
+}
+
 // Packed rows are zero-padded to a multiple of this many elements: whole cache lines.
 constexpr size_t kPackedUnit = 32;
 
@@ -58,6 +72,16 @@ struct Kernels {
   void (*project_f16)(const GatheredRows<uint16_t>& rows, size_t dim, const float* directions,
                       size_t direction_count, float* scores, size_t score_stride);
 
+  // scores[i * score_stride + d] = <row i, direction d>, rows and directions both zero from their
+  // end up to a multiple of kPackedUnit elements, `dim` of them. `score_stride` is a multiple of
+  // kProductUnit; what a row has beyond its directions up to the next such multiple is undefined.
+  void (*products)(const GatheredRows<float>& rows, const GatheredRows<float>& directions,
+                   size_t dim, float* scores, size_t score_stride);
+
+  // The kRanked greatest of each row's kScored scores, greatest first, as keys: scores whose last
+  // bits give way to the position, so that of equal ones the first is the greater.
+  void (*rank_scores)(const float* scores, size_t rows, float* keys);
+
   // words = scale * row, packed: two bfloat16 a word, zeros up to a multiple of kPackedUnit
   // elements. Which two share a word depends on the level.
   void (*pack_f32)(const float* row, size_t dim, float scale, uint32_t* words);
@@ -69,6 +93,12 @@ struct Kernels {
 
   // sum += weights[i] * row i, in the order of i; rows and sum as above.
   void (*accumulate_packed)(const GatheredRows<uint32_t>& rows, const float* weights, float* sum);
+
+  // sum += weights[i] * row i, in the order of i.
+  void (*accumulate_f32)(const GatheredRows<float>& rows, size_t dim, const float* weights,
+                         float* sum);
+  void (*accumulate_f16)(const GatheredRows<uint16_t>& rows, size_t dim, const float* weights,
+                         float* sum);
 
   // The smallest and largest of one or more values.
   void (*extremes)(const float* values, size_t count, float* least, float* most);

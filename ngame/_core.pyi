@@ -27,6 +27,7 @@ def balanced_clusters(
     offsets: npt.NDArray[np.int64],
     seed: int,
     max_iter: int,
+    refine: int,
     threads: int,
 ) -> npt.NDArray[np.int32]: ...
 def coherence(

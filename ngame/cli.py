@@ -329,7 +329,8 @@ def _cluster(options: argparse.Namespace) -> None:
     sizes = np.diff(clusters.offsets)
     print(
         f"{len(vectors)} rows in {len(clusters)} clusters of {sizes.min()} to {sizes.max()}, "
-        f"coherence {clusters.coherence(vectors):.4f}, {seconds:.2f} s: {options.output}"
+        f"coherence {clusters.coherence(vectors):.4f}, "
+        f"NN10 {clusters.neighbor_share(vectors):.4f}, {seconds:.2f} s: {options.output}"
     )
 
 

@@ -197,9 +197,9 @@ class _Pattern:
 
 
 def balanced_order(
-    x: torch.Tensor, offsets: npt.NDArray[np.int64], seed: int, max_iter: int
+    x: torch.Tensor, offsets: npt.NDArray[np.int64], seed: int, max_iter: int, *, refine: int
 ) -> npt.NDArray[np.int32]:
-    """The order of `ngame.balanced_clusters`, computed on a device.
+    """The order of `ngame.balanced_clusters`, computed on a device: the tree alone.
 
     Parameters
     ----------
@@ -210,6 +210,8 @@ def balanced_order(
         0 .. 2**64 - 1. The same seed gives the same clusters, but not those of the CPU.
     max_iter : int
         Most iterations of each 2-means.
+    refine : int
+        Has no effect yet: the GPU core does not refine.
 
     Returns
     -------

@@ -25,8 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "loss": set(),
     "config": {"arrays", "files"},
     # the doors to C++
-    "cluster": {"_core", "arrays", "dispatch", "files"},
     "topk": {"_core", "arrays", "dispatch", "files"},
+    "cluster": {"_core", "arrays", "dispatch", "files", "topk"},
     "shortlist": {"_core", "arrays", "cluster"},
     "positives": {"_core", "arrays", "dispatch"},
     "metrics": {"_core", "arrays", "dispatch"},

@@ -81,21 +81,21 @@ def test_core_checks_for_itself():
     x = np.ones((4, 3), np.float32)
     offsets = np.array([0, 2, 4])
     with pytest.raises(TypeError, match="x has dtype float64"):
-        _core.balanced_clusters(x.astype(float), offsets, 0, 20, 1)
+        _core.balanced_clusters(x.astype(float), offsets, 0, 20, 0, 1)
     with pytest.raises(ValueError, match="x has 1 dimensions, expected 2"):
-        _core.balanced_clusters(x[0], offsets, 0, 20, 1)
+        _core.balanced_clusters(x[0], offsets, 0, 20, 0, 1)
     with pytest.raises(ValueError, match="x has rows that are not contiguous"):
-        _core.balanced_clusters(np.asfortranarray(x), offsets, 0, 20, 1)
+        _core.balanced_clusters(np.asfortranarray(x), offsets, 0, 20, 0, 1)
     with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
-        _core.balanced_clusters(x, np.array([0, 2, 2, 4]), 0, 20, 1)
+        _core.balanced_clusters(x, np.array([0, 2, 2, 4]), 0, 20, 0, 1)
     with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
-        _core.balanced_clusters(x, np.array([0, 2]), 0, 20, 1)
+        _core.balanced_clusters(x, np.array([0, 2]), 0, 20, 0, 1)
     with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
-        _core.balanced_clusters(x, np.array([], np.int64), 0, 20, 1)
+        _core.balanced_clusters(x, np.array([], np.int64), 0, 20, 0, 1)
     with pytest.raises(TypeError):
-        _core.balanced_clusters(x, offsets.astype(np.int32), 0, 20, 1)
+        _core.balanced_clusters(x, offsets.astype(np.int32), 0, 20, 0, 1)
     with pytest.raises(ValueError, match="threads is -1"):
-        _core.balanced_clusters(x, offsets, 0, 20, -1)
+        _core.balanced_clusters(x, offsets, 0, 20, 0, -1)
     order = np.array([0, 1, 2, 4], np.int32)
     with pytest.raises(IndexError, match="order has id 4, out of range for 4"):
         _core.coherence(x, order, offsets, 1)

@@ -52,7 +52,7 @@ def test_sizes_are_exact_in_large_nodes(mixture, rows, size):
 def test_sizes_may_be_any(mixture, sizes):
     x = mixture(sum(sizes), 300)
     offsets = np.cumsum([0, *sizes])
-    order = _core.balanced_clusters(x, offsets, 0, 20, 2)
+    order = _core.balanced_clusters(x, offsets, 0, 20, 2, 2)
     is_division(ngame.Clusters(order, offsets), sizes)
 
 
@@ -99,6 +99,98 @@ def test_is_as_tight_on_other_data(rng, dim):
         found = ngame.balanced_clusters(x, size=20)
         plain = reference.balanced_clusters(x, [20] * 150)
         assert reference.coherence(x, found) > 0.995 * reference.coherence(x, plain)
+
+
+def tree_and(x, rounds, threads=2, **given):
+    """The clusters of the tree, and those after some rounds of refinement."""
+    return [ngame.balanced_clusters(x, refine=n, threads=threads, **given) for n in (0, rounds)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "size"), [(300, 8, 10), (300, 33, 7), (400, 20, 4), (61, 5, 30), (500, 16, 50)]
+)
+def test_a_round_is_the_reference_s(mixture, simd, rows, dim, size):
+    same = []
+    for seed in range(4):
+        x = mixture(rows, dim, seed)
+        tree, found = tree_and(x, 1, size=size, seed=seed)
+        expected = reference.refined(x, tree)
+        is_division(found, np.diff(tree.offsets))
+        same.append((found.assignment == expected).mean())
+    # Scores within 1e-5 of each other may be taken for equal.
+    assert np.median(same) == 1
+    assert np.mean(same) > 0.97
+
+
+@pytest.mark.parametrize("rows", [2500, 20_000])
+def test_rounds_tighten(mixture, simd, rows):
+    x = mixture(rows, 24)
+    found = [ngame.balanced_clusters(x, size=8, refine=n) for n in (0, 1, 3, 5)]
+    coherence = [clusters.coherence(x) for clusters in found]
+    shares = [clusters.neighbor_share(x) for clusters in found]
+    assert coherence == sorted(coherence)
+    assert shares == sorted(shares)
+    assert coherence[-1] > 1.05 * coherence[0]
+    assert shares[-1] > 1.2 * shares[0]
+    assert found[-1] == ngame.balanced_clusters(x, size=8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_refinement_is_the_same_on_any_number_of_threads(mixture, simd, dtype):
+    x = mixture(9000, 40).astype(dtype)
+    one, two, seven = (ngame.balanced_clusters(x, size=6, threads=n) for n in (1, 2, 7))
+    assert one == two == seven
+
+
+def test_refinement_reads_float16_as_such(mixture):
+    x = mixture(3000, 33).astype(np.float16)
+    assert ngame.balanced_clusters(x, size=9) == ngame.balanced_clusters(
+        x.astype(np.float32), size=9
+    )
+
+
+@pytest.mark.parametrize(("rows", "n_clusters"), [(1, 1), (7, 1), (7, 7), (50, 33), (130, 65)])
+def test_refinement_of_small_and_single_clusters(mixture, rows, n_clusters):
+    x = mixture(rows, 6)
+    tree, found = tree_and(x, 5, n_clusters=n_clusters)
+    is_division(found, np.diff(tree.offsets))
+    assert found.coherence(x) > tree.coherence(x) - 0.02
+
+
+def test_refinement_of_zero_rows(mixture, rng):
+    x = mixture(900, 9)
+    x[rng.permutation(900)[:300]] = 0
+    is_division(ngame.balanced_clusters(x, size=7), [7] * 128 + [4])
+
+
+def test_near_clusters_stay_near_in_the_order(rng):
+    parent = rng.permutation(np.repeat(np.arange(4), 1000))
+    x = np.eye(4, 40, dtype=np.float32)[parent]
+    x += 0.08 * rng.standard_normal(x.shape, dtype=np.float32)
+    found = ngame.balanced_clusters(x, size=10)
+    assert (np.diff(parent[found.order]) != 0).sum() == 3
+
+
+@pytest.mark.parametrize("rows", [64, 640])
+@pytest.mark.parametrize("dim", [2, 16, 100])
+@pytest.mark.parametrize("refine", [0, 5])
+def test_equal_rows_share_a_cluster(rng, rows, dim, refine):
+    distinct = rng.standard_normal((rows, dim), dtype=np.float32)
+    tiled = np.tile(distinct, (16, 1))
+    shuffled = tiled[rng.permutation(len(tiled))]
+    noisy = shuffled + 1e-4 * rng.standard_normal(shuffled.shape, dtype=np.float32)
+    for x, least in (tiled, 1), (np.repeat(distinct, 16, axis=0), 1), (shuffled, 1), (noisy, 0.999):
+        for seed in range(4):
+            found = ngame.balanced_clusters(x, size=16, seed=seed, refine=refine)
+            assert found.coherence(x) > least - 1e-6
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("refine", [0, 5])
+def test_two_pairs_of_equal_rows(seed, refine):
+    x = np.tile(np.array([[1, 0], [-1, 0]], np.float32), (2, 1))
+    found = ngame.balanced_clusters(x, n_clusters=2, seed=seed, refine=refine)
+    assert found.coherence(x) == 1
 
 
 def test_finds_clusters_that_are_plain_to_see(rng, simd):
@@ -269,6 +361,10 @@ def test_rejects_bad_arguments(mixture):
         ngame.balanced_clusters(x, size=2, n_clusters=2)
     with pytest.raises(ValueError, match="max_iter is 0, expected 1 or more"):
         ngame.balanced_clusters(x, size=2, max_iter=0)
+    with pytest.raises(ValueError, match="refine is -1, expected 0 or more"):
+        ngame.balanced_clusters(x, size=2, refine=-1)
+    with pytest.raises(TypeError, match="refine is a float, expected an integer"):
+        ngame.balanced_clusters(x, size=2, refine=1.5)
     with pytest.raises(ValueError, match="threads is -1, expected 0 or more"):
         ngame.balanced_clusters(x, size=2, threads=-1)
 
@@ -345,3 +441,31 @@ class TestClusters:
         assert clusters.coherence(x) == pytest.approx(expected, rel=1e-5)
         with pytest.raises(ValueError, match="x has 89 rows, the clusters have 90"):
             clusters.coherence(x[1:])
+
+    @pytest.mark.parametrize("k", [1, 3, 10, 200])
+    def test_neighbor_share(self, mixture, simd, k):
+        x = mixture(90, 17)
+        x[5] = 0
+        x[7] = x[6]
+        clusters = ngame.balanced_clusters(x, n_clusters=13)
+        expected = reference.neighbor_share(x, clusters, k)
+        assert clusters.neighbor_share(x, k) == pytest.approx(expected, abs=1e-3)
+
+    def test_neighbor_share_of_many_rows_is_drawn_with_a_seed(self, mixture):
+        x = mixture(5000, 12)
+        clusters = ngame.balanced_clusters(x, size=20)
+        shares = [
+            clusters.neighbor_share(x, seed=seed, threads=n) for seed in (0, 1) for n in (1, 2)
+        ]
+        assert shares[0] == shares[1] != shares[2] == shares[3]
+        assert shares[0] == pytest.approx(shares[2], abs=0.03)
+
+    def test_neighbor_share_rejects_bad_arguments(self, mixture):
+        x = mixture(20, 3)
+        clusters = ngame.balanced_clusters(x, size=4)
+        with pytest.raises(ValueError, match="x has 19 rows, the clusters have 20"):
+            clusters.neighbor_share(x[1:])
+        with pytest.raises(ValueError, match="k is 0, expected 1 or more"):
+            clusters.neighbor_share(x, 0)
+        with pytest.raises(ValueError, match="x has 1 rows, expected 2 or more"):
+            ngame.balanced_clusters(x[:1], size=1).neighbor_share(x[:1])
