@@ -19,10 +19,12 @@ namespace {
 // round, and fewer with more rounds for the same number of products.
 constexpr int64_t kListed = kScored;
 
-// The clusters near a cluster are sought among so many, which are all of them where there are no
-// more. Else clusters are themselves clustered into groups of so many, and the nearest groups are
-// searched.
-constexpr int64_t kSearched = 1024;
+// The clusters near a cluster are sought among so many for each of its rows, within bounds; all are
+// searched where there are no more. Else clusters are themselves clustered into groups, and the
+// nearest groups are searched.
+constexpr int64_t kSearchedForRow = 32;
+constexpr int64_t kLeastSearched = 256;
+constexpr int64_t kMostSearched = 1024;
 constexpr int64_t kGroup = 16;
 constexpr int kGroupRounds = 2;
 constexpr int kGroupIterations = 5;
@@ -30,6 +32,9 @@ constexpr int kGroupIterations = 5;
 // A row moves only for a cosine that is better by so much: far below any gain, above the noise of
 // equal rows.
 constexpr float kLeastGain = 3e-5f;
+
+// Rounds end with one that does not make the clusters tighter by this.
+constexpr double kLeastProgress = 1.005;
 
 // Clusters, and rows of a cluster, that a thread takes at a time.
 constexpr int64_t kClusters = 8;
@@ -63,6 +68,7 @@ class Refinement {
         dim_((x.cols + static_cast<int64_t>(kPackedUnit) - 1) / static_cast<int64_t>(kPackedUnit) *
              static_cast<int64_t>(kPackedUnit)),
         listed_(std::min(kListed, clusters_)),
+        searched_(std::clamp(kSearchedForRow * x.rows / clusters_, kLeastSearched, kMostSearched)),
         means_(static_cast<size_t>(clusters_ * dim_)),
         lengths_(static_cast<size_t>(clusters_)),
         lists_(static_cast<size_t>(clusters_ * listed_)),
@@ -75,12 +81,20 @@ class Refinement {
         locks_(static_cast<size_t>(clusters_)),
         scratch_(static_cast<size_t>(threads)) {}
 
+  // A round that makes the clusters less tight, as may happen where they are of two or three rows,
+  // is undone.
   void run(int rounds) {
+    double tightest = find_means();
+    std::vector<int32_t> before;
     for (int round = 0; round < rounds; ++round) {
-      find_means();
+      before.assign(order_.begin(), order_.end());
       find_lists();
       choose();
-      if (!match()) break;
+      if (!match()) return;
+      const double found = find_means();
+      if (found <= tightest) std::copy(before.begin(), before.end(), order_.begin());
+      if (found < kLeastProgress * tightest) return;
+      tightest = found;
     }
   }
 
@@ -133,7 +147,8 @@ class Refinement {
     }
   }
 
-  void find_means() {
+  // Returns the coherence.
+  double find_means() {
     std::fill(means_.begin(), means_.end(), 0.0f);
     for_each_cluster([&](int64_t cluster, std::span<const int32_t> ids, Scratch& scratch) {
       auto& weights = scratch.scores;
@@ -156,6 +171,12 @@ class Refinement {
     for_each_block(clusters_, kClusters, [&](int64_t cluster, Scratch&) {
       lengths_[cluster] = normalise(mean_of(cluster));
     });
+    double squares = 0;
+    for (int64_t cluster = 0; cluster < clusters_; ++cluster) {
+      const double length = lengths_[cluster] / static_cast<double>(room(cluster));
+      squares += length * length;
+    }
+    return squares / static_cast<double>(clusters_);
   }
 
   // The `count` best of scores of clusters, in the order of `ids`, which ascend; not that of
@@ -178,7 +199,7 @@ class Refinement {
   std::vector<int32_t> grouped() const {
     std::vector<int32_t> order(static_cast<size_t>(clusters_));
     std::iota(order.begin(), order.end(), 0);
-    if (clusters_ <= kSearched) return order;
+    if (clusters_ <= searched_) return order;
     std::vector<int64_t> offsets;
     for (int64_t first = 0; first < clusters_; first += kGroup) offsets.push_back(first);
     offsets.push_back(clusters_);
@@ -205,7 +226,7 @@ class Refinement {
     });
     std::vector<int32_t> all(static_cast<size_t>(groups));
     std::iota(all.begin(), all.end(), 0);
-    const int64_t searched = std::min(groups, kSearched / kGroup);
+    const int64_t searched = clusters_ <= searched_ ? groups : searched_ / kGroup;
     for_each_block(groups, 1, [&](int64_t group, Scratch& scratch) {
       cancel_.check();
       auto& [rows, scores, keys, ids, listed] = scratch;
@@ -392,6 +413,7 @@ class Refinement {
   int64_t clusters_;
   int64_t dim_;
   int64_t listed_;
+  int64_t searched_;
   AlignedVector<float> means_;
   std::vector<float> lengths_;
   std::vector<int32_t> lists_;

@@ -224,8 +224,9 @@ def balanced_clusters(
     max_iter : int
         Most rounds of each 2-means; it stops before when no row changes sides.
     refine : int
-        Rounds of refinement; 0 gives the tree alone. Five of them take about three times as long
-        as the tree and double the share of near neighbours in one cluster on trained embeddings
+        Most rounds of refinement; 0 gives the tree alone. They end before when a round adds less
+        than half a percent to the coherence. Five rounds take about three times as long as the
+        tree and double the share of near neighbours in one cluster on trained embeddings
         (`Clusters.neighbor_share`); further rounds gain less and less.
     threads : int
         0 means the CPUs this process may use.
