@@ -37,7 +37,7 @@ Fit code_row(const Kernels& use, const Coding& coding, const MatrixView& matrix,
   }
   if (!coding.bytes) {
     std::memcpy(words.data(), scaled.data(), cols * sizeof(float));
-    // What a sum of rounded products in float can be off, relative to the norms.
+    // The largest error of a sum of products in float, relative to the norms.
     return {1, std::expm1(static_cast<double>(cols + 1) * 0x1p-24) + kRounding, 0};
   }
   Fit fit{};
@@ -48,7 +48,7 @@ Fit code_row(const Kernels& use, const Coding& coding, const MatrixView& matrix,
   return fit;
 }
 
-// Puts a row's words where its panel of `width` rows has them.
+// Writes a row's words into a panel of `width` rows.
 void interleave(const std::vector<uint32_t>& words, int64_t count, int64_t width, uint32_t* panel) {
   for (int64_t word = 0; word < count; ++word) {
     panel[word * width] = words[static_cast<size_t>(word)];
@@ -67,7 +67,7 @@ void ItemCodes::code(const Rows& items, double longest, bool cosine, const Codin
   errors.resize(static_cast<size_t>(panel_count));
   lengths.resize(static_cast<size_t>(panel_count));
   const Kernels& use = kernels();
-  // A thread takes some panels at a time, and has memory of its own for a row.
+  // A thread takes some panels at a time, so that it rarely allocates memory for a row.
   constexpr int64_t kTaken = 8;
   parallel_for((panel_count + kTaken - 1) / kTaken, threads, cancel, [&](int64_t group, int) {
     std::vector<float> scaled;

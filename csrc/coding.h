@@ -11,15 +11,16 @@
 // With the cosine, l is 1, or 0 for a zero row. Items are kept in panels, of which only the largest
 // l and l f are known: the margin that follows from them holds for each item of the panel.
 //
-// Rounding. Scaling a row, weighing a sum and comparing it are a few operations in float, each off
-// by 2^-24 of l at most, and all together by less than 2^-20. Both e and f are raised by
-// kRounding = 2^-18, which also parts two scores that become the same float: those differ by 2^-23
-// of themselves at most. Scores below the smallest normal float can differ by more, 2^-149 from
-// one to the next whatever their size; topk.cpp allows for that.
+// Rounding. An estimate takes a few operations in float, each off by at most 2^-24 l; so does the
+// bound B that it is compared with, but for rounding B itself: that is off by 2^-24 |B|, and can
+// decide only where S is near B and |B| is thus at most about l. Altogether this is less than
+// 2^-20 l. Both e and f are raised by kRounding = 2^-18. That also covers scores that differ but
+// round to the same float, and so tie: they differ by at most 2^-23 |S|. Only subnormal scores tie
+// at a larger distance, up to 2^-149, for which topk.cpp allows.
 //
-// Range. Float has to hold l and l f. An item with l < kShortest is coded as zeros, f = 1, and
-// counts as kShortest long: |S - 0| <= l < kShortest. Rows whose squares or reciprocals float
-// cannot hold are scaled by a power of two first, which loses nothing.
+// Range. l and l f have to be normal floats. An item with l < kShortest is coded as zeros, with f =
+// 1 and l = kShortest: T = 0, and |S - T| <= l < kShortest. A very short or long row is scaled by a
+// power of two first, because 1 / |x| may overflow or become subnormal.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Scores of pairs of rows, exact but for one rounding: what every search comes down to.
+// Scores of pairs of rows, summed in double and rounded once to float.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Rows {
   double longest() const;  // 0 without rows
 };
 
-// Scores pairs from the rows themselves, in double. One score is the same whoever asks for it.
+// A pair has the same score, to the bit, in every function that asks for it.
 class Scorer {
  public:
   // `longest` is the largest norm of the items. Throws std::invalid_argument where products of the

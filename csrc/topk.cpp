@@ -13,35 +13,37 @@
 // How a fast search is exact. Products of codes estimate the scores (coding.h), and serve as a
 // filter: an item is left out if its estimate plus its margin is below what the k-th best score is
 // known to reach. What passes is scored from the rows themselves, in double, and only such scores
-// are compared and returned. Which codes were used, in which blocks, shows in nothing but the time.
+// are compared and returned. So the result does not depend on the codes, the blocks or the threads.
 //
-// Work is shared out in jobs: some queries by a range of the items. What a job costs is the larger
-// of reading the items' codes, once for all of its queries, and multiplying them. With many queries
-// the jobs divide these. With few, reading is what takes time, and the jobs divide the items; each
-// then finds the best k of its range, and the best of those are the answer.
+// Work is split into jobs: a block of queries by a range of the items. A job reads the items' codes
+// once for all of its queries, and multiplies them with each. With many queries the products take
+// the time, and the jobs split the queries. With few, reading takes the time, and the jobs split
+// the items: each finds the best k of its range, and the best of those are the answer.
 namespace ngame {
 namespace {
 
-// Items are coded in stretches of about this many bytes, which every block of queries reads.
+// Items that have no codes yet are coded in stretches of about this many bytes.
 constexpr int64_t kStretchBytes = int64_t{64} * 1024 * 1024;
-// Queries that a thread filters together; their codes stay in the second-level cache.
+// Bytes of the codes of a block of queries: they stay in the second-level cache.
 constexpr int64_t kQueryBytes = 192 * 1024;
-// Candidates of a query that are gathered before they are looked at, and the bytes that those of a
-// block of queries may take.
+// Candidates collected for a query before hopeless ones are dropped, and the most bytes that the
+// candidates of a block of queries may take.
 constexpr int64_t kGathered = 512;
 constexpr int64_t kGatheredBytes = 16 * 1024 * 1024;
-// If more than one pair in so many passes the filter of 8-bit codes, that of floats is faster.
+// Where more than one pair in so many has to be scored, a filter of floats is faster than one of
+// 8-bit codes.
 constexpr int64_t kPairsPerScore = 16;
 // Products that take about as long as the start of a thread.
 constexpr int64_t kProductsPerThread = int64_t{1} << 20;
-// A range of items has so many for each that is wanted: the first ones are all scored.
+// A range has at least so many items for each of the k: its first ones are scored in vain.
 constexpr int64_t kItemsPerWanted = 32;
-// Products between two looks at whether to go on.
+// Products between two checks for Ctrl-C.
 constexpr int64_t kProductsPerCheck = int64_t{1} << 20;
 constexpr auto kPanel = static_cast<int64_t>(kPanelItems);
 // Scores are -1 or more in the units of the filter: a bound that lets all items pass.
 constexpr double kNoBound = -2;
-// Less than any estimate but 0, and more than what float may round to 0.
+// Taken from every bar, so that rounding a tiny bar to 0 excludes nothing. Smaller than any
+// estimate other than 0.
 constexpr float kSmallest = 1e-36f;
 
 struct Scored {
@@ -76,23 +78,23 @@ struct List {
 };
 
 struct Query {
-  double unit;               // a score in the units of the filter, times this, is a score
-  double grain;              // from one float to the next among the smallest scores, in these units
-  double weight;             // a value of the tile, times this, is an estimate
-  double error;              // e of coding.h
-  double bound;              // scores below it are of no use, in the units of the filter
+  double unit;    // a score in the units of the filter, times this, is a score
+  double grain;   // the distance between two subnormal scores, in the units of the filter
+  double weight;  // a value of the tile, times this, is an estimate
+  double error;   // e of coding.h
+  double bound;   // scores below it are of no use, in the units of the filter
   std::vector<Scored> best;  // the best k so far, in no order
 
-  // Of an item, or of a panel of which the largest l f and l are given.
+  // Of an item, given its l f and l; or of all items of a panel, given the largest ones.
   double margin(double error_of_item, double length) const {
     return error * length + (1 + error) * error_of_item;
   }
 };
 
-// Some queries by a range of items, and where to put the best of them.
+// A block of queries by a range of items, and where the best of these go.
 struct Job {
   int64_t first_query, queries;
-  int64_t next, end;  // the items that it has not met
+  int64_t next, end;  // items that it has not yet filtered
   float* scores;      // of its first query
   int32_t* ids;
 };
@@ -180,7 +182,7 @@ class Search {
     }
   }
 
-  // What was found in a range of the items: the first has the output's place.
+  // Where the results of a range go: those of the first directly into the output.
   float* scores_of(int64_t range) {
     return range == 0 ? scores_ : range_scores_.data() + (range - 1) * rows_ * params_.k;
   }
@@ -188,7 +190,7 @@ class Search {
     return range == 0 ? ids_ : range_ids_.data() + (range - 1) * rows_ * params_.k;
   }
 
-  // Takes every job on, from the item it has come to, with codes that are kept or made here.
+  // Continues every job from its next item on, with the codes of the index, or else with new ones.
   void filter(const Coding& coding, const std::optional<CodesView>& kept) {
     if (kept) {
       filter_stretch(coding, *kept);
@@ -197,8 +199,7 @@ class Search {
     int64_t first = item_count_;
     for (const Job& job : jobs_) first = std::min(first, job.next < job.end ? job.next : first);
     if (first >= item_count_) return;
-    // A stretch holds more items than k, lest the work between stretches should cost more than
-    // the products.
+    // Each stretch ends with some work for every query: it has to be longer than k.
     const int64_t row_bytes = std::max<int64_t>(coding.words, 1) * 4;
     int64_t stretch = std::max(kStretchBytes / row_bytes, 4 * params_.k);
     stretch = rounded_up(std::min(stretch, item_count_ - first), kPanel);
@@ -218,7 +219,7 @@ class Search {
                  [&](int64_t number, int thread) {
                    Job& job = jobs_[static_cast<size_t>(number)];
                    const int64_t end = std::min(job.end, codes.first + codes.count);
-                   // Some have stopped, and are the next coding's.
+                   // Jobs that have stopped early wait for the next coding.
                    if (job.next < codes.first || job.next >= end) return;
                    run_job(job, coding, codes, {error, length}, end,
                            scratch_[static_cast<size_t>(thread)]);
@@ -229,8 +230,7 @@ class Search {
     double error, length;
   };
 
-  // Filters the queries of a job through the coded items up to number `end`. Stops before where the
-  // filter does not pay.
+  // Filters the coded items up to number `end`. Stops early where the filter does not pay.
   void run_job(Job& job, const Coding& coding, const CodesView& codes, const Largest& largest,
                int64_t end, Scratch& scratch) const {
     const Tile tile = coding.bytes ? use_.code_tile : use_.score_tile;
@@ -281,7 +281,7 @@ class Search {
     job.next = std::min(codes.first + panel * kPanel, end);
   }
 
-  // Codes the queries of a job, and takes up what was found for them.
+  // Codes the queries of a job, and loads what was found for them so far.
   void begin(const Job& job, const Coding& coding, Scratch& scratch) const {
     // The last tile may look at more queries than there are.
     const auto rows = static_cast<size_t>(rounded_up(block_, tile_queries_));
@@ -355,7 +355,7 @@ class Search {
     query.bound = std::max(query.bound, reached - query.grain);
   }
 
-  // Leaves the best k, and a bound that follows from them.
+  // Keeps the best k, and raises the bound to the k-th.
   void tighten(Query& query) const {
     if (fewer_than_wanted(query)) return;
     const auto last = query.best.begin() + static_cast<std::ptrdiff_t>(params_.k) - 1;
@@ -364,8 +364,8 @@ class Search {
     query.best.resize(static_cast<size_t>(params_.k));
   }
 
-  // Looks through the candidates of one query and drops the hopeless. With `all`, or if many are
-  // left, scores what can be among the best k.
+  // Drops those candidates of a query that cannot be among the best k. With `all`, or if many are
+  // left, scores the others.
   void sift(const Job& job, int64_t number, const CodesView& codes, const Largest& largest,
             bool all, Scratch& scratch) const {
     const auto slot = static_cast<size_t>(number);
@@ -383,7 +383,8 @@ class Search {
       const int64_t panel = (id - codes.first) / kPanel;
       return query.margin(codes.errors[panel], codes.lengths[panel]);
     };
-    // The largest margin decides for most: those of single panels lie all over memory.
+    // The largest margin is enough to drop most candidates; those of single panels are far apart in
+    // memory.
     const double doubt = query.margin(largest.error, largest.length);
     const auto drop_hopeless = [&] {
       const auto least = static_cast<float>((query.bound - doubt) / query.weight);
@@ -394,7 +395,7 @@ class Search {
     };
 
     if (!all) {
-      // Even if all are as low as they can be, k of them are no lower than this.
+      // At least k candidates reach this, even if every estimate is too high by its margin.
       raise(query, kth(query, list, scratch, [&](int32_t candidate) {
                      return estimate(list.values[candidate]);
                    }) - doubt);
@@ -409,7 +410,7 @@ class Search {
     }
     if (all || list.count > capacity_ / 2) {
       scorer_.widen(row, scratch.narrow, scratch.wide);
-      // First those that seem to be among the best k, for the bound that they give.
+      // First those with the best estimates: their scores raise the bound and save the others.
       const double seems = kth(query, list, scratch,
                                [&](int32_t candidate) { return estimate(list.values[candidate]); });
       score(row, query, list, scratch, [&](float value) { return estimate(value) >= seems; });
@@ -419,7 +420,7 @@ class Search {
     set_bar(slot, scratch);
   }
 
-  // Scores those candidates of a query that `chosen` takes, and takes them off the list.
+  // Scores the candidates for which `chosen` holds, and removes them from the list.
   template <class Chosen>
   void score(int64_t row, Query& query, const List& list, Scratch& scratch,
              const Chosen& chosen) const {
@@ -432,7 +433,7 @@ class Search {
     tighten(query);
   }
 
-  // What k of the best scores so far and of value(i) of the candidates reach.
+  // The k-th largest of the best scores so far and of value(i) of the candidates.
   template <class Value>
   double kth(const Query& query, const List& list, Scratch& scratch, const Value& value) const {
     const int64_t count = list.count + static_cast<int64_t>(query.best.size());
@@ -457,7 +458,7 @@ class Search {
     }
   }
 
-  // Makes the best of each range the best of all items.
+  // Merges the best of all ranges.
   void unite() {
     parallel_for(rows_, params_.threads, cancel_, [&](int64_t row, int thread) {
       std::vector<Scored>& best = scratch_[static_cast<size_t>(thread)].united;
