@@ -50,6 +50,7 @@ def core(session: nox.Session) -> None:
             "--force-reinstall",
             f"-Cbuild-dir=build/{preset}",
             f"-Ccmake.args=--preset={preset}",
+            f"-Ccmake.build-type={'RelWithDebInfo' if preset in SANITIZERS else 'Release'}",
             ".",
         )
         command, env = ["pytest", "-q", "tests/core"], {"PYTHONSAFEPATH": "1"}
