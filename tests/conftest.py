@@ -7,13 +7,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from ngame import _core
 
-# The machine may be busy and the first call loads libraries: no deadline. The examples are the same
-# on every run.
-settings.register_profile("ngame", deadline=None, derandomize=True, max_examples=60)
+# The machine may be busy, or emulated, and the first call loads libraries: no deadline. The
+# examples are the same on every run.
+settings.register_profile(
+    "ngame",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("ngame")
 
 
