@@ -1,5 +1,5 @@
-// The GPU core as a Python module. ngame/cuda.py is its only caller: it has checked dtypes, shapes
-// and that everything lies on one device, and hands over addresses.
+// The GPU core as a Python module. Its only caller, ngame/cuda.py, checks dtypes, shapes and that
+// all data is on one device, and passes addresses.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -40,7 +40,7 @@ T* out(Address address) {
 }
 Address out(const void* pointer) { return reinterpret_cast<Address>(pointer); }
 
-// work(call) without the interpreter's lock, which only `allocate` takes.
+// Calls work(call) without the interpreter's lock, which only `allocate` takes.
 template <class Work>
 auto compute(const char* name, const Where& where, const Work& work) {
   const auto& [device, stream, allocate] = where;
@@ -77,7 +77,7 @@ Csr<Index> csr_view(const CsrArrays& csr, const char* name) {
   return {in<Index>(offsets), in<Index>(columns), rows, cols, nonzeros, name};
 }
 
-// work(Index{}) for the type of the index arrays.
+// Calls work(Index{}) for the type of the index arrays.
 template <class Work>
 auto with_index(const CsrArrays& csr, const Work& work) {
   return std::get<5>(csr) ? work(int64_t{}) : work(int32_t{});
@@ -111,7 +111,7 @@ std::tuple<Address, int64_t, Columns> label_pool_(const Where& where, const CsrA
   });
 }
 
-// Means of each family, one for every k.
+// The means of each family of metrics, one for each k.
 std::map<std::string, std::vector<double>> evaluate_(const Where& where,
                                                      const CsrArrays& predictions, Address scores,
                                                      bool scores_are_double, const CsrArrays& truth,
@@ -159,7 +159,7 @@ void balanced_clusters_(const Where& where, const Dense& x, const std::vector<in
 }
 
 #ifndef NGAME_CUDA_EMULATE
-// Devices that the driver shows, or why it shows none.
+// Devices that the driver finds, or why it finds none.
 std::tuple<int, std::string> devices() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

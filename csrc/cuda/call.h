@@ -1,4 +1,4 @@
-// What a call of the GPU core has: a stream, memory, and views of what lies on the device.
+// The stream and memory of a call of the GPU core, and views of data on the device.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ inline void check(cudaError_t error, const char* call) {
 }
 #endif
 
-// One call of a function of this module: where its work is queued and its memory comes from.
+// One call of a function of this module: its stream, and where its memory comes from.
 struct Call {
   const char* name;
   cudaStream_t stream;
@@ -39,7 +39,7 @@ struct Call {
     return static_cast<T*>(allocate(static_cast<size_t>(count) * sizeof(T)));
   }
 
-  // kernel(arguments...) by `blocks` blocks of `threads` threads.
+  // Runs kernel(arguments...) in `blocks` blocks of `threads` threads.
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared,
               Arguments... arguments) const {
@@ -52,7 +52,7 @@ struct Call {
 #ifdef NGAME_CUDA_EMULATE
     emulation::run(blocks, threads, shared, [&] { kernel(arguments...); });
 #else
-    // Above 48 KB a kernel has to ask.
+    // A kernel must ask for more than 48 KB.
     if (shared > 48 * 1024) {
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -72,14 +72,14 @@ struct Call {
 #endif
   }
 
-  // kernel(arguments..., count) by a thread for each of `count` places.
+  // Runs kernel(arguments..., count) with one thread for each of `count` positions.
   template <class... Parameters, class... Arguments>
   void for_each(void (*kernel)(Parameters...), int64_t count, Arguments... arguments) const {
     constexpr int kThreads = 256;
     launch(kernel, (count + kThreads - 1) / kThreads, kThreads, 0, arguments..., count);
   }
 
-  // kernel(arguments...) by a warp for each of `count` places.
+  // Runs kernel(arguments...) with one warp for each of `count` positions.
   template <class... Parameters, class... Arguments>
   void for_each_warp(void (*kernel)(Parameters...), int64_t count, Arguments... arguments) const {
     constexpr int kThreads = 256;
@@ -102,7 +102,7 @@ struct Call {
 #ifdef NGAME_CUDA_EMULATE
     std::memcpy(to, from, bytes);
 #else
-    // From pageable memory: `from` has been read when this returns.
+    // Pageable memory: `from` is read by the time this returns.
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), name);
 #endif
   }

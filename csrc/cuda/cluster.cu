@@ -19,7 +19,7 @@ constexpr int kThreads = 512;
 constexpr int64_t kSampleRows = 8192;
 #endif
 constexpr int kWarps = kThreads / kWarp;
-// Rows that a warp reads at once: enough for it not to wait for each.
+// Rows that a warp reads at once: enough to hide the wait for memory.
 constexpr int kRowsAtOnce = 4;
 
 // Rounds of the power method before 2-means, as on the CPU.
@@ -76,8 +76,8 @@ __global__ void invert_norms(Matrix x, float* inverse, int32_t* order, Fault bad
   if (row >= x.rows) return;
   const T* const from = static_cast<const T*>(x.data) + row * x.stride;
   double squares = 0;
-  for (int64_t at = lane(); at < x.cols; at += kWarp) {
-    const double value = to_float(from[at]);
+  for (int64_t column = lane(); column < x.cols; column += kWarp) {
+    const double value = to_float(from[column]);
     squares += value * value;
   }
   squares = warp_sum(squares);
@@ -104,12 +104,12 @@ __device__ __forceinline__ void project(const Matrix& x, const float* inverse, c
     scales[row] = inverse[id];
     products[row] = 0;
   }
-  for (int64_t at = lane() * kPack; at < x.cols; at += kWarp * kPack) {
-    const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction + at);
+  for (int64_t column = lane() * kPack; column < x.cols; column += kWarp * kPack) {
+    const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction + column);
     Pack<T, kPack> packs[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(from[row] + at);
+      packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(from[row] + column);
     }
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
@@ -137,14 +137,15 @@ struct Learner {
   Shared* shared;
 
   __device__ void project_all() const {
-    for (int64_t at = threadIdx.x / kWarp; at < count; at += kRowsAtOnce * kWarps) {
-      const int64_t rows = (count - at + kWarps - 1) / kWarps;
+    for (int64_t position = threadIdx.x / kWarp; position < count;
+         position += kRowsAtOnce * kWarps) {
+      const int64_t rows = (count - position + kWarps - 1) / kWarps;
       float products[kRowsAtOnce];
-      project<T, kPack>(x, inverse, ids + at, kWarps, rows, direction, products);
+      project<T, kPack>(x, inverse, ids + position, kWarps, rows, direction, products);
       if (lane() != 0) continue;
 #pragma unroll
       for (int row = 0; row < kRowsAtOnce; ++row) {
-        if (row < rows) scores[at + row * kWarps] = products[row];
+        if (row < rows) scores[position + row * kWarps] = products[row];
       }
     }
     __syncthreads();
@@ -159,13 +160,13 @@ struct Learner {
       const int64_t column = first + lane() * kPack;
       const bool inside = column < x.cols;
       float sums[kPack] = {};
-      for (int64_t at = warp; at < count; at += kRowsAtOnce * kWarps) {
+      for (int64_t position = warp; position < count; position += kRowsAtOnce * kWarps) {
         float factors[kRowsAtOnce];
         float scales[kRowsAtOnce] = {};
         Pack<T, kPack> packs[kRowsAtOnce] = {};
 #pragma unroll
         for (int row = 0; row < kRowsAtOnce; ++row) {
-          const int64_t place = at + row * kWarps;
+          const int64_t place = position + row * kWarps;
           factors[row] = inside && place < count ? weights[place] : 0;
           if (factors[row] == 0) continue;
           const int32_t id = ids[place];
@@ -186,11 +187,11 @@ struct Learner {
         shared->partial[warp][lane() * kPack + element] = sums[element];
       }
       __syncthreads();
-      for (int at = static_cast<int>(threadIdx.x); at < kColumns && first + at < x.cols;
-           at += kThreads) {
-        float total = to[first + at];
-        for (int other = 0; other < kWarps; ++other) total += shared->partial[other][at];
-        to[first + at] = total;
+      for (int column = static_cast<int>(threadIdx.x); column < kColumns && first + column < x.cols;
+           column += kThreads) {
+        float total = to[first + column];
+        for (int other = 0; other < kWarps; ++other) total += shared->partial[other][column];
+        to[first + column] = total;
       }
       __syncthreads();
     }
@@ -199,7 +200,8 @@ struct Learner {
   // One over the length of a vector, or 0.
   __device__ float inverse_length(const float* vector) const {
     float squares = 0;
-    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) squares += vector[at] * vector[at];
+    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads)
+      squares += vector[column] * vector[column];
     squares = block_sum(squares, *shared);
     return squares > 0 ? 1.0f / sqrtf(squares) : 0.0f;
   }
@@ -211,22 +213,25 @@ struct Learner {
     const uint64_t second = (first + 1 + splitmix(seed + 1) % (rows - 1)) % rows;
     const T* const from = static_cast<const T*>(x.data) + ids[first] * x.stride;
     const T* const to = static_cast<const T*>(x.data) + ids[second] * x.stride;
-    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) {
-      direction[at] =
-          to_float(to[at]) * inverse[ids[second]] - to_float(from[at]) * inverse[ids[first]];
+    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
+      direction[column] = to_float(to[column]) * inverse[ids[second]] -
+                          to_float(from[column]) * inverse[ids[first]];
     }
     __syncthreads();
     for (int round = 0; round < kPowerRounds; ++round) {
       project_all();
       float sum = 0;
-      for (int64_t at = threadIdx.x; at < count; at += kThreads) sum += scores[at];
+      for (int64_t position = threadIdx.x; position < count; position += kThreads)
+        sum += scores[position];
       const float mean = block_sum(sum, *shared) / static_cast<float>(count);
-      for (int64_t at = threadIdx.x; at < count; at += kThreads) weights[at] = scores[at] - mean;
-      for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) direction[at] = 0;
+      for (int64_t position = threadIdx.x; position < count; position += kThreads)
+        weights[position] = scores[position] - mean;
+      for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) direction[column] = 0;
       __syncthreads();
       add(direction);
       const float scale = inverse_length(direction);
-      for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) direction[at] *= scale;
+      for (int64_t column = threadIdx.x; column < x.cols; column += kThreads)
+        direction[column] *= scale;
       __syncthreads();
     }
   }
@@ -234,21 +239,22 @@ struct Learner {
   // Turns from the left centre to the right one, both on the sphere.
   __device__ void aim(const float* left, const float* total) const {
     const float left_scale = inverse_length(left);
-    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) {
-      direction[at] = total[at] - left[at];
+    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
+      direction[column] = total[column] - left[column];
     }
     __syncthreads();
     const float right_scale = inverse_length(direction);
-    for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) {
-      direction[at] = direction[at] * right_scale - left[at] * left_scale;
+    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
+      direction[column] = direction[column] * right_scale - left[column] * left_scale;
     }
     __syncthreads();
   }
 };
 
 // Smaller for what goes left first: lower scores, ties by lower position.
-__device__ __forceinline__ uint64_t side_key(const float* scores, int64_t at) {
-  return static_cast<uint64_t>(descending(-scores[at])) << 32 | static_cast<uint64_t>(at);
+__device__ __forceinline__ uint64_t side_key(const float* scores, int64_t position) {
+  return static_cast<uint64_t>(descending(-scores[position])) << 32 |
+         static_cast<uint64_t>(position);
 }
 
 // Learns the direction along which to split a node, by 2-means on its rows or a sample of them. A
@@ -261,11 +267,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t count = node.rows < kSampleRows ? node.rows : kSampleRows;
   int32_t* const ids = level.ids + node.begin;
   // Of a large node a row at random from each of as many equal stretches.
-  for (int64_t at = threadIdx.x; at < count; at += kThreads) {
-    const int64_t first = at * node.rows / count;
-    const auto size = static_cast<uint64_t>((at + 1) * node.rows / count - first);
-    const uint64_t draw = splitmix(node.seed ^ splitmix(static_cast<uint64_t>(at)));
-    ids[at] = order[node.begin + first + static_cast<int64_t>(draw % size)];
+  for (int64_t position = threadIdx.x; position < count; position += kThreads) {
+    const int64_t first = position * node.rows / count;
+    const auto size = static_cast<uint64_t>((position + 1) * node.rows / count - first);
+    const uint64_t draw = splitmix(node.seed ^ splitmix(static_cast<uint64_t>(position)));
+    ids[position] = order[node.begin + first + static_cast<int64_t>(draw % size)];
   }
   float* const left_sum = level.sums + blockIdx.x * 2 * x.cols;
   float* const total = left_sum + x.cols;
@@ -278,11 +284,12 @@ __global__ void __launch_bounds__(kThreads, 2)
                                   level.sides + node.begin,
                                   level.directions + blockIdx.x * x.cols,
                                   &shared};
-  for (int64_t at = threadIdx.x; at < count; at += kThreads) {
-    learner.weights[at] = 1;
-    learner.sides[at] = 0;
+  for (int64_t position = threadIdx.x; position < count; position += kThreads) {
+    learner.weights[position] = 1;
+    learner.sides[position] = 0;
   }
-  for (int64_t at = threadIdx.x; at < x.cols; at += kThreads) left_sum[at] = total[at] = 0;
+  for (int64_t column = threadIdx.x; column < x.cols; column += kThreads)
+    left_sum[column] = total[column] = 0;
   __syncthreads();
   learner.add(total);
   learner.start(node.seed);
@@ -292,16 +299,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   left = count == node.rows ? node.left : left < 1 ? 1 : left > count - 1 ? count - 1 : left;
   for (int iteration = 0; iteration < max_iterations; ++iteration) {
     learner.project_all();
-    const auto key = [&](int64_t at) { return side_key(learner.scores, at); };
+    const auto key = [&](int64_t position) { return side_key(learner.scores, position); };
     const uint64_t last = block_select(key, count, left - 1, shared.digits);
     // The left sum follows the rows that change sides: few, after the first rounds.
     float moved = 0;
-    for (int64_t at = threadIdx.x; at < count; at += kThreads) {
-      const unsigned char side = key(at) <= last;
-      learner.weights[at] =
-          static_cast<float>(static_cast<int>(side) - static_cast<int>(learner.sides[at]));
-      moved += side != learner.sides[at];
-      learner.sides[at] = side;
+    for (int64_t position = threadIdx.x; position < count; position += kThreads) {
+      const unsigned char side = key(position) <= last;
+      learner.weights[position] =
+          static_cast<float>(static_cast<int>(side) - static_cast<int>(learner.sides[position]));
+      moved += side != learner.sides[position];
+      learner.sides[position] = side;
     }
     if (block_sum(moved, shared) == 0) break;
     learner.add(left_sum);
@@ -314,19 +321,20 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class T, int kPack>
 __global__ void score_rows(Matrix x, const float* inverse, const int32_t* order, Level level,
                            int64_t node_count) {
-  const int64_t at = global_warp();
-  if (at >= x.rows) return;
+  const int64_t position = global_warp();
+  if (position >= x.rows) return;
   int64_t first = 0;
   for (int64_t size = node_count; size > 1;) {
     const int64_t half = size / 2;
-    if (level.nodes[first + half].begin <= at) first += half;
+    if (level.nodes[first + half].begin <= position) first += half;
     size -= half;
   }
   const Node& node = level.nodes[first];
-  if (at < node.begin || at >= node.begin + node.rows) return;
+  if (position < node.begin || position >= node.begin + node.rows) return;
   float products[1];
-  project<T, kPack>(x, inverse, order + at, 0, 1, level.directions + first * x.cols, products);
-  if (lane() == 0) level.scores[at] = products[0];
+  project<T, kPack>(x, inverse, order + position, 0, 1, level.directions + first * x.cols,
+                    products);
+  if (lane() == 0) level.scores[position] = products[0];
 }
 
 // Moves the rows of a node that go left to its front, the order kept on both sides. A block for
@@ -337,14 +345,14 @@ __global__ void split(Level level, int32_t* order) {
   const float* const scores = level.scores + node.begin;
   int32_t* const from = order + node.begin;
   int32_t* const to = level.ids + node.begin;
-  const uint64_t last = block_select([&](int64_t at) { return side_key(scores, at); }, node.rows,
-                                     node.left - 1, shared.digits);
+  const uint64_t last = block_select([&](int64_t position) { return side_key(scores, position); },
+                                     node.rows, node.left - 1, shared.digits);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   int64_t left_before = 0;
   for (int64_t first = 0; first < node.rows; first += kThreads) {
-    const int64_t at = first + threadIdx.x;
-    const bool there = at < node.rows;
-    const bool goes_left = there && side_key(scores, at) <= last;
+    const int64_t position = first + threadIdx.x;
+    const bool there = position < node.rows;
+    const bool goes_left = there && side_key(scores, position) <= last;
     const uint32_t lefts = __ballot_sync(kAllLanes, goes_left);
     if (lane() == 0) shared.before[warp] = __popc(lefts);
     __syncthreads();
@@ -354,10 +362,11 @@ __global__ void split(Level level, int32_t* order) {
       left_before += shared.before[other];
     }
     left += __popc(lefts & ((1u << lane()) - 1));
-    if (there) to[goes_left ? left : node.left + at - left] = from[at];
+    if (there) to[goes_left ? left : node.left + position - left] = from[position];
     __syncthreads();
   }
-  for (int64_t at = threadIdx.x; at < node.rows; at += kThreads) from[at] = to[at];
+  for (int64_t position = threadIdx.x; position < node.rows; position += kThreads)
+    from[position] = to[position];
 }
 
 // The nodes of all levels, one level after the other: they depend on the sizes alone.
@@ -379,8 +388,8 @@ Tree make_tree(const std::vector<int64_t>& offsets, uint64_t seed) {
   while (tree.levels.back() < static_cast<int64_t>(tree.nodes.size())) {
     const int64_t first = tree.levels.back();
     tree.levels.push_back(static_cast<int64_t>(tree.nodes.size()));
-    for (int64_t at = first; at < tree.levels.back(); ++at) {
-      const Node parent = tree.nodes[at];
+    for (int64_t number = first; number < tree.levels.back(); ++number) {
+      const Node parent = tree.nodes[number];
       const int64_t middle = parent.first + (parent.last - parent.first) / 2;
       add(parent.first, middle, splitmix(parent.seed));
       add(middle, parent.last, splitmix(~parent.seed));
@@ -398,8 +407,8 @@ void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int6
   Node* const nodes = call.buffer<Node>(node_count);
   call.to_device(nodes, tree.nodes.data(), node_count);
   int64_t most = 0;  // nodes of a level
-  for (size_t at = 1; at < tree.levels.size(); ++at) {
-    most = std::max(most, tree.levels[at] - tree.levels[at - 1]);
+  for (size_t depth = 1; depth < tree.levels.size(); ++depth) {
+    most = std::max(most, tree.levels[depth] - tree.levels[depth - 1]);
   }
   float* const inverse = call.buffer<float>(x.rows);
   Level level{nodes,
@@ -419,9 +428,9 @@ void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int6
       throw std::invalid_argument(std::string(x.name) + " has NaN or infinity in row " +
                                   std::to_string(row));
     }
-    for (size_t at = 1; at < tree.levels.size(); ++at) {
-      const int64_t count = tree.levels[at] - tree.levels[at - 1];
-      level.nodes = nodes + tree.levels[at - 1];
+    for (size_t depth = 1; depth < tree.levels.size(); ++depth) {
+      const int64_t count = tree.levels[depth] - tree.levels[depth - 1];
+      level.nodes = nodes + tree.levels[depth - 1];
       call.launch(by_packs ? learn<T, kPack> : learn<T, 1>, count, kThreads, sizeof(Shared), x,
                   inverse, order, level, params.max_iterations);
       call.for_each_warp(by_packs ? score_rows<T, kPack> : score_rows<T, 1>, x.rows, x, inverse,

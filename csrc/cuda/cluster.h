@@ -1,4 +1,4 @@
-// cluster.h of the CPU, on the device.
+// ../cluster.h on the device.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// Checks of sparse matrices that lie on the device.
+// Checks of sparse matrices on the device.
 #pragma once
 
 #include "device.h"
@@ -11,7 +11,7 @@ struct CsrFaults {
   static CsrFaults make(const Call& call) { return {Fault::make(call), Fault::make(call)}; }
 };
 
-// Whether the entries of a row lie within the stored ones.
+// Whether the offsets of a row lie within the stored entries.
 template <class Index>
 __device__ __forceinline__ bool check_offsets(const Csr<Index>& matrix, int64_t row,
                                               const CsrFaults& faults) {
@@ -38,15 +38,15 @@ __global__ void check_all_offsets(Csr<Index> matrix, CsrFaults faults, int64_t c
   if (row < count) check_offsets(matrix, row, faults);
 }
 
-// A warp for each row, after check_all_offsets.
+// One warp a row, after check_all_offsets.
 template <class Index>
 __global__ void check_all_columns(Csr<Index> matrix, CsrFaults faults) {
   const int64_t row = global_warp();
   if (row >= matrix.rows) return;
   const int64_t first = matrix.offsets[row];
   const int64_t last = matrix.offsets[row + 1];
-  for (int64_t at = first + lane(); at < last; at += kWarp) {
-    checked_column(matrix, first, at, faults);
+  for (int64_t entry = first + lane(); entry < last; entry += kWarp) {
+    checked_column(matrix, first, entry, faults);
   }
 }
 
@@ -60,11 +60,11 @@ void reject_offsets(const Call& call, const Csr<Index>& matrix, const CsrFaults&
 
 template <class Index>
 void reject_columns(const Call& call, const Csr<Index>& matrix, const CsrFaults& faults) {
-  const int64_t at = faults.column.read(call);
-  if (at < 0) return;
-  const auto column = static_cast<int64_t>(call.read(matrix.columns + at));
+  const int64_t entry = faults.column.read(call);
+  if (entry < 0) return;
+  const auto column = static_cast<int64_t>(call.read(matrix.columns + entry));
   const std::string where = std::string(matrix.name) + ": column " + std::to_string(column) +
-                            " at stored entry " + std::to_string(at);
+                            " at stored entry " + std::to_string(entry);
   if (column < 0 || column >= matrix.cols) {
     throw std::out_of_range(where + " is out of range for " + std::to_string(matrix.cols) +
                             " columns");
@@ -72,7 +72,7 @@ void reject_columns(const Call& call, const Csr<Index>& matrix, const CsrFaults&
   throw std::invalid_argument(where + " repeats or is out of order");
 }
 
-// Rejects a matrix that is not sorted, without duplicates and within its bounds.
+// Throws unless columns are in range and ascend strictly within each row.
 template <class Index>
 void check(const Call& call, const Csr<Index>& matrix) {
   const CsrFaults faults = CsrFaults::make(call);
@@ -87,8 +87,8 @@ template <class Index>
 __device__ __forceinline__ bool contains(const Csr<Index>& matrix, int64_t row, int64_t column) {
   const int64_t first = matrix.offsets[row];
   const int64_t size = matrix.offsets[row + 1] - first;
-  const int64_t at = lower_bound(matrix.columns + first, size, static_cast<Index>(column));
-  return at < size && matrix.columns[first + at] == column;
+  const int64_t entry = lower_bound(matrix.columns + first, size, static_cast<Index>(column));
+  return entry < size && matrix.columns[first + entry] == column;
 }
 
 }  // namespace ngame::cuda

@@ -1,4 +1,4 @@
-// What kernels stand on. A kernel uses the part of CUDA that emulation.h knows too, gets its shared
+// The ground of the kernels. A kernel uses only what emulation.h emulates of CUDA, gets its shared
 // memory from shared_memory<T>(), and runs in whole warps.
 #pragma once
 
@@ -21,11 +21,11 @@ __device__ __forceinline__ T* shared_memory() {
 __device__ __forceinline__ int64_t global_thread() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
-// Its place within the warp.
+// The thread's position in its warp.
 __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int64_t global_warp() { return global_thread() / kWarp; }
 
-// Of a value of each lane; all lanes get it.
+// The sum of one value of each lane; all lanes get it.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
@@ -34,7 +34,7 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// Where a kernel met bad input: the first place, whatever the order in which threads meet it.
+// The first position of bad input, for any order in which threads meet it.
 struct Fault {
   static constexpr unsigned long long kNone = ~0ull;
   unsigned long long* first;
@@ -47,7 +47,7 @@ struct Fault {
   __device__ void report(int64_t place) const {
     atomicMin(first, static_cast<unsigned long long>(place));
   }
-  // The place, or -1.
+  // That position, or -1.
   int64_t read(const Call& call) const {
     const unsigned long long place = call.read(first);
     return place == kNone ? -1 : static_cast<int64_t>(place);

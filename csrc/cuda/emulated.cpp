@@ -1,4 +1,4 @@
-// The kernels as a CPU compiler sees them, in one piece: module _cuda_emulated, for tests alone.
+// All kernels in one file for a CPU compiler: module _cuda_emulated, only for tests.
 // clang-format off: each file stands on its own, but the emulation must come first.
 #include "emulation.cpp"
 #include "primitives.cu"

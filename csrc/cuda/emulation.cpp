@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr int kWarp = 32;
 
-// A context starts a fiber; after that it is left and entered by jumps, which make no system calls.
+// A context starts a fiber; later switches are jumps, which need no system calls.
 struct Fiber {
   jmp_buf place;
   std::unique_ptr<char[]> stack;
@@ -24,8 +24,8 @@ struct Fiber {
   bool done = false;
 };
 
-// Lanes put their values down for two exchanges in turn: who writes the next but one has seen all
-// lanes come to the next, and so leave this one.
+// Two exchanges alternate between two sets of values. A lane that writes for the next but one has
+// seen all lanes reach the next one, so none still reads this one.
 struct Warp {
   std::array<std::array<uint64_t, kWarp>, 2> slots;
   std::array<int, 2> arrived = {};
@@ -54,7 +54,7 @@ void yield() {
   if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
 }
 
-// A fiber is a thread of one block after the other.
+// A fiber runs a thread of one block after another.
 void live() {
   for (;;) {
     (*kernel)();
@@ -63,10 +63,10 @@ void live() {
   }
 }
 
-// Lets a thread run until it waits or is done.
-__attribute__((noinline)) void resume(size_t at) {
-  Fiber& fiber = current.fibers[at];
-  thread.x = static_cast<unsigned>(at);
+// Runs a thread until it waits or is done.
+__attribute__((noinline)) void resume(size_t number) {
+  Fiber& fiber = current.fibers[number];
+  thread.x = static_cast<unsigned>(number);
   if (_setjmp(scheduler) != 0) return;
   if (fiber.stack) _longjmp(fiber.place, 1);
   fiber.stack = std::make_unique<char[]>(kStackBytes);
@@ -79,8 +79,9 @@ __attribute__((noinline)) void resume(size_t at) {
   setcontext(&context);
 }
 
-bool waits(const Fiber& fiber, size_t at) {
-  return fiber.block_waits > current.passed || fiber.warp_waits > current.warps[at / kWarp].passed;
+bool waits(const Fiber& fiber, size_t number) {
+  return fiber.block_waits > current.passed ||
+         fiber.warp_waits > current.warps[number / kWarp].passed;
 }
 
 void run_block(int threads, size_t shared) {
@@ -97,11 +98,11 @@ void run_block(int threads, size_t shared) {
   for (size_t left = count; left > 0;) {
     bool moved = false;
     for (size_t turn = 0; turn < count; ++turn) {
-      const size_t at = is_backward ? count - 1 - turn : turn;
-      const Fiber& fiber = current.fibers[at];
-      if (fiber.done || waits(fiber, at)) continue;
+      const size_t number = is_backward ? count - 1 - turn : turn;
+      const Fiber& fiber = current.fibers[number];
+      if (fiber.done || waits(fiber, number)) continue;
       moved = true;
-      resume(at);
+      resume(number);
       left -= fiber.done;
     }
     if (moved) continue;

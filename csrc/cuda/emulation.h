@@ -1,7 +1,7 @@
 // Enough of CUDA's dialect to run the kernels on a CPU, for tests: every thread of a block is a
 // fiber that runs until it waits for others. This shows wrong indices, missing barriers (the fibers
-// run in either order) and barriers that some thread never reaches; not races within a barrier's
-// stretch that neither order brings out, nor what the memory of a GPU may reorder, nor speed.
+// run in either order) and barriers that some thread never reaches. It does not show races between
+// two barriers that neither order brings out, effects of memory reordering, or speed.
 #pragma once
 
 #include <cstddef>
@@ -24,17 +24,17 @@ struct Index {
 };
 inline Index thread, block, block_size, grid_size;
 
-// Runs `body` for every thread of every block. Throws std::logic_error where threads wait for ever.
+// Runs `body` for every thread of every block. Throws std::logic_error if threads wait for ever.
 void run(int64_t blocks, int threads, size_t shared, const std::function<void()>& body);
 
-// The order in which threads and blocks take their turns.
+// The order in which threads and blocks run.
 void set_backward(bool backward);
 
 float half_to_float(uint16_t bits);
 
 void* shared_memory();
 void wait_for_block();
-// What lane `source` of the warp gave in this call; all 32 lanes must call.
+// The value that lane `source` of the warp passed; all 32 lanes must call.
 uint64_t exchange(uint64_t value, int source);
 uint32_t ballot(bool flag);
 
@@ -76,14 +76,14 @@ T __shfl_xor_sync(uint32_t mask, T value, int distance) {
 
 // One thread runs at a time, so plain reads and writes are atomic.
 template <class T, class U>
-T atomicAdd(T* at, U value) {
-  const T before = *at;
-  *at = static_cast<T>(before + value);
+T atomicAdd(T* address, U value) {
+  const T before = *address;
+  *address = static_cast<T>(before + value);
   return before;
 }
 template <class T>
-T atomicMin(T* at, T value) {
-  const T before = *at;
-  if (value < before) *at = value;
+T atomicMin(T* address, T value) {
+  const T before = *address;
+  if (value < before) *address = value;
   return before;
 }

@@ -32,14 +32,14 @@ struct Ranked {
   }
 };
 
-// The entry that comes next after `last` in the ranking of those that `entry(at)` gives, at being
-// first .. end - 1; all lanes of the warp get it.
+// The entry that follows `last` in the ranking of the entries entry(first) .. entry(end - 1), for
+// all lanes of the warp.
 template <class Score, class Entry>
 __device__ Ranked<Score> next_in_rank(int64_t first, int64_t end, const Ranked<Score>& last,
                                       const Entry& entry) {
   Ranked<Score> best{Score{0}, -1};
-  for (int64_t at = first + lane(); at < end; at += kWarp) {
-    const Ranked<Score> here = entry(at);
+  for (int64_t position = first + lane(); position < end; position += kWarp) {
+    const Ranked<Score> here = entry(position);
     if ((last.column < 0 || last.before(here)) && here.before(best)) best = here;
   }
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
@@ -63,14 +63,14 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
   };
   const int64_t first = predictions.offsets[row];
   const int64_t end = predictions.offsets[row + 1];
-  for (int64_t at = first + lane(); at < end; at += kWarp) {
-    if (scores[at] != scores[at]) nan.report(row);
+  for (int64_t position = first + lane(); position < end; position += kWarp) {
+    if (scores[position] != scores[position]) nan.report(row);
   }
   const int64_t truth_first = truth.offsets[row];
   const int64_t truth_end = truth.offsets[row + 1];
   int64_t positives = 0;
-  for (int64_t at = truth_first + lane(); at < truth_end; at += kWarp) {
-    positives += !dropped(truth.columns[at]);
+  for (int64_t position = truth_first + lane(); position < truth_end; position += kWarp) {
+    positives += !dropped(truth.columns[position]);
   }
   positives = warp_sum(positives);
   if (positives == 0) return;
@@ -85,9 +85,9 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
     for (; rank < k && rank < cuts.ranks; ++rank) {
       const double discount = cuts.discounts[rank];
       if (more) {
-        last = next_in_rank(first, end, last, [&](int64_t at) {
-          const int64_t column = predictions.columns[at];
-          return Ranked<Score>{scores[at], dropped(column) ? -1 : column};
+        last = next_in_rank(first, end, last, [&](int64_t position) {
+          const int64_t column = predictions.columns[position];
+          return Ranked<Score>{scores[position], dropped(column) ? -1 : column};
         });
         more = last.column >= 0;
       }
@@ -100,8 +100,8 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
         }
       }
       if (weights != nullptr && rank < positives) {
-        last_best = next_in_rank(truth_first, truth_end, last_best, [&](int64_t at) {
-          const int64_t column = truth.columns[at];
+        last_best = next_in_rank(truth_first, truth_end, last_best, [&](int64_t position) {
+          const int64_t column = truth.columns[position];
           return Ranked<float>{weights[column], dropped(column) ? -1 : column};
         });
         best_psp += last_best.score;

@@ -1,4 +1,4 @@
-// metrics.h of the CPU, on the device.
+// ../metrics.h on the device.
 #pragma once
 
 #include <vector>
@@ -12,8 +12,8 @@ struct Metrics {
   std::vector<double> precision, ndcg, recall, psp, psn;
 };
 
-// `ks` ascend, on the host; all else lies on the device. `drop` and `inverse_propensity` may be
-// null. Columns ascend strictly within each row of all three matrices.
+// `ks` ascend and are on the host; all else is on the device. `drop` and `inverse_propensity` may
+// be null. Columns ascend strictly within each row of all three matrices.
 template <class Index, class Score>
 Metrics evaluate(const Call& call, const Csr<Index>& predictions, const Score* scores,
                  const Csr<Index>& truth, const Csr<Index>* drop, const float* inverse_propensity,

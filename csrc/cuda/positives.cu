@@ -12,14 +12,14 @@ __device__ __forceinline__ uint64_t pack(int64_t high, int64_t low) {
 template <class Index>
 __global__ void count_entries(Csr<Index> labels, const int64_t* rows, int64_t* sizes, Fault id,
                               CsrFaults faults, int64_t count) {
-  const int64_t at = global_thread();
-  if (at >= count) return;
-  sizes[at] = 0;
-  const int64_t row = rows[at];
+  const int64_t position = global_thread();
+  if (position >= count) return;
+  sizes[position] = 0;
+  const int64_t row = rows[position];
   if (row < 0 || row >= labels.rows) {
-    id.report(at);
+    id.report(position);
   } else if (check_offsets(labels, row, faults)) {
-    sizes[at] = labels.offsets[row + 1] - labels.offsets[row];
+    sizes[position] = labels.offsets[row + 1] - labels.offsets[row];
   }
 }
 
@@ -27,92 +27,94 @@ __global__ void count_entries(Csr<Index> labels, const int64_t* rows, int64_t* s
 template <class Index>
 __global__ void gather(Csr<Index> labels, const int64_t* rows, const int64_t* offsets,
                        uint64_t* found, int32_t* owners, CsrFaults faults, int64_t count) {
-  const int64_t at = global_warp();
-  if (at >= count) return;
-  const int64_t first = labels.offsets[rows[at]];
-  const int64_t size = offsets[at + 1] - offsets[at];
+  const int64_t position = global_warp();
+  if (position >= count) return;
+  const int64_t first = labels.offsets[rows[position]];
+  const int64_t size = offsets[position + 1] - offsets[position];
   for (int64_t step = lane(); step < size; step += kWarp) {
     const int64_t column = checked_column(labels, first, first + step, faults);
-    found[offsets[at] + step] = static_cast<uint64_t>(column);
-    owners[offsets[at] + step] = static_cast<int32_t>(at);
+    found[offsets[position] + step] = static_cast<uint64_t>(column);
+    owners[offsets[position] + step] = static_cast<int32_t>(position);
   }
 }
 
 __global__ void copy(const uint64_t* from, uint64_t* to, int64_t count) {
-  const int64_t at = global_thread();
-  if (at < count) to[at] = from[at];
+  const int64_t position = global_thread();
+  if (position < count) to[position] = from[position];
 }
 
 __global__ void to_int32(const int64_t* from, int32_t* to, int64_t count) {
-  const int64_t at = global_thread();
-  if (at < count) to[at] = static_cast<int32_t>(from[at]);
+  const int64_t position = global_thread();
+  if (position < count) to[position] = static_cast<int32_t>(from[position]);
 }
 
 __global__ void mark_first(const uint64_t* sorted, int64_t* first, int64_t count) {
-  const int64_t at = global_thread();
-  if (at < count) first[at] = at == 0 || sorted[at] != sorted[at - 1];
+  const int64_t position = global_thread();
+  if (position < count) first[position] = position == 0 || sorted[position] != sorted[position - 1];
 }
 
 __global__ void keep_first(const uint64_t* sorted, const int64_t* places, int32_t* kept,
                            int64_t count) {
-  const int64_t at = global_thread();
-  if (at < count && places[at + 1] > places[at]) {
-    kept[places[at]] = static_cast<int32_t>(sorted[at]);
+  const int64_t position = global_thread();
+  if (position < count && places[position + 1] > places[position]) {
+    kept[places[position]] = static_cast<int32_t>(sorted[position]);
   }
 }
 
 __global__ void find_all(const uint64_t* labels, const int32_t* pool, int64_t pool_size,
                          int32_t* places, int64_t count) {
-  const int64_t at = global_thread();
-  if (at >= count) return;
-  places[at] = static_cast<int32_t>(lower_bound(pool, pool_size, static_cast<int32_t>(labels[at])));
+  const int64_t position = global_thread();
+  if (position >= count) return;
+  places[position] =
+      static_cast<int32_t>(lower_bound(pool, pool_size, static_cast<int32_t>(labels[position])));
 }
 
 __global__ void number_columns(const int64_t* columns, int64_t bound, uint64_t* keys, Fault id,
                                int64_t count) {
-  const int64_t at = global_thread();
-  if (at >= count) return;
-  const bool good = columns[at] >= 0 && columns[at] < bound;
-  if (!good) id.report(at);
-  keys[at] = pack(good ? columns[at] : 0, at);
+  const int64_t position = global_thread();
+  if (position >= count) return;
+  const bool good = columns[position] >= 0 && columns[position] < bound;
+  if (!good) id.report(position);
+  keys[position] = pack(good ? columns[position] : 0, position);
 }
 
 __global__ void count_matches(const uint64_t* labels, const uint64_t* columns, int64_t column_count,
                               int64_t* sizes, int64_t count) {
-  const int64_t at = global_thread();
-  if (at >= count) return;
-  const auto label = static_cast<int64_t>(labels[at]);
-  sizes[at] = lower_bound(columns, column_count, pack(label + 1, 0)) -
-              lower_bound(columns, column_count, pack(label, 0));
+  const int64_t position = global_thread();
+  if (position >= count) return;
+  const auto label = static_cast<int64_t>(labels[position]);
+  sizes[position] = lower_bound(columns, column_count, pack(label + 1, 0)) -
+                    lower_bound(columns, column_count, pack(label, 0));
 }
 
 __global__ void list_matches(const uint64_t* labels, const int32_t* owners, const uint64_t* columns,
                              int64_t column_count, const int64_t* offsets, uint64_t* matches,
                              int64_t count) {
-  const int64_t at = global_thread();
-  if (at >= count) return;
+  const int64_t position = global_thread();
+  if (position >= count) return;
   const int64_t first =
-      lower_bound(columns, column_count, pack(static_cast<int64_t>(labels[at]), 0));
-  for (int64_t step = 0; step < offsets[at + 1] - offsets[at]; ++step) {
-    matches[offsets[at] + step] = pack(owners[at], columns[first + step] & 0xffffffff);
+      lower_bound(columns, column_count, pack(static_cast<int64_t>(labels[position]), 0));
+  for (int64_t step = 0; step < offsets[position + 1] - offsets[position]; ++step) {
+    matches[offsets[position] + step] = pack(owners[position], columns[first + step] & 0xffffffff);
   }
 }
 
 __global__ void low_halves(const uint64_t* keys, int32_t* low, int64_t count) {
-  const int64_t at = global_thread();
-  if (at < count) low[at] = static_cast<int32_t>(keys[at] & 0xffffffff);
+  const int64_t position = global_thread();
+  if (position < count) low[position] = static_cast<int32_t>(keys[position] & 0xffffffff);
 }
 
 __global__ void row_starts(const uint64_t* keys, int64_t keys_count, int32_t* offsets,
                            int64_t count) {
-  const int64_t at = global_thread();
-  if (at < count) offsets[at] = static_cast<int32_t>(lower_bound(keys, keys_count, pack(at, 0)));
+  const int64_t position = global_thread();
+  if (position < count)
+    offsets[position] = static_cast<int32_t>(lower_bound(keys, keys_count, pack(position, 0)));
 }
 
-[[noreturn]] void reject_id(const Call& call, const char* name, const int64_t* ids, int64_t at,
-                            int64_t bound) {
-  throw std::out_of_range(std::string(name) + "[" + std::to_string(at) + "] is " +
-                          std::to_string(call.read(ids + at)) + ", out of range for " +
+[[noreturn]] void reject_id(const Call& call, const char* name, const int64_t* ids,
+                            int64_t position, int64_t bound) {
+  throw std::out_of_range(std::string(name) + "[" + std::to_string(position) + "] is " +
+                          std::to_string(call.read(ids + position)) + ", out of range for " +
                           std::to_string(bound));
 }
 
@@ -142,7 +144,8 @@ Batch gather_batch(const Call& call, const Csr<Index>& labels, const int64_t* ro
   call.fill(batch.offsets, row_count + 1, 0);
   call.for_each(count_entries<Index>, row_count, labels, rows, batch.offsets, id, faults);
   exclusive_sum(call, batch.offsets, row_count + 1);
-  if (const int64_t at = id.read(call); at >= 0) reject_id(call, "rows", rows, at, labels.rows);
+  if (const int64_t position = id.read(call); position >= 0)
+    reject_id(call, "rows", rows, position, labels.rows);
   reject_offsets(call, labels, faults);
   batch.size = checked_total(call, batch.offsets, row_count);
   batch.labels = call.buffer<uint64_t>(batch.size);
@@ -190,8 +193,8 @@ Pattern in_batch_positives(const Call& call, const Csr<Index>& labels, const int
   const Fault id = Fault::make(call);
   uint64_t* const keys = call.buffer<uint64_t>(column_count);
   call.for_each(number_columns, column_count, columns, labels.cols, keys, id);
-  if (const int64_t at = id.read(call); at >= 0) {
-    reject_id(call, "columns", columns, at, labels.cols);
+  if (const int64_t position = id.read(call); position >= 0) {
+    reject_id(call, "columns", columns, position, labels.cols);
   }
   sort(call, keys, column_count, 32 + bits_of(labels.cols));
   int64_t* const offsets = call.buffer<int64_t>(batch.size + 1);

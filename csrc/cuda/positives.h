@@ -1,4 +1,4 @@
-// positives.h of the CPU, on the device.
+// ../positives.h on the device.
 #pragma once
 
 #include "call.h"

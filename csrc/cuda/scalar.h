@@ -17,12 +17,12 @@ struct BFloat {
   uint16_t bits;
 };
 
-// Elements that are read at once.
+// Elements read at once.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
 };
-// So many of them can be, where rows begin at multiples of as many bytes.
+// How many elements can be read at once if rows begin at multiples of this many bytes.
 constexpr int kPackBytes = 16;
 
 // Whether every row, and every row of a matrix of as many floats, consists of whole packs.
@@ -45,13 +45,13 @@ __device__ __forceinline__ float to_float(Half value) {
 #endif
 }
 
-// Rounds a finite value to the nearest, ties to even.
+// Rounds a finite value to nearest, ties to even.
 __device__ __forceinline__ BFloat to_bfloat(float value) {
   const uint32_t bits = __float_as_uint(value);
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-// Ascends where the value descends; both zeros are one.
+// An integer that ascends as the value descends; both zeros give the same one.
 __device__ __forceinline__ uint32_t descending(float value) {
   const uint32_t bits = __float_as_uint(value + 0.0f);
   return bits >> 31 ? bits : ~bits & 0x7fffffff;
@@ -60,7 +60,7 @@ __device__ __forceinline__ float from_descending(uint32_t key) {
   return __uint_as_float(key >> 31 ? key : ~key & 0x7fffffff);
 }
 
-// work(T{}) for the type of the elements.
+// Calls work(T{}) for the type of the elements.
 template <class Work>
 auto with_scalar(Scalar scalar, const Work& work) {
   if (scalar == Scalar::f16) return work(Half{});

@@ -11,12 +11,12 @@ struct Digits {
   unsigned long long rank;
 };
 
-// The digit that holds the key of a rank, and its rank among the keys of that digit. By one warp.
+// The digit of the key of a rank, and the key's rank among those with that digit. By one warp.
 __device__ __forceinline__ void find_digit(int64_t rank, Digits& digits) {
   constexpr int kEach = 256 / kWarp;
   const unsigned* const counts = digits.counts + lane() * kEach;
   int64_t through = 0;
-  for (int at = 0; at < kEach; ++at) through += counts[at];
+  for (int i = 0; i < kEach; ++i) through += counts[i];
   const int64_t own = through;
   for (int distance = 1; distance < kWarp; distance *= 2) {
     const int from = lane() >= distance ? lane() - distance : lane();
@@ -31,19 +31,20 @@ __device__ __forceinline__ void find_digit(int64_t rank, Digits& digits) {
   digits.rank = static_cast<unsigned long long>(rank - below);
 }
 
-// The key of which `rank` others, of the `count` that key(at) gives, are smaller; ties are equal
-// keys. Digit by digit from the highest, counting those that share the digits found so far. For all
-// threads of the block, each of which gets it.
+// The key of this rank, from 0, among key(0) .. key(count - 1); equal keys are ties. Found digit by
+// digit from the highest, by counting the keys that share the digits found so far. All threads of
+// the block call this and get the key.
 template <class Key>
 __device__ uint64_t block_select(const Key& key, int64_t count, int64_t rank, Digits& digits) {
   uint64_t found = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
     __syncthreads();
-    for (unsigned at = threadIdx.x; at < 256; at += blockDim.x) digits.counts[at] = 0;
+    for (unsigned position = threadIdx.x; position < 256; position += blockDim.x)
+      digits.counts[position] = 0;
     __syncthreads();
     const uint64_t above = shift == 56 ? 0 : ~uint64_t{0} << (shift + 8);
-    for (int64_t at = threadIdx.x; at < count; at += blockDim.x) {
-      const uint64_t value = key(at);
+    for (int64_t position = threadIdx.x; position < count; position += blockDim.x) {
+      const uint64_t value = key(position);
       if ((value & above) == found) atomicAdd(&digits.counts[value >> shift & 255], 1u);
     }
     __syncthreads();

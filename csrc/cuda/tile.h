@@ -14,22 +14,22 @@ constexpr int kTile = 16;
 
 #ifdef NGAME_CUDA_EMULATE
 
-// Each lane has eight elements of the tile.
+// Each lane holds eight elements of the tile.
 class Tile {
  public:
   // += a b^T; both [16, 16] with rows `stride` apart, in shared memory.
   void multiply(const BFloat* a, const BFloat* b, int stride) {
-    for (int at = 0; at < 8; ++at) {
-      const int element = lane() * 8 + at;
+    for (int i = 0; i < 8; ++i) {
+      const int element = lane() * 8 + i;
       for (int depth = 0; depth < kTile; ++depth) {
-        sums_[at] += to_float(a[element / kTile * stride + depth]) *
-                     to_float(b[element % kTile * stride + depth]);
+        sums_[i] += to_float(a[element / kTile * stride + depth]) *
+                    to_float(b[element % kTile * stride + depth]);
       }
     }
   }
   // To [16, 16] in shared memory.
   void store(float* to) const {
-    for (int at = 0; at < 8; ++at) to[lane() * 8 + at] = sums_[at];
+    for (int i = 0; i < 8; ++i) to[lane() * 8 + i] = sums_[i];
   }
 
  private:

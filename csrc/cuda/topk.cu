@@ -72,8 +72,8 @@ __global__ void round_rows(Matrix matrix, bool cosine, Rounded rounded, Fault ba
   if (row >= matrix.rows) return;
   const T* const from = static_cast<const T*>(matrix.data) + row * matrix.stride;
   double squares = 0;
-  for (int64_t at = lane(); at < matrix.cols; at += kWarp) {
-    const double value = to_float(from[at]);
+  for (int64_t column = lane(); column < matrix.cols; column += kWarp) {
+    const double value = to_float(from[column]);
     squares += value * value;
   }
   const double norm = sqrt(warp_sum(squares));
@@ -85,16 +85,16 @@ __global__ void round_rows(Matrix matrix, bool cosine, Rounded rounded, Fault ba
     scale = 0;
   }
   double length = 0, residual = 0;
-  for (int64_t at = lane(); at < rounded.cols; at += kWarp) {
+  for (int64_t column = lane(); column < rounded.cols; column += kWarp) {
     BFloat nearest{0};
-    if (good && at < matrix.cols) {
-      const double value = to_float(from[at]) * scale;
+    if (good && column < matrix.cols) {
+      const double value = to_float(from[column]) * scale;
       nearest = to_bfloat(static_cast<float>(value));
       const double kept = to_float(nearest);
       length += kept * kept;
       residual += (value - kept) * (value - kept);
     }
-    rounded.data[row * rounded.cols + at] = nearest;
+    rounded.data[row * rounded.cols + column] = nearest;
   }
   length = warp_sum(length);
   residual = warp_sum(residual);
@@ -131,24 +131,25 @@ struct Fetched {
 __device__ __forceinline__ Fetched fetch_rows(const Rounded& from, int64_t first, int64_t last,
                                               int64_t depth) {
   Fetched fetched;
-  int at = static_cast<int>(threadIdx.x);
+  int piece = static_cast<int>(threadIdx.x);
 #pragma unroll
   for (Eight& eight : fetched.eights) {
-    const int64_t row = first + at / kEightsPerRow;
-    const int64_t column = depth + at % kEightsPerRow * 8;
+    const int64_t row = first + piece / kEightsPerRow;
+    const int64_t column = depth + piece % kEightsPerRow * 8;
     eight = row < last ? *reinterpret_cast<const Eight*>(from.data + row * from.cols + column)
                        : Eight{};
-    at += kFilterThreads;
+    piece += kFilterThreads;
   }
   return fetched;
 }
 
 __device__ __forceinline__ void store_rows(const Fetched& fetched, BFloat* to) {
-  int at = static_cast<int>(threadIdx.x);
+  int piece = static_cast<int>(threadIdx.x);
 #pragma unroll
   for (const Eight& eight : fetched.eights) {
-    *reinterpret_cast<Eight*>(to + at / kEightsPerRow * kStride + at % kEightsPerRow * 8) = eight;
-    at += kFilterThreads;
+    *reinterpret_cast<Eight*>(to + piece / kEightsPerRow * kStride + piece % kEightsPerRow * 8) =
+        eight;
+    piece += kFilterThreads;
   }
 }
 
@@ -201,12 +202,12 @@ __global__ void filter(Rounded queries, Rounded items, Round round, Candidates c
     for (int row = 0; row < 2; ++row) {
       tiles[row][column].store(tile);
       __syncwarp();
-      for (int at = lane(); at < kTile * kTile; at += kWarp) {
-        const int64_t query = first_query + query_offset + row * kTile + at / kTile;
+      for (int element = lane(); element < kTile * kTile; element += kWarp) {
+        const int64_t query = first_query + query_offset + row * kTile + element / kTile;
         const bool there = item_there && query < round.last_query;
         const int64_t place = there ? query - round.first_query : 0;
         const Margin query_margin(queries, round.first_query + place);
-        const float most = tile[at] + slack(query_margin, item_margin, queries.cols);
+        const float most = tile[element] + slack(query_margin, item_margin, queries.cols);
         const bool passes = there && !(most < candidates.cutoffs[place]);
         const uint32_t all = __ballot_sync(kAllLanes, passes);
         if (all == 0) continue;
@@ -220,7 +221,7 @@ __global__ void filter(Rounded queries, Rounded items, Round round, Candidates c
         next = __shfl_sync(kAllLanes, next, row_start);
         next += __popc(passing & ((1u << lane() % kTile) - 1));
         if (passes) {
-          candidates.list[place * kItemBlock + next] = {tile[at], static_cast<int32_t>(item)};
+          candidates.list[place * kItemBlock + next] = {tile[element], static_cast<int32_t>(item)};
         }
       }
       __syncwarp();
@@ -250,8 +251,8 @@ __device__ float exact_score(const Matrix& queries, const Matrix& items, int64_t
   const Query* const left = static_cast<const Query*>(queries.data) + query * queries.stride;
   const Item* const right = static_cast<const Item*>(items.data) + item * items.stride;
   double sum = 0;
-  for (int64_t at = lane(); at < queries.cols; at += kWarp) {
-    sum += static_cast<double>(to_float(left[at])) * to_float(right[at]);
+  for (int64_t column = lane(); column < queries.cols; column += kWarp) {
+    sum += static_cast<double>(to_float(left[column])) * to_float(right[column]);
   }
   return static_cast<float>(warp_sum(sum) * rounded_queries.scale[query] *
                             rounded_items.scale[item]);
@@ -270,18 +271,19 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
   uint64_t* const keys = best.keys + place * best.capacity;
   uint64_t* const spare = best.spare + place * best.k;
   const unsigned kept = best.kept[place];
-  const auto dropped = [&](int64_t at) {
-    return drop.offsets != nullptr && contains(drop, query, list[at].id);
+  const auto dropped = [&](int64_t candidate) {
+    return drop.offsets != nullptr && contains(drop, query, list[candidate].id);
   };
   const Margin margin(rounded_queries, query);
-  const auto error = [&](int64_t at) {
-    return slack(margin, Margin(rounded_items, list[at].id), rounded_queries.cols);
+  const auto error = [&](int64_t candidate) {
+    return slack(margin, Margin(rounded_items, list[candidate].id), rounded_queries.cols);
   };
   // What a candidate scores at least; the k-th best of that is a cutoff too.
-  const auto least = [&](int64_t at) {
-    if (dropped(at)) return kNoKey;
-    const float score = list[at].score - error(at);
-    return static_cast<uint64_t>(descending(score)) << 32 | static_cast<uint32_t>(list[at].id);
+  const auto least = [&](int64_t candidate) {
+    if (dropped(candidate)) return kNoKey;
+    const float score = list[candidate].score - error(candidate);
+    return static_cast<uint64_t>(descending(score)) << 32 |
+           static_cast<uint32_t>(list[candidate].id);
   };
   float cutoff = candidates.cutoffs[place];
   if (count > best.k) {
@@ -293,10 +295,11 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
   }
   if (threadIdx.x == 0) memory.count = kept;
   __syncthreads();
-  for (int64_t at = threadIdx.x / kWarp; at < count; at += kMergeThreads / kWarp) {
-    const int64_t item = list[at].id;
-    if (list[at].score + error(at) < cutoff) continue;
-    if (dropped(at)) continue;
+  for (int64_t candidate = threadIdx.x / kWarp; candidate < count;
+       candidate += kMergeThreads / kWarp) {
+    const int64_t item = list[candidate].id;
+    if (list[candidate].score + error(candidate) < cutoff) continue;
+    if (dropped(candidate)) continue;
     const float score =
         exact_score<Query, Item>(queries, items, query, item, rounded_queries, rounded_items);
     if (lane() == 0) {
@@ -307,16 +310,17 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
   __syncthreads();
   const auto total = static_cast<int64_t>(memory.count);
   if (total >= best.k) {
-    const uint64_t last =
-        block_select([&](int64_t at) { return keys[at]; }, total, best.k - 1, memory.digits);
+    const uint64_t last = block_select([&](int64_t position) { return keys[position]; }, total,
+                                       best.k - 1, memory.digits);
     __syncthreads();
     if (threadIdx.x == 0) memory.count = 0;
     __syncthreads();
-    for (int64_t at = threadIdx.x; at < total; at += kMergeThreads) {
-      if (keys[at] <= last) spare[atomicAdd(&memory.count, 1u)] = keys[at];
+    for (int64_t position = threadIdx.x; position < total; position += kMergeThreads) {
+      if (keys[position] <= last) spare[atomicAdd(&memory.count, 1u)] = keys[position];
     }
     __syncthreads();
-    for (int64_t at = threadIdx.x; at < best.k; at += kMergeThreads) keys[at] = spare[at];
+    for (int64_t position = threadIdx.x; position < best.k; position += kMergeThreads)
+      keys[position] = spare[position];
     if (threadIdx.x == 0) {
       candidates.cutoffs[place] = from_descending(static_cast<uint32_t>(last >> 32));
     }
@@ -340,28 +344,30 @@ __global__ void finish(Round round, Best best, int64_t width, float* scores, int
   const int64_t place = blockIdx.x;
   uint64_t* const keys = best.keys + place * best.capacity;
   const int64_t kept = best.kept[place];
-  for (int64_t at = kept + threadIdx.x; at < width; at += kMergeThreads) keys[at] = kNoKey;
+  for (int64_t position = kept + threadIdx.x; position < width; position += kMergeThreads)
+    keys[position] = kNoKey;
   __syncthreads();
   // Bitonic: `width` is a power of two.
   for (int64_t run = 2; run <= width; run *= 2) {
     for (int64_t apart = run / 2; apart > 0; apart /= 2) {
-      for (int64_t at = threadIdx.x; at < width; at += kMergeThreads) {
-        const int64_t other = at ^ apart;
-        if (other < at) continue;
-        const bool ascends = (at & run) == 0;
-        if ((keys[at] > keys[other]) != ascends) continue;
-        const uint64_t key = keys[at];
-        keys[at] = keys[other];
+      for (int64_t position = threadIdx.x; position < width; position += kMergeThreads) {
+        const int64_t other = position ^ apart;
+        if (other < position) continue;
+        const bool ascends = (position & run) == 0;
+        if ((keys[position] > keys[other]) != ascends) continue;
+        const uint64_t key = keys[position];
+        keys[position] = keys[other];
         keys[other] = key;
       }
       __syncthreads();
     }
   }
   const int64_t out = (round.first_query + place) * best.k;
-  for (int64_t at = threadIdx.x; at < best.k; at += kMergeThreads) {
-    const bool there = at < kept;
-    scores[out + at] = there ? from_descending(static_cast<uint32_t>(keys[at] >> 32)) : -INFINITY;
-    ids[out + at] = there ? static_cast<int32_t>(keys[at] & 0xffffffff) : -1;
+  for (int64_t position = threadIdx.x; position < best.k; position += kMergeThreads) {
+    const bool there = position < kept;
+    scores[out + position] =
+        there ? from_descending(static_cast<uint32_t>(keys[position] >> 32)) : -INFINITY;
+    ids[out + position] = there ? static_cast<int32_t>(keys[position] & 0xffffffff) : -1;
   }
 }
 

@@ -1,4 +1,4 @@
-// topk.h of the CPU, on the device.
+// ../topk.h on the device.
 #pragma once
 
 #include "matrix.h"
