@@ -37,6 +37,8 @@ class Stage:
     ----------
     bank : the vectors to cluster, if they come from training; part of the checkpoint
     last_refresh : the last epoch that starts with a refresh of the batches; -1 if none does
+    neighbor_share : NN10 of the clusters in use (`Clusters.neighbor_share`), by the vectors they
+        were made from; None before the first refresh, and for vectors on a GPU
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Stage:
         )
         self.bank: EmbeddingBank | None = None
         self.last_refresh = self.sampler.last_refresh(config.epochs)
+        self.neighbor_share: float | None = None
         self.epoch = self.batch = 0
         self.total_loss = torch.zeros((), dtype=torch.float64, device=run.device)
         self.best = -math.inf
@@ -85,6 +88,7 @@ class Stage:
             return
         meta, tensors = saved
         self.epoch, self.batch, self.best = meta["epoch"], meta["batch"], meta["best"]
+        self.neighbor_share = meta["neighbor_share"]
         self.run.log = meta["log"]
         for name, module in self.modules.items():
             module.load_state_dict(take_prefix(tensors, f"{name}."))
@@ -120,7 +124,13 @@ class Stage:
         """Cluster the embeddings of the points if a refresh is due, and time it."""
         if self.sampler.due(self.epoch):
             with self.timer:
-                self.sampler.refresh(embeddings())
+                vectors = embeddings()
+                self.sampler.refresh(vectors)
+            clusters = self.sampler.clusters
+            if clusters is not None and isinstance(vectors, np.ndarray) and len(vectors) > 1:
+                self.neighbor_share = clusters.neighbor_share(
+                    vectors, seed=self.run.config.seed, threads=self.run.config.threads
+                )
 
     def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], np.random.Generator]]:
         """The rows of each remaining batch of the epoch, and a generator for its random choices.
@@ -166,13 +176,15 @@ class Stage:
 
     def end_epoch(self, measured: Mapping[str, float]) -> None:
         """Log the epoch, and keep its weights if they are the best so far."""
+        cluster_size = self.sampler.cluster_size_at(self.epoch)
         self.run.log.append(
             {
                 "stage": self.name,
                 "epoch": self.epoch,
-                "cluster_size": self.sampler.cluster_size_at(self.epoch),
+                "cluster_size": cluster_size,
                 "loss": self.total_loss.item() / len(self.sampler),
                 **measured,
+                "neighbor_share": self.neighbor_share if cluster_size > 1 else None,
                 "refresh_share": round(self.timer.share, 4),
                 "seconds": round(self.timer.seconds, 2),
             }
@@ -190,6 +202,7 @@ class Stage:
             "batch": self.batch,
             "updates": self.optimizer.updates,
             "best": self.best,
+            "neighbor_share": self.neighbor_share,
             "log": self.run.log,
         }
         tensors = {

@@ -123,6 +123,10 @@ def test_every_combination_runs(dataset, log, loss, positives, embeddings, finet
         assert math.isfinite(entry["loss"])
         assert 0 < entry["hard_negative_recall"] <= 1
         assert 0 <= entry["P@1"] <= 1
+        if entry["cluster_size"] == 1:
+            assert entry["neighbor_share"] is None
+        else:
+            assert 0.1 < entry["neighbor_share"] <= 3 / 10  # a row has 3 others in its cluster
     assert log()[1]["loss"] < log()[0]["loss"]
 
 
