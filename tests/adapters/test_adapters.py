@@ -568,9 +568,16 @@ def test_two_processes_share_each_epoch(tiny_model: Path, tmp_path: Path) -> Non
     script = tmp_path / "two.py"
     script.write_text(TWO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # This file, what it imports, and ngame where it is not installed.
+    here = Path(__file__).parent
+    path = [str(here), str(here.parent), os.environ.get("PYTHONPATH")]
     subprocess.run(
         [*command, "--nproc-per-node", "2", str(script), str(tmp_path), str(tiny_model)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "OMP_NUM_THREADS": "1",
+        },
         check=True,
         timeout=300,
         capture_output=True,
