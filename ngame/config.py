@@ -143,6 +143,11 @@ class EncoderStageConfig(StageConfig):
         "Positives of a point that a visit trains on: one drawn uniformly (as NGAME does), or "
         "all. All of them make the label pool larger: worth it where encoding a label is cheap.",
     )
+    random_labels: int = setting(
+        0,
+        "Labels drawn uniformly for each batch, encoded with the others and shared by its points.",
+        least=0,
+    )
     embeddings: Literal["fresh", "bank"] = setting(
         "bank",
         "What is clustered: the vectors of a new encoding pass, or those that training last saw.",

@@ -12,9 +12,9 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
-# Score of a masked entry: far below any cosine divided by a temperature, but finite, so that a row
-# without negatives has a zero gradient instead of NaN.
-_MASKED = -1e30
+MASKED = -1e30
+"""Score of a masked entry: far below any cosine divided by a temperature, but finite, so that a row
+without negatives has a zero gradient instead of NaN."""
 
 
 class CooIndex(NamedTuple):
@@ -68,8 +68,8 @@ def triplet(
     positive = scores[targets.rows, targets.columns][:, None]
     hinge = (hardest - positive + margin).clamp_min(0)
     violates = hinge > 0
-    weights = torch.softmax((hardest / temperature).masked_fill(~violates, _MASKED), dim=1)
-    return _mean_over_rows((hinge * weights * violates).sum(dim=1), targets)
+    weights = torch.softmax((hardest / temperature).masked_fill(~violates, MASKED), dim=1)
+    return mean_over_rows((hinge * weights * violates).sum(dim=1), targets)
 
 
 def decoupled_softmax(
@@ -94,14 +94,14 @@ def decoupled_softmax(
     scores = scores.float() / temperature
     negative = torch.logsumexp(_negatives(scores, known), dim=1)
     positive = scores[targets.rows, targets.columns]
-    return _mean_over_rows(F.softplus(negative[targets.rows] - positive), targets)
+    return mean_over_rows(F.softplus(negative[targets.rows] - positive), targets)
 
 
 def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:
-    return scores.index_put(tuple(known), scores.new_tensor(_MASKED))
+    return scores.index_put(tuple(known), scores.new_tensor(MASKED))
 
 
-def _mean_over_rows(losses: torch.Tensor, targets: CooIndex) -> torch.Tensor:
+def mean_over_rows(losses: torch.Tensor, targets: CooIndex) -> torch.Tensor:
     """Average `losses` over the targets of each row, then over rows; 0 if there are no targets."""
     if len(losses) == 0:
         return losses.sum()

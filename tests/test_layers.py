@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"_core", "arrays", "dispatch"},
     "neighbours": {"arrays", "shortlist", "topk"},
     "mining": {"arrays", "cluster", "topk"},
+    "negatives": {"arrays", "loss", "positives"},
     # the way of the data
     "data": {"_core", "arrays", "files"},
     "encoders": {"arrays", "cuda", "data", "files"},
@@ -54,7 +55,7 @@ ROOMS: dict[str, set[str]] = {
         "files",
         "loss",
         "metrics",
-        "positives",
+        "negatives",
         "prediction",
         "state",
         "topk",
@@ -76,7 +77,17 @@ ROOMS: dict[str, set[str]] = {
 # The faces of the package, which name what the rooms hold.
 FACES = {"__init__", "__main__", "cli"}
 # Files that may load torch: those of these rooms, and these of the others.
-TORCH = {"adapters", "cuda", "encoders", "loss", "prediction", "state", "training", "cli"}
+TORCH = {
+    "adapters",
+    "cli",
+    "cuda",
+    "encoders",
+    "loss",
+    "negatives",
+    "prediction",
+    "state",
+    "training",
+}
 FOREIGN = {"accelerate", "datasets", "lightning", "sentence_transformers", "transformers"}
 MODULES = sorted(
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py")
@@ -197,6 +208,11 @@ def test_a_library_is_loaded_by_its_adapter_alone(module, wanted):
         "cluster",
         "metrics",
         "mining",
+        "negatives",
+        "negatives.cache",
+        "negatives.pool",
+        "negatives.schedule",
+        "negatives.sources",
         "neighbours",
         "positives",
         "topk",

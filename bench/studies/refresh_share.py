@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 from datasets import Dataset
-from ngame_vs_random import trained
+from negatives import trained
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from ngame_vs_random import read, spread
+from negatives import read, spread
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,

@@ -1,6 +1,8 @@
 """Training: a loop for each of the two stages of NGAME, and the model they give."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +18,21 @@ from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import check_vectors, encode
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
-from ngame.loss import CooIndex
-from ngame.positives import in_batch_positives, label_pool
+from ngame.negatives import BatchLabels, SharedRandom, batch_labels
 from ngame.prediction.fusion import Fusion
 from ngame.prediction.model import Model
 from ngame.state import take_prefix
 from ngame.topk import topk, topk_arrays
 from ngame.training.encoded import EncodedTexts
 from ngame.training.optimizer import ParameterGroup
-from ngame.training.run import CLASSIFIER, ENCODER, Run, Truth
+from ngame.training.run import CLASSIFIER, ENCODER, Run
 from ngame.training.stage import Stage
 
 # Hard-negative recall: hard negatives per point, and number of points it is measured on.
 _HARD_NEGATIVES, _MEASURED_POINTS = 10, 2048
+
+# The labels of a batch, from its number in the epoch and its rows.
+_LabelsOf = Callable[[int, npt.NDArray[np.int64]], BatchLabels]
 
 
 def train(
@@ -96,21 +100,22 @@ def train_encoder(run: Run) -> None:
     if config.embeddings == "bank" and stage.last_refresh >= 0:
         stage.bank = EmbeddingBank(len(points.tokens), encoder.dim, device=run.core_device)
     stage.restore(saved)
+    one = config.positives == "one"
+    labels_of = partial(_batch_labels, stage, one=one, random_labels=config.random_labels)
     for epoch in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, stage.bank))
         if epoch >= stage.last_refresh:
             stage.bank = None  # nothing reads it any more
         encoder.train()
-        for rows, rng in stage.batches():
-            one_positive = rng if config.positives == "one" else None
-            pool, known, targets = _batch_labels(points.truth, rows, one_positive, run.device)
+        for rows in stage.batches():
+            pool, known, targets = labels_of(stage.batch, rows)
             x = _embed(encoder, points.tokens.take(rows))
             z = _embed(encoder, run.labels.take(pool))
             if stage.bank is not None:
                 stage.bank.update(rows, x)
             stage.step(stage.loss(x @ z.T, known, targets))
         encoded = EncodedTexts(run)
-        stage.end_epoch(_measure(stage, encoded, encoded.labels, config.positives))
+        stage.end_epoch(_measure(stage, encoded, encoded.labels, labels_of))
 
 
 def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
@@ -136,11 +141,12 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
     stage = Stage(run, "classifier", CLASSIFIER, config, modules)
     stage.restore(saved)
     frozen = None if config.finetune else encoded
+    labels_of = partial(_batch_labels, stage)
     for _ in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, None) if frozen is None else frozen.points)
         encoder.train(config.finetune)
-        for rows, _ in stage.batches():
-            pool, known, targets = _batch_labels(points.truth, rows, None, run.device)
+        for rows in stage.batches():
+            pool, known, targets = labels_of(stage.batch, rows)
             if frozen is None:
                 x = _embed(encoder, points.tokens.take(rows))
             else:
@@ -149,7 +155,7 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
             w = F.normalize(classifier(torch.from_numpy(pool).to(run.device).long()), dim=1)
             stage.step(stage.loss(x @ w.T, known, targets))
         weight = normalize(to_device(classifier.weight, run.core_device))
-        stage.end_epoch(_measure(stage, frozen or EncodedTexts(run), weight, "all"))
+        stage.end_epoch(_measure(stage, frozen or EncodedTexts(run), weight, labels_of))
     return normalize(to_device(classifier.weight, run.core_device))
 
 
@@ -193,29 +199,31 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
 
 
 def _batch_labels(
-    truth: Truth,
+    stage: Stage,
+    batch: int,
     rows: npt.NDArray[np.int64],
-    rng: np.random.Generator | None,
-    device: torch.device,
-) -> tuple[npt.NDArray[np.int32], CooIndex, CooIndex]:
-    """Label pool, known positives and targets of a batch.
+    *,
+    one: bool = False,
+    random_labels: int = 0,
+) -> BatchLabels:
+    """Labels of a batch of the epoch, the random ones drawn by its place in the run.
 
-    With `rng` each point has one target, drawn from its positives; without, all its positives are
-    targets. The pool has every target label once.
+    With `one` each point has one target, drawn from its positives; else all its positives.
     """
-    if rng is None:
-        pool, positives = label_pool(truth.targets, rows)
-        targets = CooIndex.of(positives, device)
-        if truth.known is truth.targets:
-            return pool, targets, targets
-    else:
-        begin, end = truth.targets.indptr[rows], truth.targets.indptr[rows + 1]
-        drawn = truth.targets.indices[begin + (rng.random(len(rows)) * (end - begin)).astype(int)]
-        pool, columns = np.unique(drawn, return_inverse=True)
-        targets = CooIndex(
-            torch.arange(len(rows), device=device), torch.from_numpy(columns).to(device)
-        )
-    return pool, CooIndex.of(in_batch_positives(truth.known, rows, pool), device), targets
+    run, shared = stage.run, None
+    if random_labels:
+        seed = int(stage.seeds().generate_state(2)[1])
+        draws = SharedRandom(len(run.labels), random_labels, seed=seed)
+        shared = draws.draw(stage.epoch * len(stage.sampler) + batch).ids
+    truth = run.points.truth
+    return batch_labels(
+        truth.targets,
+        rows,
+        known=truth.known,
+        shared=shared,
+        rng=np.random.default_rng(stage.seeds(batch)) if one else None,
+        device=run.device,
+    )
 
 
 def _embed(encoder: Encoder, tokens: Tokens) -> torch.Tensor:
@@ -236,12 +244,12 @@ def _point_vectors(run: Run, bank: EmbeddingBank | None) -> Vectors:
 
 
 def _measure(
-    stage: Stage, encoded: EncodedTexts, label_vectors: Vectors, positives: str
+    stage: Stage, encoded: EncodedTexts, label_vectors: Vectors, labels_of: _LabelsOf
 ) -> dict[str, float]:
     """What the log says of an epoch, for a scorer with these label vectors."""
     return {
         "P@1": _precision(stage.run, encoded.held_out, label_vectors),
-        "hard_negative_recall": _hard_negative_recall(stage, encoded, label_vectors, positives),
+        "hard_negative_recall": _hard_negative_recall(stage, encoded, label_vectors, labels_of),
     }
 
 
@@ -255,7 +263,7 @@ def _precision(run: Run, vectors: Vectors, label_vectors: Vectors) -> float:
 
 
 def _hard_negative_recall(
-    stage: Stage, encoded: EncodedTexts, label_vectors: Vectors, positives: str
+    stage: Stage, encoded: EncodedTexts, label_vectors: Vectors, labels_of: _LabelsOf
 ) -> float:
     """Share of each point's nearest non-positive labels that were in its batch's label pool.
 
@@ -266,8 +274,7 @@ def _hard_negative_recall(
     in_pool = total = 0
     for batch in range(min(len(plan), max(1, _MEASURED_POINTS // stage.sampler.batch_size))):
         rows = plan[batch][:_MEASURED_POINTS]
-        rng = np.random.default_rng(stage.seeds(batch)) if positives == "one" else None
-        pool, _, _ = _batch_labels(run.points.truth, plan[batch], rng, torch.device("cpu"))
+        pool = labels_of(batch, plan[batch]).pool
         _, nearest = topk_arrays(
             encoded.some_points(rows),
             label_vectors,

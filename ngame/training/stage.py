@@ -132,8 +132,8 @@ class Stage:
                     vectors, seed=self.run.config.seed, threads=self.run.config.threads
                 )
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], np.random.Generator]]:
-        """The rows of each remaining batch of the epoch, and a generator for its random choices.
+    def batches(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The rows of each remaining batch of the epoch, the number of which is `batch`.
 
         Each batch is seeded by its position in the run, so a resumed run draws the same numbers.
         The loop must call `step` for each.
@@ -142,7 +142,7 @@ class Stage:
         while self.batch < len(plan):
             seeds = self.seeds(self.batch)
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-            yield plan[self.batch], np.random.default_rng(seeds)
+            yield plan[self.batch]
             self.batch += 1
             self._show_progress()
             # Only just after an update: a checkpoint holds no gradients. `epochs` saves at the end.

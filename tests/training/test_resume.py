@@ -25,6 +25,7 @@ BANK = (
     "encoder_stage.refresh_every=2",
     "encoder_stage.accumulate=2",
     "encoder_stage.positives='one'",
+    "encoder_stage.random_labels=5",
     "classifier_stage.accumulate=2",
     "classifier_stage.cluster_size=4",
 )

@@ -291,8 +291,9 @@ def test_hard_negative_recall(dataset, monkeypatch):
     """Against a slow computation, in both stages and for both kinds of positives."""
     fast, compared = training._hard_negative_recall, []
 
-    def both(stage, encoded, items, positives):
-        value = fast(stage, encoded, items, positives)
+    def both(stage, encoded, items, labels_of):
+        value = fast(stage, encoded, items, labels_of)
+        positives = getattr(stage.config, "positives", "all")
         if positives == "all":
             points = stage.run.points
             labels = points.truth.known.toarray() > 0
@@ -330,45 +331,37 @@ def batch_cases(draw):
     return rng, y, pairs
 
 
-@given(batch_cases(), st.booleans())
-def test_labels_of_a_batch(case, one):
-    """Targets, pool and known positives against dense masks; dropped pairs are not negatives."""
-    rng, y, pairs = case
+@given(batch_cases())
+def test_dropped_pairs_are_known_and_not_targets(case):
+    _, y, pairs = case
     truth = Truth.of(sp.csr_matrix(y.astype(np.float32)), pairs)
     dropped = np.zeros(y.shape, bool)
     dropped[pairs[:, 0], pairs[:, 1]] = True
     np.testing.assert_array_equal(truth.targets.toarray() > 0, y & ~dropped)
     np.testing.assert_array_equal(truth.known.toarray() > 0, y | dropped)
 
-    rows = np.flatnonzero((y & ~dropped).any(axis=1))
-    rng.shuffle(rows)
-    if not len(rows):
-        return
-    pool, known, targets = training._batch_labels(
-        truth, rows, rng if one else None, torch.device("cpu")
-    )
-    assert (np.diff(pool) > 0).all()
-    chosen = np.zeros(y.shape, bool)
-    chosen[rows[targets.rows], pool[targets.columns]] = True
-    assert not (chosen & ~(y & ~dropped)).any()
-    if one:
-        assert (chosen[rows].sum(axis=1) == 1).all()
-    else:
-        np.testing.assert_array_equal(chosen[rows], (y & ~dropped)[rows])
-    np.testing.assert_array_equal(pool, np.flatnonzero(chosen.any(axis=0)))
-    mask = np.zeros((len(rows), len(pool)), bool)
-    mask[known.rows, known.columns] = True
-    np.testing.assert_array_equal(mask, (y | dropped)[np.ix_(rows, pool)])
 
+@pytest.mark.parametrize("positives", ["one", "all"])
+def test_random_labels_join_every_pool(dataset, monkeypatch, positives):
+    """They are drawn anew each step; a known positive among them is masked."""
+    labels_of, pools = training.batch_labels, []
 
-def test_the_one_positive_is_drawn_uniformly():
-    truth = Truth.of(sp.csr_matrix(np.array([[1, 1, 0, 1]], np.float32)), None)
-    rng = np.random.default_rng(0)
-    rows = np.zeros(3000, int)
-    pool, _, targets = training._batch_labels(truth, rows, rng, torch.device("cpu"))
-    counts = np.bincount(pool[targets.columns], minlength=4)
-    assert counts[2] == 0
-    assert (abs(counts[[0, 1, 3]] - 1000) < 100).all()
+    def keep(labels, rows, *, shared, **options):
+        found = labels_of(labels, rows, shared=shared, **options)
+        if shared is not None:
+            pools.append((found.pool, shared))
+            mask = np.zeros((len(rows), len(found.pool)), bool)
+            mask[found.known.rows, found.known.columns] = True
+            np.testing.assert_array_equal(mask, labels[rows][:, found.pool].toarray() > 0)
+        return found
+
+    monkeypatch.setattr(training, "batch_labels", keep)
+    sets = ("encoder_stage.batch_size=4", f"encoder_stage.positives={positives}", *ENCODER_ONLY)
+    ngame.train(dataset, tiny.config("encoder_stage.random_labels=5", *sets))
+    assert len(pools) > 100
+    assert all(np.isin(shared, pool).all() and len(shared) == 5 for pool, shared in pools)
+    # Each draw is seen twice: in its step, and where hard-negative recall is measured.
+    assert len({tuple(shared) for _, shared in pools}) > len(pools) / 4
 
 
 # Updates
@@ -401,11 +394,12 @@ def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
 
 def test_a_classifier_step_touches_only_the_labels_of_its_batch(dataset, monkeypatch):
     pools, changed = [], []
-    label_pool, step = training.label_pool, Optimizer.step
+    labels_of, step = training.batch_labels, Optimizer.step
 
-    def keep_pool(labels, rows):
-        pools.append(set(label_pool(labels, rows)[0].tolist()))
-        return label_pool(labels, rows)
+    def keep_pool(*arguments, **options):
+        found = labels_of(*arguments, **options)
+        pools.append(set(found.pool.tolist()))
+        return found
 
     def compare(self):
         (weight,) = self._parameters
@@ -413,7 +407,7 @@ def test_a_classifier_step_touches_only_the_labels_of_its_batch(dataset, monkeyp
         step(self)
         changed.append(set(torch.nonzero((weight != before).any(dim=1))[:, 0].tolist()))
 
-    monkeypatch.setattr(training, "label_pool", keep_pool)
+    monkeypatch.setattr(training, "batch_labels", keep_pool)
     monkeypatch.setattr(Optimizer, "step", compare)
     sets = ("classifier_stage.batch_size=8", "classifier_stage.weight_decay=0.5")
     ngame.train(dataset, tiny.config(*sets, *CLASSIFIER_ONLY))
@@ -546,15 +540,15 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
         return loss(scores, known, targets, **options)
 
     batches = []
-    labels_of = training._batch_labels
+    labels_of = training.batch_labels
 
-    def keep_batch(truth, rows, *arguments):
-        found = labels_of(truth, rows, *arguments)
-        batches.append((truth, rows, found[0]))
+    def keep_batch(labels, rows, **options):
+        found = labels_of(labels, rows, **options)
+        batches.append((rows, found.pool))
         return found
 
     monkeypatch.setattr(stage_module, "decoupled_softmax", keep)
-    monkeypatch.setattr(training, "_batch_labels", keep_batch)
+    monkeypatch.setattr(training, "batch_labels", keep_batch)
     monkeypatch.setattr(training, "_hard_negative_recall", lambda *_: 0.0)
     config = tiny.config()
     ngame.train(dataset, config, encoder=Words())
@@ -562,7 +556,7 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
     dropped = {tuple(pair) for pair in drop}
     met = 0
     assert len(seen) == len(batches)
-    for (known, targets), (_, rows, pool) in zip(seen, batches, strict=True):
+    for (known, targets), (rows, pool) in zip(seen, batches, strict=True):
         ids = trained[rows]
         masked = set(zip(ids[known.rows], pool[known.columns], strict=True))
         pulled = set(zip(ids[targets.rows], pool[targets.columns], strict=True))

@@ -1,0 +1,425 @@
+"""One contrastive loss for all sources, filters and forms."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ngame.loss import MASKED, CooIndex, mean_over_rows
+from ngame.negatives.filters import Comparison, Filter, Side, stored
+from ngame.negatives.mixing import HardMixer, MixingDraws
+from ngame.negatives.schedule import Number, value_at
+from ngame.negatives.sources import EMPTY, Candidates, Ids
+from ngame.positives import in_batch_positives
+
+Direction = Literal["query_to_item", "item_to_query", "query_to_query", "item_to_item"]
+
+
+class ContrastiveLoss(torch.nn.Module):
+    """Softmax loss of each labelled positive against negatives from any sources, filtered.
+
+    A query with a labelled positive of logit p pays ``log(1 + sum_n exp(n - p))`` over the logits n
+    of its negatives. Logits are dot products over the temperature. So the positives of a query do
+    not compete (decoupled softmax, as `ngame.loss.decoupled_softmax`); with one positive a query
+    this is InfoNCE. The loss is the mean over the queries that have a labelled positive, of the
+    mean over theirs.
+
+    What is left out of the negatives: a query's own labelled positives, by their ids, from
+    whichever source; a query itself; empty places; and whatever a filter says.
+
+    ==================  ==============================================================
+    form                options
+    ==================  ==============================================================
+    InfoNCE             the defaults
+    Sample4Geo (2023)   ``directions=("query_to_item", "item_to_query")``,
+                        ``label_smoothing=0.1, temperature=0.07, learned=True``
+    GISTEmbed (2024)    ``directions=("query_to_item", "query_to_query", "item_to_item")``,
+                        ``joint=True, temperature=0.01, filters=[Guide(...)]``
+    SimKGC (2022)       ``margin=0.02, temperature=0.05, learned=True``,
+                        ``filters=[KnownPositives(...)]``
+    ==================  ==============================================================
+
+    Numbers that may be a `Schedule` follow the argument `step` of a call.
+
+    Parameters
+    ----------
+    temperature : float or Schedule
+    learned : bool
+        Learn the temperature from that value on, as the logarithm of its inverse: the parameter
+        `log_scale`. It must reach the optimizer.
+    margin : float or Schedule
+        Subtracted from the positives' scores, before the temperature.
+    label_smoothing : float or Schedule
+        Share of the target that is spread evenly over the positive and all negatives compared.
+    hardness : float or Schedule
+        This times the score, without gradient, is added to a negative's logit: 9 for negatives of
+        the batch and 5 for mined ones are known from the literature (LLaVE, 2025).
+    directions : names of anchors and candidates, "query_to_item" first of all
+        "item_to_query": the labelled positives against the batch's queries, and so on. Sources
+        other than the batch are items, met in "query_to_item" only.
+    joint : bool
+        One sum of negatives over all directions, instead of the mean of a loss for each.
+    filters : sequence of callables
+        See `ngame.negatives.filters`. After a call, `masked_shares` has for each the share of the
+        comparisons that it left out.
+    mixer : HardMixer, optional
+        Adds synthetic negatives to "query_to_item".
+    progressive : Progressive, optional
+        Weighs the positives by how hard they are.
+    rows_at_once : int, optional
+        Anchors whose scores are in memory at once. The backward pass computes them a second time;
+        the gradients are the same to the rounding.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range, or there is no such direction.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: Number = 0.05,
+        learned: bool = False,
+        margin: Number = 0.0,
+        label_smoothing: Number = 0.0,
+        hardness: Number = 0.0,
+        directions: Sequence[Direction] = ("query_to_item",),
+        joint: bool = False,
+        filters: Sequence[Filter] = (),
+        mixer: HardMixer | None = None,
+        progressive: "Progressive | None" = None,
+        rows_at_once: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not value_at(temperature, 0) > 0:
+            raise ValueError(f"temperature is {temperature}, expected more than 0")
+        if not 0 <= value_at(label_smoothing, 0) < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}, expected from 0 to below 1")
+        if unknown := set(directions) - set(get_args(Direction)):
+            raise ValueError(f"directions has {', '.join(map(repr, sorted(unknown)))}")
+        if not directions or len(set(directions)) < len(directions):
+            raise ValueError(f"directions is {tuple(directions)}, expected some, each once")
+        if rows_at_once is not None and rows_at_once < 1:
+            raise ValueError(f"rows_at_once is {rows_at_once}, expected at least 1")
+        self.temperature = temperature
+        self.log_scale: torch.nn.Parameter | None = None
+        if learned:
+            start = -math.log(value_at(temperature, 0))
+            self.log_scale = torch.nn.Parameter(torch.tensor(start))
+        self.margin, self.label_smoothing, self.hardness = margin, label_smoothing, hardness
+        self.directions, self.joint = tuple(directions), joint
+        self.filters, self.mixer, self.progressive = tuple(filters), mixer, progressive
+        self.rows_at_once = rows_at_once
+        self._masked: list[torch.Tensor] = []
+        self._compared = torch.zeros(())
+
+    @property
+    def masked_shares(self) -> list[float]:
+        """For each filter, the share it left out of the last call's comparisons.
+
+        What the loss leaves out by itself does not count, neither as left out nor as compared.
+        Asking waits for the device.
+        """
+        return [float(count) / max(1.0, float(self._compared)) for count in self._masked]
+
+    def forward(
+        self,
+        queries: Candidates,
+        items: Candidates,
+        targets: CooIndex | None = None,
+        sources: Sequence[Candidates] = (),
+        *,
+        step: int = 0,
+    ) -> torch.Tensor:
+        """Loss of a batch, a float32 scalar.
+
+        Parameters
+        ----------
+        queries : the batch's b queries, with their ids
+        items : the batch's own c items, with their ids: the positives, and what else there is
+        targets : CooIndex of [b, c]
+            The labelled positives. If not given, that of query i is item i.
+        sources : what else the queries are compared with
+        step : int
+            The step of the training.
+
+        Raises
+        ------
+        ValueError
+            Shapes do not agree.
+        """
+        rows = len(queries)
+        if not queries.shared or not items.shared:
+            raise ValueError("queries and items must be vectors of shape [b, d] and [c, d]")
+        if targets is None:
+            if len(items) < rows:
+                raise ValueError(f"items has {len(items)} rows, queries {rows}: give targets")
+            own = torch.arange(rows, device=queries.vectors.device)
+            targets = CooIndex(own, own)
+        if (queries.ids < 0).any() or (items.ids[targets.columns.cpu().numpy()] < 0).any():
+            raise ValueError("queries and labelled positives need ids from 0 up")
+        for source in sources:
+            if not source.shared and len(source.ids) != rows:
+                raise ValueError(f"a source has {len(source.ids)} rows, queries {rows}")
+        batch = _Batch(self, queries, items, targets, sources, step)
+        device = queries.vectors.device
+        self._masked = [torch.zeros((), device=device) for _ in self.filters]
+        self._compared = torch.zeros((), device=device)
+        parts = [batch.negatives(direction) for direction in self.directions]
+        if self.joint:
+            together = torch.stack(parts)
+            parts = [torch.cat([torch.logsumexp(together[:, :1], 0), together[:, 1:].sum(0)])]
+        losses = [self._losses(batch, part) for part in parts]
+        return torch.stack([mean_over_rows(loss, targets) for loss in losses]).mean()
+
+    def _losses(self, batch: "_Batch", negatives: torch.Tensor) -> torch.Tensor:
+        """Loss of each target, [t], from what `_Batch.negatives` gave."""
+        positive = batch.positive
+        losses = plain = F.softplus(negatives[0] - positive)
+        smoothing = value_at(self.label_smoothing, batch.step)
+        if smoothing:
+            _, total, count = negatives
+            losses = losses + smoothing * (positive - (total + positive) / (count + 1))
+        if self.progressive is not None:
+            losses = self.progressive(losses, torch.exp(-plain.detach()), step=batch.step)
+        return losses
+
+
+class Progressive:
+    """Weights of positives by how hard they are: progressive weighting, in the spirit of PEG.
+
+    PEG (2023) says that it pays growing attention to hard samples; its formula is not public, and
+    this is not it. A positive of probability p has the difficulty d = 1 - p, without gradient, and
+    the weight ``(1 - ramp) + ramp * d ** gamma / mean(d ** gamma)``: the weights' mean is 1.
+
+    Parameters
+    ----------
+    ramp : float or Schedule, from 0 (all alike) to 1
+    gamma : float
+        Above 0 the hard ones weigh more, below 0 the easy ones.
+    """
+
+    def __init__(self, ramp: Number, gamma: float = 1.0) -> None:
+        self.ramp, self.gamma = ramp, gamma
+
+    def __call__(
+        self, losses: torch.Tensor, probabilities: torch.Tensor, *, step: int = 0
+    ) -> torch.Tensor:
+        """Weighted losses, float [t]; `probabilities` are those of the positives."""
+        ramp = value_at(self.ramp, step)
+        if ramp == 0 or len(losses) == 0:
+            return losses
+        difficulty = (1 - probabilities.detach()).clamp_min(1e-6) ** self.gamma
+        return losses * ((1 - ramp) + ramp * difficulty / difficulty.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class _Anchors:
+    """The anchors of a direction, and the labelled positives of each."""
+
+    vectors: torch.Tensor
+    queries: Ids
+    owners: Ids
+    """Anchor of each labelled positive, ascending."""
+    positives: Ids
+    positive_scores: torch.Tensor
+
+    def take(self, rows: slice) -> "_Anchors":
+        begin, end = np.searchsorted(self.owners, [rows.start, rows.stop])
+        return _Anchors(
+            self.vectors[rows],
+            self.queries[rows],
+            self.owners[begin:end] - rows.start,
+            self.positives[begin:end],
+            self.positive_scores[begin:end],
+        )
+
+
+class _Batch:
+    """One call of the loss."""
+
+    def __init__(
+        self,
+        loss: ContrastiveLoss,
+        queries: Candidates,
+        items: Candidates,
+        targets: CooIndex,
+        sources: Sequence[Candidates],
+        step: int,
+    ) -> None:
+        self.loss, self.queries, self.items, self.targets = loss, queries, items, targets
+        self.sources, self.step = sources, step
+        self.scale: Any = 1 / value_at(loss.temperature, step)
+        if loss.log_scale is not None:
+            self.scale = loss.log_scale.exp()
+        pairs = (queries.vectors[targets.rows] * items.vectors[targets.columns]).sum(1).float()
+        self.positive = (pairs - value_at(loss.margin, step)) * self.scale
+        self._pairs = pairs.detach()
+        self._rows, self._columns = targets.rows.cpu().numpy(), targets.columns.cpu().numpy()
+        # Which items are labelled positives of which query here, by their ids: a query may be there
+        # several times. The last column, which is empty, stands for all other items.
+        self._queries, rows = np.unique(queries.ids[self._rows], return_inverse=True)
+        self._items, columns = np.unique(items.ids[self._columns], return_inverse=True)
+        shape = len(self._queries) + 1, len(self._items) + 1
+        self._own = sp.csr_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape)
+        self._own.data[:] = 1
+
+    def negatives(self, direction: Direction) -> torch.Tensor:
+        """Of the negatives of each target the log-sum-exp, float [1, t]; or, where labels are
+        smoothed, that, their sum and their number, [3, t].
+        """
+        anchor, _, candidate = direction.partition("_to_")
+        positives = self.items.ids[self._columns]
+        if anchor == "query":
+            order = np.argsort(self._rows, kind="stable")
+            scores = self._pairs[torch.from_numpy(order).to(self._pairs.device)]
+            anchors = _Anchors(
+                self.queries.vectors,
+                self.queries.ids,
+                self._rows[order],
+                positives[order],
+                scores,
+            )
+        else:
+            anchors = _Anchors(
+                self.items.vectors[self.targets.columns],
+                self.queries.ids[self._rows],
+                np.arange(len(positives)),
+                positives,
+                self._pairs,
+            )
+        offered = [self.items if candidate == "item" else self.queries]
+        draws = None
+        if direction == "query_to_item":
+            offered += self.sources
+            if self.loss.mixer is not None:
+                draws = self.loss.mixer.draw(len(self.queries), self.step)
+        sides = anchor, candidate
+        found = self._in_chunks(
+            lambda rows, count: self._some(
+                sides,  # type: ignore[arg-type]
+                anchors.take(rows),
+                [each.take(rows) for each in offered],
+                None if draws is None else draws.take(rows),
+                count,
+            ),
+            len(anchors.vectors),
+        )
+        return found[:, self.targets.rows] if anchor == "query" else found
+
+    def _in_chunks(self, some: Callable[..., torch.Tensor], rows: int) -> torch.Tensor:
+        """`some` of all anchors, [1 or 3, rows]; chunk by chunk where the loss is told to."""
+        at_once = self.loss.rows_at_once
+        if at_once is None or at_once >= rows:
+            return some(slice(0, rows), True)
+        found = []
+        for begin in range(0, rows, at_once):
+            first = iter([True])  # the second time, in the backward pass, nothing is counted
+            found.append(
+                checkpoint(
+                    lambda rows, first: some(rows, next(first, False)),
+                    slice(begin, min(begin + at_once, rows)),
+                    first,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            )
+        return torch.cat(found, dim=1)
+
+    def _some(
+        self,
+        sides: tuple[Side, Side],
+        anchors: _Anchors,
+        offered: list[Candidates],
+        draws: MixingDraws | None,
+        count: bool,
+    ) -> torch.Tensor:
+        """What `negatives` says, of some anchors."""
+        hardness = value_at(self.loss.hardness, self.step)
+        logits, masks = [], []
+        for source in offered:
+            scores = source.scores(anchors.vectors).float()
+            comparison = Comparison(
+                *sides,
+                queries=anchors.queries,
+                positives=anchors.positives,
+                owners=anchors.owners,
+                ids=source.ids,
+                scores=scores.detach(),
+                positive_scores=anchors.positive_scores,
+                step=self.step,
+            )
+            mask = self._left_out(comparison, count)
+            values = scores * (self.scale * source.weight)
+            if source.shift is not None:
+                values = values + source.shift
+            if hardness:
+                values = values + hardness * scores.detach()
+            logits.append(values)
+            masks.append(mask)
+        if draws is not None:
+            shared = [number for number, each in enumerate(offered) if each.shared]
+            vectors = torch.cat([offered[number].vectors.detach() for number in shared])
+            mask = torch.cat([masks[number] for number in shared], dim=1)
+            mixer = self.loss.mixer
+            assert mixer is not None
+            scores, missing = mixer.mix(anchors.vectors, vectors, mask, draws)
+            logits.append(scores.float() * self.scale)
+            masks.append(missing)
+        whole, left_out = torch.cat(logits, dim=1), torch.cat(masks, dim=1)
+        negative = torch.logsumexp(whole.masked_fill(left_out, MASKED), dim=1)
+        if not value_at(self.loss.label_smoothing, self.step):
+            return negative[None]
+        compared = ~left_out
+        return torch.stack([negative, (whole * compared).sum(1), compared.sum(1).float()])
+
+    def _left_out(self, comparison: Comparison, count: bool) -> torch.Tensor:
+        """What is no negative, bool [n, c]: what can never be one, and what filters leave out."""
+        left_out = self._never(comparison)
+        compared = ~left_out
+        loss = self.loss
+        if count:
+            loss._compared += compared.sum()
+        for number, each in enumerate(loss.filters):
+            mask = each(comparison)
+            if count:
+                loss._masked[number] += (mask & compared).sum()
+            left_out = left_out | mask
+        return left_out
+
+    def _never(self, comparison: Comparison) -> torch.Tensor:
+        """One's own labelled positives, oneself, queries with one of them, empty places."""
+        ids = comparison.ids
+        queries = _places(self._queries, comparison.queries)
+        if comparison.candidate == "query":
+            positives = _places(self._items, comparison.positives)
+            columns, pairs = _stored(self._own, _places(self._queries, ids), positives)
+            same, oneself = np.nonzero(comparison.queries[:, None] == ids)
+            rows = np.concatenate([comparison.owners[pairs], same])
+            return comparison.mask(rows, np.concatenate([columns, oneself]))
+        items = _places(self._items, ids)
+        if ids.ndim == 1:
+            rows, columns = _stored(self._own, queries, items)
+        else:
+            rows, columns = np.nonzero(stored(self._own, queries[:, None], items))
+        empty = torch.from_numpy(ids == EMPTY).to(comparison.scores.device)
+        return comparison.mask(rows, columns) | empty
+
+
+def _places(distinct: Ids, ids: Ids) -> Ids:
+    """Place of each id among the distinct ones; their number where it is not among them."""
+    places = np.searchsorted(distinct, ids)
+    return np.where(np.append(distinct, EMPTY)[places] == ids, places, len(distinct))
+
+
+def _stored(matrix: sp.csr_matrix, rows: Ids, columns: Ids) -> tuple[Ids, Ids]:
+    """Where ``matrix[rows][:, columns]`` has a stored entry."""
+    found = CooIndex.of(in_batch_positives(matrix, rows, columns))
+    return found.rows.numpy(), found.columns.numpy()

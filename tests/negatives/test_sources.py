@@ -1,0 +1,238 @@
+"""What sources offer, and under which ids."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ngame.negatives import Candidates, EmaEncoder, NegativeQueue, Schedule, SharedRandom
+
+# Candidates
+
+
+def test_scores_of_shared_and_own_candidates(rng):
+    x = torch.from_numpy(rng.standard_normal((3, 4)))
+    vectors = torch.from_numpy(rng.standard_normal((3, 2, 4)))
+    own = Candidates(np.arange(6).reshape(3, 2), vectors)
+    expected = np.array([[x[i] @ vectors[i, j] for j in range(2)] for i in range(3)])
+    np.testing.assert_allclose(own.scores(x), expected)
+    assert not own.shared
+    assert len(own) == 2
+    taken = own.take(slice(1, 3))
+    np.testing.assert_allclose(taken.scores(x[1:]), expected[1:])
+    assert taken.ids.tolist() == [[2, 3], [4, 5]]
+    shared = Candidates([7, 8], vectors[0])
+    np.testing.assert_allclose(shared.scores(x), x @ vectors[0].T)
+    assert shared.take(slice(1, 2)) is shared
+
+
+def test_ids_come_as_lists_arrays_or_tensors():
+    for ids in ([1, 2], np.array([1, 2], np.int32), torch.tensor([1, 2])):
+        candidates = Candidates(ids, torch.zeros(2, 3))
+        assert candidates.ids.dtype == np.int64
+        assert candidates.ids.tolist() == [1, 2]
+    assert len(Candidates([], torch.zeros(0, 3))) == 0
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (2, 2, 2)])
+def test_candidates_of_wrong_shapes(shape):
+    with pytest.raises(ValueError, match="ids has shape"):
+        Candidates([1, 2], torch.zeros(shape))
+    with pytest.raises(ValueError, match="shift has shape"):
+        Candidates([1, 2], torch.zeros(2, 3), shift=torch.zeros(3))
+    with pytest.raises(TypeError):
+        Candidates([1.5, 2], torch.zeros(2, 3))
+
+
+# Draws
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(50)])
+def test_draws_are_functions_of_the_step(weights):
+    draw = SharedRandom(50, 8, weights=weights, reuse=3, seed=1).draw
+    again = SharedRandom(50, 8, weights=weights, reuse=3, seed=1).draw
+    for step in (7, 0, 5):
+        ids, log_q = draw(step)
+        np.testing.assert_array_equal(ids, again(step).ids)
+        assert ids.dtype == np.int64
+        assert log_q.dtype == np.float32
+        assert len(ids) == len(log_q) == 8
+        assert (np.diff(ids) > 0).all()
+    np.testing.assert_array_equal(draw(3).ids, draw(5).ids)
+    assert (draw(5).ids != draw(6).ids).any()
+    other = SharedRandom(50, 8, weights=weights, reuse=3, seed=2)
+    assert (draw(0).ids != other.draw(0).ids).any()
+
+
+@pytest.mark.parametrize("power", [None, 1.0])
+def test_how_often_ids_are_drawn_is_what_log_q_says(power):
+    """The frequency of each id over many draws against the mean of the stated probabilities."""
+    steps, count = 4000, 12
+    weights = None if power is None else np.arange(count) ** power
+    shared = SharedRandom(count, 4, weights=weights)
+    there, stated = np.zeros(count), [[] for _ in range(count)]
+    for step in range(steps):
+        ids, log_q = shared.draw(step)
+        there[ids] += 1
+        for number, value in zip(ids, log_q, strict=True):
+            stated[number].append(math.exp(value))
+    if power is None:
+        assert set(np.concatenate(stated).round(6)) == {round(4 / 12, 6)}
+        assert (abs(there / steps - 1 / 3) < 3 * math.sqrt(2 / 9 / steps)).all()
+    else:
+        assert there[0] == 0
+        # Inverse probabilities count every id once a step: an estimate of the number of ids.
+        inverse = [sum(1 / q for q in values) / steps for values in stated[1:]]
+        np.testing.assert_allclose(inverse, 1, atol=0.15)
+
+
+def test_log_q_is_about_the_number_drawn_times_the_share():
+    weights = np.ones(100_000)
+    weights[0] = 10
+    ids, log_q = SharedRandom(100_000, 50, weights=weights).draw(3)
+    expected = np.log(50 * weights[ids] / weights.sum())
+    np.testing.assert_allclose(log_q, expected, atol=2e-2)
+
+
+def test_fewer_ids_than_asked_for():
+    assert SharedRandom(3, 10).draw(0).ids.tolist() == [0, 1, 2]
+    assert SharedRandom(3, 10).draw(0).log_q.tolist() == [0, 0, 0]
+    few = SharedRandom(4, 10, weights=[0, 1, 0, 2]).draw(0)
+    assert few.ids.tolist() == [1, 3]
+    assert few.log_q.tolist() == [0, 0]
+    assert SharedRandom(3, 0).draw(0).ids.tolist() == []
+    assert SharedRandom(3, 0, weights=[1, 2, 3]).draw(0).ids.tolist() == []
+
+
+def test_the_number_drawn_follows_a_schedule():
+    draw = SharedRandom(100, Schedule({0: 2, 5: 20})).draw
+    assert [len(draw(step).ids) for step in (0, 4, 5, 9)] == [2, 2, 20, 20]
+
+
+def test_more_random_labels_estimate_the_whole_softmax_better():
+    """Gradient of sampled softmax with log-q against the whole one's: unbiased as m grows."""
+    rng = np.random.default_rng(0)
+    items = torch.from_numpy(rng.standard_normal((200, 4)))
+    query = torch.from_numpy(rng.standard_normal(4)).requires_grad_()
+    (whole,) = torch.autograd.grad(torch.logsumexp(items @ query, 0), query)
+
+    def bias(m, steps=600):
+        shared, found = SharedRandom(200, m, seed=m), torch.zeros(steps, 4)
+        for step in range(steps):
+            ids, log_q = shared.draw(step)
+            logits = items[ids] @ query - torch.from_numpy(log_q)
+            (found[step],) = torch.autograd.grad(torch.logsumexp(logits, 0), query)
+        return (found.mean(0) - whole).norm(), found.std(0).norm() / math.sqrt(steps)
+
+    (few, _), (many, noise) = bias(4), bias(64)
+    assert many < few / 2
+    assert many < 0.05 + 3 * noise
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"count": 0}, ValueError, "count"),
+        ({"m": -1}, ValueError, "m is -1"),
+        ({"reuse": 0}, ValueError, "reuse"),
+        ({"weights": [1, 2]}, ValueError, "weights has shape"),
+        ({"weights": [1, -1, 1]}, ValueError, "negative"),
+        ({"weights": [0, 0, 0]}, ValueError, "no positive"),
+        ({"weights": [1, math.nan, 0]}, ValueError, "NaN"),
+    ],
+)
+def test_bad_draws(options, error, message):
+    with pytest.raises(error, match=message):
+        SharedRandom(**({"count": 3, "m": 1} | options))
+
+
+# Queues
+
+
+@pytest.mark.parametrize("batches", [[1, 2, 3], [5, 5], [2, 9, 0, 1], [12], []])
+def test_a_queue_against_a_list(batches):
+    """Sizes that do not divide the capacity, and one beyond it; the oldest first."""
+    queue, everything = NegativeQueue(5, 2), []
+    for size in batches:
+        ids = np.arange(size) + len(everything)
+        everything += ids.tolist()
+        queue.push(ids, torch.stack([torch.tensor([n, -n]) for n in ids]) if size else zeros(0))
+        offered = queue.offer()
+        assert offered.ids.tolist() == everything[-5:]
+        assert offered.vectors[:, 0].tolist() == everything[-5:]
+        assert len(queue) == len(offered) == min(5, len(everything))
+    assert len(queue.offer()) == min(5, len(everything))
+
+
+def zeros(rows):
+    return torch.zeros(rows, 2)
+
+
+def test_what_was_offered_stays_and_has_no_gradient():
+    queue = NegativeQueue(2, 2)
+    queue.push([1, 2], torch.ones(2, 2, requires_grad=True))
+    offered = queue.offer(weight=0.5)
+    queue.push([3, 4], zeros(2))
+    assert offered.ids.tolist() == [1, 2]
+    assert offered.weight == 0.5
+    assert offered.vectors.tolist() == [[1, 1], [1, 1]]
+    assert not offered.vectors.requires_grad
+
+
+def test_a_queue_goes_on_from_its_state():
+    queue = NegativeQueue(3, 2)
+    queue.push([1, 2, 3, 4], torch.arange(8.0).reshape(4, 2))
+    other = NegativeQueue(3, 2)
+    other.load_state_dict(queue.state_dict())
+    for each in (queue, other):
+        each.push([5], zeros(1))
+    assert other.offer().ids.tolist() == queue.offer().ids.tolist() == [3, 4, 5]
+    assert torch.equal(other.offer().vectors, queue.offer().vectors)
+    with pytest.raises(ValueError, match="lacks vectors"):
+        other.load_state_dict({"ids": np.zeros(3)})
+    with pytest.raises(ValueError, match="of shape"):
+        NegativeQueue(4, 2).load_state_dict(queue.state_dict())
+
+
+def test_bad_pushes():
+    queue = NegativeQueue(3, 2)
+    with pytest.raises(ValueError, match="vectors has shape"):
+        queue.push([1], torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="capacity"):
+        NegativeQueue(0, 2)
+
+
+# The encoder that follows
+
+
+def test_following_by_the_closed_form():
+    """After t steps behind a constant: m^t of its own start, the rest the encoder's."""
+    encoder = torch.nn.Linear(3, 2)
+    start = encoder.weight.detach().clone()
+    follower = EmaEncoder(encoder, 0.9)
+    with torch.no_grad():
+        encoder.weight.add_(1)
+    for _ in range(7):
+        follower.update(encoder)
+    expected = 0.9**7 * start + (1 - 0.9**7) * encoder.weight.detach()
+    torch.testing.assert_close(follower.encoder.weight.data, expected)
+    out = follower(torch.ones(1, 3))
+    assert not out.requires_grad
+    assert not any(parameter.requires_grad for parameter in follower.parameters())
+
+
+def test_following_copies_buffers_and_takes_a_schedule():
+    encoder = torch.nn.BatchNorm1d(2)
+    follower = EmaEncoder(encoder, Schedule({0: 1.0, 10: 0.0}))
+    encoder(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    with torch.no_grad():
+        encoder.weight.fill_(5)
+    follower.update(encoder, step=0)
+    assert torch.equal(follower.encoder.running_mean, encoder.running_mean)
+    assert follower.encoder.weight.tolist() == [1, 1]
+    follower.update(encoder, step=10)
+    assert follower.encoder.weight.tolist() == [5, 5]
+    assert encoder.weight.requires_grad
+    with pytest.raises(ValueError, match="momentum is 2"):
+        EmaEncoder(encoder, 2)
