@@ -29,7 +29,9 @@ A step of your own loop: labels drawn at random join those of the batch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ngame.negatives.schedule import Number, Schedule, value_at
+from ngame.negatives.schedule import Number as Number
+from ngame.negatives.schedule import Schedule as Schedule
+from ngame.negatives.schedule import value_at as value_at
 
 if TYPE_CHECKING:
     from ngame.negatives.cache import grad_cache as grad_cache
