@@ -81,24 +81,24 @@ template <size_t kRows, size_t kDirections, class Element>
 inline void dot_tile(const Element* const* rows, const Element* const* ahead, size_t dim,
                      const float* directions, size_t stride, float* scores, size_t score_stride) {
   Vector sums[kDirections][kRows] = {};
-  size_t at = 0;
-  for (; at + kWidth <= dim; at += kWidth) {
-    if (ahead != nullptr && at * sizeof(Element) % 64 == 0) {
-      for (size_t row = 0; row < kRows; ++row) __builtin_prefetch(ahead[row] + at);
+  size_t col = 0;
+  for (; col + kWidth <= dim; col += kWidth) {
+    if (ahead != nullptr && col * sizeof(Element) % 64 == 0) {
+      for (size_t row = 0; row < kRows; ++row) __builtin_prefetch(ahead[row] + col);
     }
     Vector parts[kRows];
-    for (size_t row = 0; row < kRows; ++row) parts[row] = load(rows[row] + at);
+    for (size_t row = 0; row < kRows; ++row) parts[row] = load(rows[row] + col);
 #pragma GCC unroll 4
     for (size_t direction = 0; direction < kDirections; ++direction) {
-      const Vector values = load(directions + direction * stride + at);
+      const Vector values = load(directions + direction * stride + col);
       for (size_t row = 0; row < kRows; ++row) sums[direction][row] += parts[row] * values;
     }
   }
-  if (at < dim) {
+  if (col < dim) {
     for (size_t row = 0; row < kRows; ++row) {
-      const Vector part = load_part(rows[row] + at, dim - at);
+      const Vector part = load_part(rows[row] + col, dim - col);
       for (size_t direction = 0; direction < kDirections; ++direction) {
-        sums[direction][row] += part * load(directions + direction * stride + at);
+        sums[direction][row] += part * load(directions + direction * stride + col);
       }
     }
   }
@@ -122,36 +122,37 @@ inline void project_tile(const Element* const* rows, const Element* const* ahead
                          size_t score_stride) {
   constexpr size_t kDirections = 4;
   const size_t stride = (dim + kPackedUnit - 1) / kPackedUnit * kPackedUnit;
-  size_t at = 0;
-  for (; at + kDirections <= direction_count; at += kDirections) {
-    dot_tile<kRows, kDirections>(rows, at == 0 ? ahead : nullptr, dim, directions + at * stride,
-                                 stride, scores + at * score_stride, score_stride);
+  size_t first = 0;
+  for (; first + kDirections <= direction_count; first += kDirections) {
+    dot_tile<kRows, kDirections>(rows, first == 0 ? ahead : nullptr, dim,
+                                 directions + first * stride, stride, scores + first * score_stride,
+                                 score_stride);
   }
-  for (; at < direction_count; ++at) {
-    dot_tile<kRows, 1>(rows, at == 0 ? ahead : nullptr, dim, directions + at * stride, stride,
-                       scores + at * score_stride, score_stride);
+  for (; first < direction_count; ++first) {
+    dot_tile<kRows, 1>(rows, first == 0 ? ahead : nullptr, dim, directions + first * stride, stride,
+                       scores + first * score_stride, score_stride);
   }
 }
 
 template <class Element>
 void project(const GatheredRows<Element>& rows, size_t dim, const float* directions,
              size_t direction_count, float* scores, size_t score_stride) {
-  size_t at = 0;
-  for (; at + kTileRows <= rows.count; at += kTileRows) {
+  size_t first = 0;
+  for (; first + kTileRows <= rows.count; first += kTileRows) {
     const Element* tile[kTileRows];
     const Element* ahead[kTileRows];
     for (size_t row = 0; row < kTileRows; ++row) {
-      tile[row] = rows[at + row];
-      const size_t next = at + row + kTileRows;
-      ahead[row] = rows[next < rows.count ? next : at];
+      tile[row] = rows[first + row];
+      const size_t next = first + row + kTileRows;
+      ahead[row] = rows[next < rows.count ? next : first];
     }
-    project_tile<kTileRows>(tile, ahead, dim, directions, direction_count, scores + at,
+    project_tile<kTileRows>(tile, ahead, dim, directions, direction_count, scores + first,
                             score_stride);
   }
-  for (; at < rows.count; ++at) {
-    const Element* const row = rows[at];
+  for (; first < rows.count; ++first) {
+    const Element* const row = rows[first];
     project_tile<1>(&row, static_cast<const Element* const*>(nullptr), dim, directions,
-                    direction_count, scores + at, score_stride);
+                    direction_count, scores + first, score_stride);
   }
 }
 
@@ -260,19 +261,19 @@ inline Vector lower(Words words) { return (Vector)(words << 16); }
 inline Vector upper(Words words) { return (Vector)(words & 0xffff0000u); }
 
 template <class Element>
-inline Vector load_up_to(const Element* row, size_t at, size_t dim) {
-  if (at + kWidth <= dim) return load(row + at);
-  return load_part(row + at, at < dim ? dim - at : 0);
+inline Vector load_up_to(const Element* row, size_t col, size_t dim) {
+  if (col + kWidth <= dim) return load(row + col);
+  return load_part(row + col, col < dim ? dim - col : 0);
 }
 
 template <class Element>
 void pack(const Element* row, size_t dim, float scale, uint32_t* words) {
   const Vector scales = broadcast(scale);
   const size_t end = (dim + kPackedUnit - 1) / kPackedUnit * kPackedUnit;
-  for (size_t at = 0; at < end; at += 2 * kWidth) {
-    const Words first = (Words)(scales * load_up_to(row, at, dim)) + 0x8000u;
-    const Words second = (Words)(scales * load_up_to(row, at + kWidth, dim)) + 0x8000u;
-    *reinterpret_cast<LooseWords*>(words + at / 2) = (first >> 16) | (second & 0xffff0000u);
+  for (size_t col = 0; col < end; col += 2 * kWidth) {
+    const Words first = (Words)(scales * load_up_to(row, col, dim)) + 0x8000u;
+    const Words second = (Words)(scales * load_up_to(row, col + kWidth, dim)) + 0x8000u;
+    *reinterpret_cast<LooseWords*>(words + col / 2) = (first >> 16) | (second & 0xffff0000u);
   }
 }
 
@@ -284,11 +285,11 @@ inline void dot_packed(const uint32_t* const* rows, size_t words, const float* d
                        float* scores) {
   Vector even[kRows] = {};
   Vector odd[kRows] = {};
-  for (size_t at = 0; at < words; at += kWidth) {
-    const Vector first = load(direction + 2 * at);
-    const Vector second = load(direction + 2 * at + kWidth);
+  for (size_t word = 0; word < words; word += kWidth) {
+    const Vector first = load(direction + 2 * word);
+    const Vector second = load(direction + 2 * word + kWidth);
     for (size_t row = 0; row < kRows; ++row) {
-      const Words part = load_words(rows[row] + at);
+      const Words part = load_words(rows[row] + word);
       even[row] += lower(part) * first;
       odd[row] += upper(part) * second;
     }
@@ -297,46 +298,46 @@ inline void dot_packed(const uint32_t* const* rows, size_t words, const float* d
 }
 
 void project_packed(const GatheredRows<uint32_t>& rows, const float* direction, float* scores) {
-  size_t at = 0;
-  for (; at + kPackedRows <= rows.count; at += kPackedRows) {
+  size_t first = 0;
+  for (; first + kPackedRows <= rows.count; first += kPackedRows) {
     const uint32_t* group[kPackedRows];
-    for (size_t row = 0; row < kPackedRows; ++row) group[row] = rows[at + row];
-    dot_packed<kPackedRows>(group, rows.stride, direction, scores + at);
+    for (size_t row = 0; row < kPackedRows; ++row) group[row] = rows[first + row];
+    dot_packed<kPackedRows>(group, rows.stride, direction, scores + first);
   }
-  for (; at < rows.count; ++at) {
-    const uint32_t* const row = rows[at];
-    dot_packed<1>(&row, rows.stride, direction, scores + at);
+  for (; first < rows.count; ++first) {
+    const uint32_t* const row = rows[first];
+    dot_packed<1>(&row, rows.stride, direction, scores + first);
   }
 }
 
 template <size_t kRows>
 inline void add_packed(const uint32_t* const* rows, size_t words, const float* weights,
                        float* sum) {
-  for (size_t at = 0; at < words; at += kWidth) {
-    Vector first = load(sum + 2 * at);
-    Vector second = load(sum + 2 * at + kWidth);
+  for (size_t word = 0; word < words; word += kWidth) {
+    Vector first = load(sum + 2 * word);
+    Vector second = load(sum + 2 * word + kWidth);
     for (size_t row = 0; row < kRows; ++row) {
-      const Words part = load_words(rows[row] + at);
+      const Words part = load_words(rows[row] + word);
       const Vector weight = broadcast(weights[row]);
       first += weight * lower(part);
       second += weight * upper(part);
     }
-    store(sum + 2 * at, first);
-    store(sum + 2 * at + kWidth, second);
+    store(sum + 2 * word, first);
+    store(sum + 2 * word + kWidth, second);
   }
 }
 
 void accumulate_packed(const GatheredRows<uint32_t>& rows, const float* weights, float* sum) {
   constexpr size_t kGroup = 8;
-  size_t at = 0;
-  for (; at + kGroup <= rows.count; at += kGroup) {
+  size_t first = 0;
+  for (; first + kGroup <= rows.count; first += kGroup) {
     const uint32_t* group[kGroup];
-    for (size_t row = 0; row < kGroup; ++row) group[row] = rows[at + row];
-    add_packed<kGroup>(group, rows.stride, weights + at, sum);
+    for (size_t row = 0; row < kGroup; ++row) group[row] = rows[first + row];
+    add_packed<kGroup>(group, rows.stride, weights + first, sum);
   }
-  for (; at < rows.count; ++at) {
-    const uint32_t* const row = rows[at];
-    add_packed<1>(&row, rows.stride, weights + at, sum);
+  for (; first < rows.count; ++first) {
+    const uint32_t* const row = rows[first];
+    add_packed<1>(&row, rows.stride, weights + first, sum);
   }
 }
 
@@ -381,9 +382,9 @@ void accumulate(const GatheredRows<Element>& rows, size_t dim, const float* weig
 void extremes(const float* values, size_t count, float* least, float* most) {
   Vector low = broadcast(values[0]);
   Vector high = low;
-  size_t at = 0;
-  for (; at + kWidth <= count; at += kWidth) {
-    const Vector part = load(values + at);
+  size_t index = 0;
+  for (; index + kWidth <= count; index += kWidth) {
+    const Vector part = load(values + index);
     low = part < low ? part : low;
     high = part > high ? part : high;
   }
@@ -393,9 +394,9 @@ void extremes(const float* values, size_t count, float* least, float* most) {
     *least = low[lane] < *least ? low[lane] : *least;
     *most = high[lane] > *most ? high[lane] : *most;
   }
-  for (; at < count; ++at) {
-    *least = values[at] < *least ? values[at] : *least;
-    *most = values[at] > *most ? values[at] : *most;
+  for (; index < count; ++index) {
+    *least = values[index] < *least ? values[index] : *least;
+    *most = values[index] > *most ? values[index] : *most;
   }
 }
 
@@ -404,32 +405,32 @@ size_t count_below(const float* values, size_t count, float threshold) {
   typedef int32_t Counts __attribute__((vector_size(NGAME_VECTOR_BYTES)));
   Counts found{};
   const Vector bound = broadcast(threshold);
-  size_t at = 0;
-  for (; at + kWidth <= count; at += kWidth) found -= load(values + at) < bound;
+  size_t index = 0;
+  for (; index + kWidth <= count; index += kWidth) found -= load(values + index) < bound;
   size_t total = 0;
   for (size_t lane = 0; lane < kWidth; ++lane) total += static_cast<size_t>(found[lane]);
-  for (; at < count; ++at) total += values[at] < threshold;
+  for (; index < count; ++index) total += values[index] < threshold;
   return total;
 }
 
 template <class Element>
 float squared_norm(const Element* row, size_t dim) {
   Vector total{};
-  size_t at = 0;
-  for (; at + kWidth <= dim; at += kWidth) {
-    const Vector part = load(row + at);
+  size_t col = 0;
+  for (; col + kWidth <= dim; col += kWidth) {
+    const Vector part = load(row + col);
     total += part * part;
   }
-  const Vector part = load_part(row + at, dim - at);
+  const Vector part = load_part(row + col, dim - col);
   return sum_lanes(total + part * part);
 }
 
 template <class Element>
 void scale(const Element* row, size_t dim, float factor, float* out) {
   const Vector factors = broadcast(factor);
-  size_t at = 0;
-  for (; at + kWidth <= dim; at += kWidth) store(out + at, factors * load(row + at));
-  for (; at < dim; ++at) out[at] = factor * widen(row[at]);
+  size_t col = 0;
+  for (; col + kWidth <= dim; col += kWidth) store(out + col, factors * load(row + col));
+  for (; col < dim; ++col) out[col] = factor * widen(row[col]);
 }
 
 // Two vectors of items by as many queries as the registers hold sums for.
@@ -640,19 +641,19 @@ double dot(const Element* row, const double* direction, size_t dim) {
                   *reinterpret_cast<const LooseWide*>(with + half * kWidth / 2);
     }
   };
-  size_t at = 0;
-  for (; at + 2 * kWidth <= dim; at += 2 * kWidth) {
-    add(load(row + at), direction + at, sums);
-    add(load(row + at + kWidth), direction + at + kWidth, sums + 2);
+  size_t col = 0;
+  for (; col + 2 * kWidth <= dim; col += 2 * kWidth) {
+    add(load(row + col), direction + col, sums);
+    add(load(row + col + kWidth), direction + col + kWidth, sums + 2);
   }
-  if (at + kWidth <= dim) {
-    add(load(row + at), direction + at, sums);
-    at += kWidth;
+  if (col + kWidth <= dim) {
+    add(load(row + col), direction + col, sums);
+    col += kWidth;
   }
   const Wide total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   double result = 0;
   for (size_t lane = 0; lane < kWidth / 2; ++lane) result += total[lane];
-  for (; at < dim; ++at) result += static_cast<double>(widen(row[at])) * direction[at];
+  for (; col < dim; ++col) result += static_cast<double>(widen(row[col])) * direction[col];
   return result;
 }
 
