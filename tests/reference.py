@@ -95,7 +95,8 @@ def refined(x, clusters):
     scores them by its cosine to the mean, that of its own cluster without the row; a row moves for
     a gain of 3e-5 or more. It asks the best 8 from the best down, of equal ones its own first,
     then the lower id. A cluster keeps the best that ask, of equal ones the lower id. Rows refused
-    by all 8, by cluster and id, take the places left in the order of the clusters.
+    by all 8, by cluster and id, take the places left in the order of the clusters. A round that
+    does not raise the coherence is undone.
     """
     x = unit(x)
     home = clusters.assignment
@@ -127,7 +128,8 @@ def refined(x, clusters):
         found[[row for _, row in rows]] = cluster
         for _ in range(room[cluster] - len(rows)):
             found[rest.pop(0)] = cluster
-    return found
+    tighter = coherence(x, [found == c for c in range(len(room))]) > coherence(x, clusters)
+    return found if tighter else home
 
 
 def neighbor_share(x, clusters, k=10):

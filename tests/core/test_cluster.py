@@ -117,7 +117,7 @@ def test_a_round_is_the_reference_s(mixture, simd, rows, dim, size):
         expected = reference.refined(x, tree)
         is_division(found, np.diff(tree.offsets))
         same.append((found.assignment == expected).mean())
-    # Scores within 1e-5 of each other may be taken for equal.
+    # Scores within 1e-5 of each other may be taken for equal; one such case may change many rows.
     assert np.median(same) == 1
     assert np.mean(same) > 0.97
 
