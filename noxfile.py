@@ -59,12 +59,13 @@ def core(session: nox.Session) -> None:
         session.run(*command, env=env, external=True)
 
 
-# Python frees little of its own at exit; a report of another kind ends the run. NumPy's BLAS has
-# threads that meet in ways which a sanitizer does not see. With plain malloc each object is a block
-# of its own, whose bounds are watched.
+# Python frees little of its own at exit; a report of another kind ends the run. A child of a fork
+# may start threads though a progress bar had one before. NumPy's BLAS has threads that meet in ways
+# which a sanitizer does not see. With plain malloc each object is a block of its own, whose bounds
+# are watched.
 SANITIZER_ENV = {
     "ASAN_OPTIONS": "detect_leaks=0",
-    "TSAN_OPTIONS": "halt_on_error=1",
+    "TSAN_OPTIONS": "halt_on_error=1 die_after_fork=0",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONMALLOC": "malloc",
 }
