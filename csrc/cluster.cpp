@@ -455,7 +455,11 @@ void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
   }
 }
 
-double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel) {
+double coherence(const MatrixView& x, const ClustersView& given, int threads, Cancel& cancel) {
+  // Another thread may change the caller's arrays: what is checked is what is used.
+  const std::vector<int32_t> order(given.order.begin(), given.order.end());
+  const std::vector<int64_t> offsets(given.offsets.begin(), given.offsets.end());
+  const ClustersView clusters{order, offsets};
   clusters.check(x.rows);
   std::vector<float> inverse(static_cast<size_t>(x.rows));
   inverse_norms(x, threads, cancel, inverse);

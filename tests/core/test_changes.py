@@ -29,6 +29,7 @@ def clusters():
 
 BATCH = np.arange(0, ROWS, 5)
 OTHER = matrix(1)
+X = np.random.default_rng(2).standard_normal((ROWS, 4), dtype=np.float32)
 CLUSTERS = clusters()
 WEIGHTS = np.ones(COLUMNS, np.float32)
 
@@ -119,6 +120,8 @@ def test_clusters_that_change(part):
     def call():
         with contextlib.suppress(ValueError, IndexError):
             ngame.cluster_shortlist(OTHER, changed, limit=9, threads=2)
+        with contextlib.suppress(ValueError, IndexError):
+            changed.coherence(X)
         _core.cluster_order(changed.order, changed.offsets, sequence, 0)
 
     changing(array, values, call)
