@@ -1,4 +1,4 @@
-"""Balanced clusters: beside PECOS and scikit-learn, and how the cost grows.
+"""Balanced clusters: beside PECOS, faiss and scikit-learn, and how the cost grows.
 
     pytest bench/bench_cluster.py --peers PYTHON --embeddings FILE
 
@@ -37,6 +37,9 @@ def tell(benchmark, x, clusters):
     benchmark.extra_info["size"] = f"{len(x):,} x {x.shape[1]} {x.dtype}, {len(clusters):,}"
     benchmark.extra_info["bytes"] = x.nbytes
     benchmark.extra_info["coherence"] = clusters.coherence(x)
+    benchmark.extra_info["NN10"] = clusters.neighbor_share(x)
+    sizes = np.diff(clusters.offsets)
+    benchmark.extra_info["largest_to_mean"] = sizes.max() / sizes.mean()
 
 
 def beside(benchmark, peer, who, x):
@@ -79,6 +82,59 @@ def test_few_large_clusters(benchmark, peer, quick, who):
     benchmark.pedantic(found, rounds=1)
     result = found.result()
     tell(benchmark, x, ngame.Clusters(result["order"], result["offsets"]))
+
+
+def of_assignment(assignment):
+    """Clusters of any size but 0."""
+    counts = np.bincount(assignment)
+    ends = np.cumsum(counts[counts > 0])
+    return ngame.Clusters(np.argsort(assignment, kind="stable"), np.append(0, ends))
+
+
+@pytest.mark.parametrize("who", ["tree", "refined", "Kmeans", "SuperKmeans"])
+def test_beside_k_means(benchmark, peer, quick, who):
+    """Clusters of exact size beside those of k-means, which may have any."""
+    x, n_clusters = (inputs.mixture(5000, 64), 50) if quick else (inputs.mixture(), 1000)
+    if who in ("tree", "refined"):
+        options = {"refine": 0} if who == "tree" else {}
+        cluster(benchmark, x, n_clusters=n_clusters, threads=2, **options)
+        return
+    found = peer("faiss_clusters", threads=2, x=x, n_clusters=n_clusters, kind=who)
+    benchmark.pedantic(found, rounds=1)
+    centres = found.result()["centres"]
+    # faiss compares distances.
+    half = (centres**2).sum(axis=1) / 2
+    parts = np.array_split(x, max(1, len(x) // 4096))
+    nearest = np.concatenate([(part @ centres.T - half).argmax(axis=1) for part in parts])
+    tell(benchmark, x, of_assignment(nearest))
+
+
+def greedy(x, clusters):
+    """Every row to the nearest mean of `clusters` that has room, best (row, cluster) pair first."""
+    sums = np.add.reduceat(x[clusters.order], clusters.offsets[:-1], axis=0)
+    scores = x @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+    room = np.diff(clusters.offsets)
+    assignment = np.full(len(x), -1)
+    for pair in np.argsort(-scores, axis=None):
+        row, cluster_id = divmod(int(pair), len(room))
+        if assignment[row] < 0 and room[cluster_id] > 0:
+            assignment[row] = cluster_id
+            room[cluster_id] -= 1
+    return of_assignment(assignment)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3, 5, 8, "greedy"])
+def test_rounds(benchmark, quick, embeddings, rounds):
+    """What refinement costs and gives on real embeddings; beside a greedy pass after the tree."""
+    x = np.ascontiguousarray(embeddings[: 2000 if quick else None], np.float32)
+    if rounds != "greedy":
+        cluster(benchmark, x, size=SIZE, threads=2, refine=rounds)
+        return
+    if len(x) > 20_000:
+        pytest.skip("all pairs of rows and clusters are sorted")
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    tree = ngame.balanced_clusters(x, size=SIZE, refine=0)
+    tell(benchmark, x, benchmark.pedantic(greedy, (x, tree), rounds=1))
 
 
 @pytest.mark.parametrize("n", [10_000, 50_000, 200_000, 1_000_000, 2_000_000])

@@ -53,6 +53,20 @@ def sklearn_clusters(x: Any, n_clusters: int, threads: int) -> Run:
     return run
 
 
+def faiss_clusters(x: Any, n_clusters: int, kind: str, threads: int) -> Run:
+    """k-means of faiss with its own 25 rounds, `kind` Kmeans or SuperKmeans; any sizes."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+
+    def run() -> dict[str, Any]:
+        model = getattr(faiss, kind)(x.shape[1], n_clusters, niter=25)
+        model.train(x)
+        return {"centres": np.asarray(model.centroids, np.float32).reshape(n_clusters, -1)}
+
+    return run
+
+
 def faiss_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
     """Exact search by inner product, faiss IndexFlatIP."""
     import faiss
