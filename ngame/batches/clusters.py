@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ngame import _core
 from ngame.arrays import as_count
-from ngame.batches.sampler import (
+from ngame.batches.base import (
     CLUSTER,
     Order,
     RefreshedBatchSampler,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ngame import _core
 from ngame.arrays import as_count, as_ids
-from ngame.batches.sampler import BatchSampler, Order, draw_seed
+from ngame.batches.base import BatchSampler, Order, draw_seed
 
 
 class GroupBatchSampler(BatchSampler):

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from ngame import _core
 from ngame.arrays import as_count
-from ngame.batches.sampler import Order, RefreshedBatchSampler, as_share, check_rows, draw_seed
+from ngame.batches.base import Order, RefreshedBatchSampler, as_share, check_rows, draw_seed
 from ngame.neighbours import embedding_neighbours, graph_neighbours
 
 

@@ -262,11 +262,12 @@ def test_vectors_stay_on_their_device(dataset, device, logs, embeddings, monkeyp
     # The first epoch has random batches, so it is the same up to rounding.
     for name, value in theirs[0].items():
         assert name in ("seconds", "refresh_share") or ours[0][name] == pytest.approx(value), name
-    # The clusters differ, and all results after them. They must be about as good.
+    # The clusters differ, since the GPU core does not refine, and so do all results after them.
+    # They must be about as good.
     assert [entry["cluster_size"] for entry in ours] == [1, 4, 1, 4]
     for one, other in zip(ours, theirs, strict=True):
         assert one["P@1"] == pytest.approx(other["P@1"], abs=0.15)
-        assert one["hard_negative_recall"] == pytest.approx(other["hard_negative_recall"], abs=0.1)
+        assert one["hard_negative_recall"] == pytest.approx(other["hard_negative_recall"], abs=0.15)
     for scorer, scored in here.metrics.items():
         for name, value in scored.items():
             assert there.metrics[scorer][name] == pytest.approx(value, abs=0.2), (scorer, name)
