@@ -272,4 +272,4 @@ def _products(anchors: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Dot products of [n, d] and [c, d] or [n, c, d], float [n, c]."""
     if candidates.ndim == 2:
         return anchors @ candidates.T
-    return torch.einsum("nd,ncd->nc", anchors, candidates)
+    return torch.einsum("nk,nck->nc", anchors, candidates)
