@@ -59,7 +59,7 @@ def test_sizes_may_be_any(mixture, sizes):
 @pytest.mark.parametrize(("rows", "dim", "size"), [(1000, 24, 10), (3000, 40, 16), (600, 130, 6)])
 def test_is_as_tight_as_plain_two_means(mixture, simd, rows, dim, size):
     x = mixture(rows, dim)
-    found = [ngame.balanced_clusters(x, size=size, seed=seed) for seed in range(3)]
+    found = [ngame.balanced_clusters(x, size=size, seed=seed, refine=0) for seed in range(3)]
     sizes = np.diff(found[0].offsets)
     ours = [reference.coherence(x, clusters) for clusters in found]
     plain = [
@@ -70,7 +70,7 @@ def test_is_as_tight_as_plain_two_means(mixture, simd, rows, dim, size):
 
 def test_is_as_tight_where_directions_are_learnt_on_samples(mixture):
     x = mixture(36_000, 8)
-    found = ngame.balanced_clusters(x, n_clusters=4)
+    found = ngame.balanced_clusters(x, n_clusters=4, refine=0)
     plain = reference.balanced_clusters(x, np.diff(found.offsets))
     assert reference.coherence(x, found) > 0.99 * reference.coherence(x, plain)
 
@@ -81,9 +81,9 @@ def test_several_passes_of_several_levels(rng, simd):
     x = rng.standard_normal((850, 1000), dtype=np.float32)[topic]
     x += 0.8 * rng.standard_normal(x.shape, dtype=np.float32)
     x = x.astype(np.float16)
-    found = ngame.balanced_clusters(x, size=20, threads=1)
+    found = ngame.balanced_clusters(x, size=20, refine=0, threads=1)
     is_division(found, [20] * 850)
-    assert all(ngame.balanced_clusters(x, size=20, threads=n) == found for n in (2, 7))
+    assert all(ngame.balanced_clusters(x, size=20, refine=0, threads=n) == found for n in (2, 7))
     # Halves of exact size must part some topics.
     true = ngame.Clusters(np.argsort(topic, kind="stable"), found.offsets)
     assert found.coherence(x) > 0.7 * true.coherence(x)
@@ -96,7 +96,7 @@ def test_is_as_tight_on_other_data(rng, dim):
     repeated = anywhere[rng.integers(40, size=3000)]
     sparse = anywhere * (rng.random(anywhere.shape) < 0.1)
     for x in (anywhere, narrow, repeated, sparse):
-        found = ngame.balanced_clusters(x, size=20)
+        found = ngame.balanced_clusters(x, size=20, refine=0)
         plain = reference.balanced_clusters(x, [20] * 150)
         assert reference.coherence(x, found) > 0.995 * reference.coherence(x, plain)
 
