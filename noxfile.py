@@ -62,10 +62,10 @@ def core(session: nox.Session) -> None:
 # Python frees little of its own at exit; a report of another kind ends the run. A child of a fork
 # may start threads though a progress bar had one before. NumPy's BLAS has threads that meet in ways
 # which a sanitizer does not see. With plain malloc each object is a block of its own, whose bounds
-# are watched.
+# are watched. Reports that are no faults of ours are named in tests/tsan.txt.
 SANITIZER_ENV = {
     "ASAN_OPTIONS": "detect_leaks=0",
-    "TSAN_OPTIONS": "halt_on_error=1 die_after_fork=0",
+    "TSAN_OPTIONS": f"halt_on_error=1 die_after_fork=0 suppressions={ROOT / 'tests/tsan.txt'}",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONMALLOC": "malloc",
 }
