@@ -385,6 +385,118 @@ def test_clusters_reject(device):
         clusters_of(x.double(), np.array([0, 2, 4]))
 
 
+# Shapes at which the kernels' own constants act: several blocks of queries and of items, second
+# rounds of merging, nodes above the sample. On the emulation, whose constants are small enough for
+# the shapes above, they only show that the tests run.
+
+
+once = pytest.mark.parametrize(
+    "device", ["forward", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True
+)
+
+
+@pytest.fixture
+def scale(device):
+    return 220 if device.type == "cpu" else 1
+
+
+@once
+@pytest.mark.parametrize(
+    ("dim", "scalar", "k"),
+    [(72, torch.float32, 120), (384, torch.bfloat16, 40), (768, torch.float16, 1000)],
+)
+def test_topk_of_many_blocks(device, scale, dim, scalar, k):
+    generator = torch.Generator().manual_seed(0)
+    queries, items, k = 9000 // scale, 40_000 // scale, max(2, k // scale)
+    q, x = (torch.randn(n, dim, generator=generator).to(device, scalar) for n in (queries, items))
+    rng = np.random.default_rng(1)
+    drop = np.unique(
+        np.stack([rng.integers(n, size=50_000 // scale) for n in (queries, items)], 1), axis=0
+    )
+    scores, ids = cuda.topk_arrays(q, x, k, drop=drop)
+    assert torch.equal(ids, cuda.topk_arrays(q, x, k, drop=drop)[1])
+    some = torch.arange(0, queries, 13, device=device)  # of every block of queries
+    unit = [torch.nn.functional.normalize(v.double(), dim=1) for v in (q[some], x)]
+    cosines = unit[0] @ unit[1].T
+    dropped = torch.zeros(queries, items, dtype=torch.bool, device=device)
+    dropped[tuple(torch.tensor(drop.T, device=device))] = True
+    cosines[dropped[some]] = -torch.inf
+    found = cosines.gather(1, ids[some].long())
+    torch.testing.assert_close(found, cosines.topk(k).values, rtol=0, atol=1e-7)
+    torch.testing.assert_close(scores[some].double(), found, rtol=0, atol=1e-7)
+    assert all(len(row.unique()) == k for row in ids[some])
+
+
+@once
+def test_topk_of_equal_rows(device, scale):
+    """Every candidate passes in every round."""
+    x = torch.randn(1, 96, generator=torch.Generator().manual_seed(0)).to(device)
+    x = x.repeat(30_000 // scale, 1)
+    ids = cuda.topk_arrays(x[: 4500 // scale], x, 50)[1]
+    assert (ids == torch.arange(50, device=device)).all()
+
+
+@once
+@pytest.mark.parametrize(
+    ("rows", "dim", "scalar", "size"),
+    [
+        (100_000, 96, torch.float32, 32),
+        (70_001, 64, torch.bfloat16, 8),
+        (50_000, 51, torch.float16, 100),
+    ],
+)
+def test_clusters_of_many_rows(device, scale, mixture, rows, dim, scalar, size):
+    rows //= scale
+    x = torch.tensor(mixture(rows, dim), device=device).to(scalar)
+    host = x.float().cpu().numpy()
+    offsets = np.append(np.arange(0, rows, size, dtype=np.int64), rows)
+    assert clusters_of(x, offsets) == clusters_of(x, offsets)
+    tight = []
+    for seed in range(4 if scale == 1 else 1):
+        found = clusters_of(x, offsets, seed)
+        assert (np.sort(found.order) == np.arange(rows)).all()
+        assert all((np.diff(ids) > 0).all() for ids in found)
+        expected = ngame.balanced_clusters(host, size=size, seed=seed, refine=0)
+        tight.append((found.coherence(host), expected.coherence(host)))
+    ours, theirs = np.mean(tight, axis=0)
+    assert scale > 1 or ours >= 0.995 * theirs
+
+
+@once
+def test_positives_of_many_rows(device, scale):
+    rng = np.random.default_rng(0)
+    rows, labels = 50_000 // scale, 30_000 // scale
+    y = sp.random(rows, labels, 3e-4 * scale, "csr", np.float32, rng=rng)
+    y.sort_indices()
+    batch, columns = (
+        rng.integers(rows, size=20_000 // scale),
+        rng.integers(labels, size=9000 // scale),
+    )
+    there = to_device(y, device)
+    pool, mask = cuda.label_pool(there, batch)
+    expected_pool, expected = positives.label_pool(y, batch)
+    assert (pool.cpu().numpy() == expected_pool).all()
+    for found, wanted in (
+        (mask, expected),
+        (
+            cuda.in_batch_positives(there, batch, columns),
+            positives.in_batch_positives(y, batch, columns),
+        ),
+    ):
+        assert (found.crow_indices().cpu().numpy() == wanted.indptr).all()
+        assert (found.col_indices().cpu().numpy() == wanted.indices).all()
+
+
+@pytest.mark.gpu
+def test_on_a_stream_of_ones_own():
+    if why_no_gpu():
+        pytest.skip(why_no_gpu())
+    with torch.cuda.stream(torch.cuda.Stream()):
+        x = torch.randn(200_000, 128, device="cuda")
+        found = ngame.balanced_clusters(x, size=32)
+    assert found == ngame.balanced_clusters(x, size=32)
+
+
 class _OnGpu:
     """As much of a CUDA array as shows its device."""
 

@@ -1,4 +1,4 @@
-"""`bench/gpu.py` as far as a CPU goes: what it says without a GPU, its rows on the emulation."""
+"""`bench/gpu` as far as a CPU goes: what it says without a GPU, its rows on the emulation."""
 
 import json
 import os
@@ -24,29 +24,21 @@ except ImportError:
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
-    import gpu
+    from gpu import table
 
-    monkeypatch.setattr(gpu, "ROUNDS", 2)
-    return gpu
+    monkeypatch.setattr(table, "ROUNDS", 2)
+    return table
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_is_missing_is_said_in_a_line():
-    # As a user calls it: the script finds its neighbours, which a safe path would hide.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    command = [sys.executable, BENCH / "gpu.py"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH), *sys.path])}
+    command = [sys.executable, "-m", "gpu"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("gpu.py: this machine lacks ")
-    assert "a GPU that torch sees" in line
-
-
-def test_training_needs_data_and_model(gpu, capsys):
-    with pytest.raises(SystemExit):
-        gpu.main(["--train", "somewhere"])
-    assert "--train and --model go together" in capsys.readouterr().err
+    assert line == "gpu: this machine lacks what is timed: a GPU that torch sees"
 
 
 def test_every_timing_on_the_emulation(gpu, monkeypatch, tmp_path, capsys):
@@ -120,29 +112,62 @@ def test_points_are_those_of_the_other_benchmarks(gpu):
     assert near[0] == pytest.approx(near[1], abs=0.02)
 
 
-def test_rows_of_a_training(gpu):
-    log = [
-        {"stage": "encoder", "seconds": 3.0, "refresh_share": 0.0},
-        {"stage": "encoder", "seconds": 5.0, "refresh_share": 0.004},
-        {"stage": "classifier", "seconds": 1.0, "refresh_share": 0.02},
+@pytest.fixture
+def machine(tmp_path):
+    """A machine whose commands are fakes: each says its name and succeeds, unless told to fail."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("nvidia-smi", "python3", "compute-sanitizer", "ncu"):
+        fake = tools / name
+        fake.write_text(
+            f'#!/bin/bash\necho "{name} $*" | tee -a {tmp_path}/calls\n'
+            '[ -z "$FAIL" ] || [[ "$*" != *$FAIL* ]]\n'
+        )
+        fake.chmod(0o755)
+
+    def run(*arguments, **env):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        env = {"PATH": f"{tools}:/usr/bin:/bin", "OUT": str(tmp_path / "out"), **env}
+        command = ["bash", BENCH / "gpu/run.sh", *arguments]
+        done = subprocess.run(command, cwd=BENCH.parent, env=env, capture_output=True, text=True)
+        return done, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_one_call_takes_every_step(machine, tmp_path):
+    folder = tmp_path / "kit"
+    for name in ("data", "model"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ngame-0.1-cp312.whl").touch()
+    done, calls = machine(str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [line.split()[1].strip(":") for line in done.stdout.splitlines() if "status 0" in line]
+    assert steps == [
+        *("the", "tests", "timings", "kernels", "memcheck", "ncu", "ncu"),
+        *("training", "racecheck", "synccheck"),
     ]
-    rows = list(gpu.training_rows("data", log, {"fused": {"P@1": 0.5, "R@10": 0.25}}))
-    assert [row.times for row in rows] == [[3.0, 5.0], [1.0], []]
-    assert rows[0].checked == "refresh 0.40 % of an epoch at most"
-    assert rows[2].cells()[-1] == "P@1 50.00, R@10 25.00"
+    installed = next(call for call in calls if "pip install" in call)
+    assert str(folder / "ngame-0.1-cp312.whl") in installed
+    assert "train" in (tmp_path / "out/all.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("status", "summary", "passed"),
-    [
-        (0, "75 passed, 150 deselected in 9.71s", True),
-        (0, "75 passed, 3 skipped in 9.71s", False),
-        (1, "1 failed, 74 passed in 9.71s", False),
-        (1, "", False),
-    ],
-)
-def test_what_passes_for_a_pass(gpu, monkeypatch, status, summary, passed):
-    """Whatever runs the tests; a test that is skipped has not passed."""
-    code = f"print({summary!r}); raise SystemExit({status})"
-    monkeypatch.setattr(gpu, "TESTS", ["-c", code])
-    assert gpu.tested("tests", ["env"]).passed is passed
+def test_a_step_that_fails_does_not_end_the_call(machine):
+    done, calls = machine(FAIL="test_cuda.py")
+    assert done.returncode == 4  # the tests, and three times under a sanitizer
+    assert any("-m gpu -o" in call for call in calls)
+    # Without a kit the core is built.
+    assert any("NGAME_CUDA=ON" in call for call in calls)
+
+
+def test_without_a_core_that_loads_nothing_is_timed(machine):
+    done, calls = machine(FAIL="import ngame._cuda")
+    assert done.returncode == 1
+    assert not any("-m gpu" in call for call in calls)
+
+
+def test_what_has_no_time_left_is_skipped(machine):
+    done, calls = machine(LIMIT="10")
+    assert "a build of its own: no time left" in done.stdout
+    assert done.returncode == 1
+    assert not any("pytest" in call for call in calls)
