@@ -17,6 +17,7 @@
 #include "scorer.h"
 #include "shortlist.h"
 #include "sparse_text.h"
+#include "sparse_topk.h"
 #include "topk.h"
 
 namespace py = pybind11;
@@ -386,6 +387,45 @@ py::tuple drop_pairs_(const Csr& matrix, const py::array& values, const Csr& pai
   });
 }
 
+template <class Index>
+WeightedRows<Index> weighted_rows(const Csr& csr, const Array<float>& values, const char* name) {
+  check_values(csr, values, name);
+  return {csr_view<Index>(csr, name), values.data()};
+}
+
+SparseItems prepare_sparse_items_(const Csr& items, const Array<float>& values) {
+  return with_index(items, [&](auto index) {
+    const auto rows = weighted_rows<decltype(index)>(items, values, "items");
+    return compute([&](Cancel& cancel) { return prepare_sparse_items(rows, cancel); });
+  });
+}
+
+py::tuple sparse_topk_(const Csr& queries, const Array<float>& query_values, const Csr& items,
+                       const Array<float>& item_values, const SparseItems& prepared, int64_t k,
+                       const std::optional<Csr>& drop, int threads) {
+  return with_index(items, [&](auto index) {
+    const auto query_rows = weighted_rows<decltype(index)>(queries, query_values, "queries");
+    const auto item_rows = weighted_rows<decltype(index)>(items, item_values, "items");
+    if (item_rows.pattern.rows != prepared.rows || item_rows.pattern.cols != prepared.cols) {
+      throw std::invalid_argument("prepared does not belong to items");
+    }
+    if (query_rows.pattern.cols != prepared.cols) {
+      throw std::invalid_argument("queries and items differ in columns");
+    }
+    std::optional<CsrView<decltype(index)>> pairs;
+    if (drop) {
+      pairs = csr_view<decltype(index)>(*drop, "drop");
+      if (pairs->rows != query_rows.pattern.rows || pairs->cols != prepared.rows) {
+        throw std::invalid_argument("drop has another shape");
+      }
+    }
+    return to_numpy(compute([&](Cancel& cancel) {
+      return sparse_topk(query_rows, item_rows, prepared, pairs ? &*pairs : nullptr, k,
+                         thread_count(threads), cancel);
+    }));
+  });
+}
+
 py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& truth,
                    const std::optional<Csr>& drop,
                    const std::optional<Array<float>>& inverse_propensity, const Array<int64_t>& ks,
@@ -472,6 +512,12 @@ PYBIND11_MODULE(_core, m) {
         py::arg("second_values"), py::arg("sum"), py::arg("threads"));
   m.def("drop_pairs", &drop_pairs_, py::arg("matrix"), py::arg("values"), py::arg("pairs"),
         py::arg("threads"));
+  py::class_<SparseItems>(m, "SparseItems");
+  m.def("prepare_sparse_items", &prepare_sparse_items_, py::arg("items"),
+        py::arg("values").noconvert());
+  m.def("sparse_topk", &sparse_topk_, py::arg("queries"), py::arg("query_values").noconvert(),
+        py::arg("items"), py::arg("item_values").noconvert(), py::arg("prepared"), py::arg("k"),
+        py::arg("drop"), py::arg("threads"));
   m.def("evaluate", &evaluate_, py::arg("predictions"), py::arg("scores"), py::arg("truth"),
         py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("threads"));
   m.def("parse_sparse_text", &parse_sparse_text_, py::arg("text"));

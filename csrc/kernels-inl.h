@@ -657,6 +657,45 @@ double dot(const Element* row, const double* direction, size_t dim) {
   return result;
 }
 
+typedef int16_t Shorts __attribute__((vector_size(NGAME_VECTOR_BYTES)));
+typedef int16_t LooseShorts
+    __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(2), may_alias));
+
+size_t take_sums(const int16_t* sums, size_t count, int16_t least, int64_t first_place,
+                 int16_t* values, int64_t* places) {
+  constexpr size_t kLanes = NGAME_VECTOR_BYTES / sizeof(int16_t);
+  constexpr size_t kUnit = 64;
+  const Shorts bound = least - Shorts{};
+  size_t found = 0;
+  for (size_t first = 0; first < count; first += kUnit) {
+    // Most units hold nothing: one test for all of a unit comes first.
+    Shorts most = *reinterpret_cast<const LooseShorts*>(sums + first);
+    for (size_t part = kLanes; part < kUnit; part += kLanes) {
+      const Shorts next = *reinterpret_cast<const LooseShorts*>(sums + first + part);
+      most = next > most ? next : most;
+    }
+#if NGAME_VECTOR_BYTES == 64
+    if (_mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(most),
+                                reinterpret_cast<__m512i>(bound)) == 0) {
+      continue;
+    }
+#else
+    const auto hits = most >= bound;
+    uint64_t words[sizeof(hits) / sizeof(uint64_t)];
+    __builtin_memcpy(words, &hits, sizeof(hits));
+    uint64_t any = 0;
+    for (const uint64_t word : words) any |= word;
+    if (any == 0) continue;
+#endif
+    for (size_t lane = first; lane < first + kUnit; ++lane) {
+      values[found] = sums[lane];
+      places[found] = first_place + static_cast<int64_t>(lane);
+      found += sums[lane] >= least ? 1 : 0;
+    }
+  }
+  return found;
+}
+
 #define NGAME_TEXT_OF(name) #name
 #define NGAME_TEXT(name) NGAME_TEXT_OF(name)
 
@@ -688,6 +727,7 @@ const Kernels table = {
     tile<FloatProducts>,
     code_tile,
     kQueryCodes,
+    take_sums,
     encode,
 };
 

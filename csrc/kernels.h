@@ -128,6 +128,11 @@ struct Kernels {
   Tile code_tile;
   int32_t query_codes;
 
+  // The sums that are at least `least`: to values[i], and to places[i] their place + first_place.
+  // Returns how many. `count` is a multiple of 64; there is room for as many.
+  size_t (*take_sums)(const int16_t* sums, size_t count, int16_t least, int64_t first_place,
+                      int16_t* values, int64_t* places);
+
   // The nearest row of whole multiples of *scale, as codes from -largest to largest with zeros up
   // to a multiple of 16. Returns the square of the distance. *sum is that of the codes.
   float (*encode)(const float* row, size_t dim, int32_t largest, int8_t* codes, float* scale,

@@ -1,0 +1,142 @@
+"""Exact search among sparse rows: the items with the highest dot product."""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ngame import _core
+from ngame.arrays import as_count, as_csr, as_pairs, as_threads, canonical, new_csr, pattern
+
+
+class SparseIndex:
+    """Sparse items prepared once for many searches, each with the result of `sparse_topk`.
+
+    The index keeps 4 bytes for every stored entry, and 8 for every column per two million rows.
+    The matrix itself is not copied and must not change while the index is in use. It is safe to
+    search from several threads and in forked processes.
+
+    Parameters
+    ----------
+    items : float32 CSR matrix of shape [m, d]
+        Unsorted indices are sorted, and duplicates summed, in a copy.
+
+    Raises
+    ------
+    TypeError
+        `items` is not a CSR matrix of float32.
+    ValueError
+        A row has NaN or infinity (the message names the first).
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse as sp
+    >>> index = SparseIndex(sp.csr_matrix(np.array([[1, 0], [1, 2], [0, 1]], np.float32)))
+    >>> index.search(sp.csr_matrix(np.array([[1, 1]], np.float32)), 2).toarray().tolist()
+    [[1.0, 3.0, 0.0]]
+    """
+
+    def __init__(self, items: Any) -> None:
+        self._items = _as_rows(items, "items")
+        if self._items.shape[0] > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"items has {self._items.shape[0]} rows, at most 2**31 - 1 are possible"
+            )
+        self._prepared = _core.prepare_sparse_items(pattern(self._items), self._items.data)
+
+    def search(self, queries: Any, k: int, *, drop: Any = None, threads: int = 0) -> sp.csr_matrix:
+        """Find the k items with the highest score for every query.
+
+        Parameters, results and errors are those of `sparse_topk`, to the bit.
+        """
+        rows = _as_rows(queries, "queries")
+        if rows.shape[1] != self._items.shape[1]:
+            raise ValueError(
+                f"queries has {rows.shape[1]} columns, items has {self._items.shape[1]}"
+            )
+        k = as_count(k, "k")
+        shape = (rows.shape[0], self._items.shape[0])
+        dropped = None if drop is None else as_pairs(drop, "drop", shape)
+        matrices = [rows, self._items, *([] if dropped is None else [dropped])]
+        index = np.result_type(*(matrix.indices.dtype for matrix in matrices))
+        found = _core.sparse_topk(
+            pattern(rows, index),
+            rows.data,
+            pattern(self._items, index),
+            self._items.data,
+            self._prepared,
+            k,
+            None if dropped is None else pattern(dropped, index),
+            as_threads(threads),
+        )
+        return new_csr(*found, shape)
+
+    def __len__(self) -> int:
+        """Give the number of items."""
+        return int(self._items.shape[0])
+
+
+def sparse_topk(
+    queries: Any, items: Any, k: int, *, drop: Any = None, threads: int = 0
+) -> sp.csr_matrix:
+    """Find the k items with the highest dot product for every query, exactly.
+
+    Rows of norm 1 give cosines. The result has the k largest entries of each row of
+    ``queries @ items.T``, which is never made.
+
+    Parameters
+    ----------
+    queries : float32 CSR matrix of shape [n, d]
+        Unsorted indices are sorted, and duplicates summed, in a copy.
+    items : float32 CSR matrix of shape [m, d]
+        As `queries`. Items that are searched again are better kept in a `SparseIndex`.
+    k : int
+        1 or more. Queries with fewer than k scores other than 0 get fewer entries.
+    drop : CSR matrix of shape [n, m] or integer array of shape [p, 2], optional
+        (query, item) pairs that are left out.
+    threads : int
+        0 means the CPUs this process may use. Scores do not depend on it.
+
+    Returns
+    -------
+    float32 CSR matrix of shape [n, m]
+        Indices sorted. Negative scores are listed where fewer than k are positive. Scores are
+        summed in float64 in the order of the columns, rounded to float32, and then compared, ties
+        by lower id.
+
+    Raises
+    ------
+    TypeError
+        `queries` or `items` is not a CSR matrix of float32.
+    ValueError
+        They differ in columns, k is below 1, or a row has NaN, infinity, or values whose products
+        overflow float32 (the message names the first).
+    IndexError
+        A pair of `drop` is out of range.
+
+    Notes
+    -----
+    Columns are visited one at a time, as a search engine visits the lists of its terms, and the
+    scores of 16,384 items are summed in 16 bits. Frequent columns are left out where they can add
+    little (after Turtle and Flood, "Query evaluation: strategies and optimizations", 1995; the
+    bound is Cauchy and Schwarz's). Items that come close to the best k are then scored exactly.
+
+    Memory beyond input and output: the index (see `SparseIndex`), 8 bytes for every result, and
+    under 1 MB a thread.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse as sp
+    >>> items = sp.csr_matrix(np.array([[1, 0], [1, 2], [0, 1]], np.float32))
+    >>> sparse_topk(sp.csr_matrix(np.array([[1, 1]], np.float32)), items, 2).toarray().tolist()
+    [[1.0, 3.0, 0.0]]
+    """
+    return SparseIndex(items).search(queries, k, drop=drop, threads=threads)
+
+
+def _as_rows(value: Any, name: str) -> Any:
+    """A CSR matrix of float32 without duplicates."""
+    matrix = as_csr(value, name)
+    if matrix.dtype != np.float32:
+        raise TypeError(f"{name} has dtype {matrix.dtype}, expected float32")
+    return canonical(matrix)
