@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ngame import metrics
-from ngame.arrays import as_pairs
+from ngame.arrays import as_count, as_pairs
 from ngame.config import Config, PredictionConfig
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
@@ -105,7 +105,8 @@ class Model:
         Parameters
         ----------
         texts : sequence of str, length n
-        k : labels per text; by default the number in the config
+        k : labels per text; by default the number in the config. A smaller k gives the first of
+            the same labels.
         scorer : "encoder", "classifier", "neighbours" or "fused"
         drop : CSR matrix of shape [n, L] or integer array of shape [p, 2], optional
             (text, label) pairs to leave out.
@@ -115,7 +116,8 @@ class Model:
         Returns
         -------
         float32 csr_matrix of shape [n, L]
-            k entries per row, or fewer if fewer labels are candidates.
+            k entries per row, or fewer if fewer labels are candidates: those that any scorer has
+            among its best `config.k`.
 
         Raises
         ------
@@ -139,19 +141,22 @@ class Model:
 
         The other arguments are those of `predict`.
         """
-        k = min(self.config.k, len(self.label_texts)) if k is None else k
+        labels = len(self.label_texts)
+        k = min(self.config.k, labels) if k is None else as_count(k, "k", 1, labels)
         fusion = self.fusions["trained" if seen else "all"]
         parts: dict[Scorer, list[sp.csr_matrix]] = {}
-        chunks = _chunks(len(vectors), drop, len(self.label_texts))
+        chunks = _chunks(len(vectors), drop, labels)
         total = -(-len(vectors) // _QUERIES_PER_CHUNK)
         bar = tqdm(chunks, "predicting", total, disable=None, delay=2, leave=False)
         for rows, dropped in bar:
-            found = self.unfused_scores(vectors[rows], k, drop=dropped, seen=seen)
-            fused, features = self.candidates(vectors[rows], found)
+            fused, features, found = self.candidates(
+                vectors[rows], drop=dropped, seen=seen, at_least=k
+            )
             fused.data = fusion(features)
-            found["fused"] = keep_topk(fused, k, threads=self.threads)
+            found["fused"] = fused
             for name, matrix in found.items():
-                parts.setdefault(name, []).append(matrix)
+                kept = keep_topk(matrix, k, threads=self.threads)
+                parts.setdefault(name, []).append(kept)
         if not parts:
             empty = sp.csr_matrix((0, len(self.label_texts)), dtype=np.float32)
             return {name: empty for name in self.scorers if not (seen and name == "neighbours")}
@@ -174,38 +179,51 @@ class Model:
             for name, matrix in predictions.items()
         }
 
-    def candidates(self, vectors: Vectors, unfused: Scores) -> tuple[sp.csr_matrix, Features]:
-        """All (text, label) pairs that any scorer proposes, and their scores by every scorer."""
-        pattern = merge([_ones(matrix) for matrix in unfused.values()], "max", threads=self.threads)
-        rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
-        pairs = rows, pattern.indices
-        features = {"encoder": pair_products(vectors, self.label_vectors, *pairs)}
-        if self.classifier is not None:
-            features["classifier"] = pair_products(vectors, self.classifier, *pairs)
-        if "neighbours" in unfused:
-            # The pattern has every entry of the votes, so their sum has the pattern's entries.
-            votes = (pattern + unfused["neighbours"]).tocsr()
-            votes.sort_indices()
-            features["neighbours"] = votes.data - pattern.data
-        return pattern, features
+    def candidates(
+        self, vectors: Vectors, *, drop: Any = None, seen: bool = False, at_least: int = 0
+    ) -> tuple[sp.csr_matrix, Features, Scores]:
+        """The (text, label) pairs to fuse, their scores, and the best labels by each scorer.
 
-    def unfused_scores(
-        self, vectors: Vectors, k: int, *, drop: Any = None, seen: bool = False
-    ) -> Scores:
-        """The k best labels by each scorer but the fused one, with the arguments of `scores`."""
-        labels = len(self.label_texts)
+        The pairs are those that any scorer has among its best `config.k` labels: they do not
+        depend on how many labels are asked for.
+
+        Parameters
+        ----------
+        vectors, drop, seen : as in `scores`
+        at_least : labels by each scorer, if more than `config.k` are wanted
+
+        Returns
+        -------
+        candidates : csr_matrix [n, L]; its values mean nothing
+        features : scores of the candidates by every scorer, float32 [candidates]
+        found : by each scorer but the fused one, its best labels
+        """
+        labels, threads = len(self.label_texts), self.threads
+        depth = min(self.config.k, labels)
+        most = max(depth, at_least)
         drop = _drop_matrix(drop, len(vectors), labels)
         found: Scores = {
-            name: ranked_csr(*self._search(name, vectors, k, drop), labels)
+            name: ranked_csr(*self._search(name, vectors, most, drop), labels)
             for name in self._items
             if name != "neighbours"
         }
         if not seen:
             votes = self._votes(vectors)
             if drop is not None:
-                votes = drop_pairs(votes, drop, threads=self.threads)
-            found["neighbours"] = keep_topk(votes, k, threads=self.threads)
-        return found
+                votes = drop_pairs(votes, drop, threads=threads)
+            found["neighbours"] = keep_topk(votes, most, threads=threads)
+        proposed = found.values()
+        if most > depth:
+            proposed = [keep_topk(matrix, depth, threads=threads) for matrix in proposed]
+        pattern = merge([_ones(matrix) for matrix in proposed], "max", threads=threads)
+        rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
+        pairs = rows, pattern.indices
+        features = {"encoder": pair_products(vectors, self.label_vectors, *pairs)}
+        if self.classifier is not None:
+            features["classifier"] = pair_products(vectors, self.classifier, *pairs)
+        if not seen:
+            features["neighbours"] = _values_at(votes, *pairs)
+        return pattern, features, found
 
     def _votes(self, vectors: Vectors) -> sp.csr_matrix:
         """Labels of the nearest training points, weighted by a softmax of the similarities."""
@@ -369,6 +387,23 @@ def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_m
 def _drop_matrix(drop: Any, rows: int, labels: int) -> Any:
     """The pairs to leave out, in any accepted form, as a CSR matrix."""
     return None if drop is None else as_pairs(drop, "drop", (rows, labels))
+
+
+def _values_at(
+    matrix: sp.csr_matrix, rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float32]:
+    """Values of a matrix with sorted indices at (row, column) pairs, 0 where it has no entry."""
+    width = matrix.shape[1]
+    stored = np.repeat(np.arange(matrix.shape[0], dtype=np.int64) * width, np.diff(matrix.indptr))
+    stored += matrix.indices
+    wanted = rows * np.int64(width) + columns
+    place = np.searchsorted(stored, wanted)
+    place[place == len(stored)] = 0
+    values = np.zeros(len(wanted), np.float32)
+    if len(stored):
+        there = stored[place] == wanted
+        values[there] = matrix.data[place[there]]
+    return values
 
 
 def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:

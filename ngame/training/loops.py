@@ -174,10 +174,8 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
         threads=config.threads,
     )
     truth = run.held_out.truth
-    k = min(config.prediction.k, len(dataset.label_texts))
     for name, seen in (("all", False), ("trained", True)):
-        unfused = model.unfused_scores(encoded.held_out, k, drop=truth.dropped, seen=seen)
-        candidates, features = model.candidates(encoded.held_out, unfused)
+        candidates, features, _ = model.candidates(encoded.held_out, drop=truth.dropped, seen=seen)
         rows = np.repeat(np.arange(candidates.shape[0]), np.diff(candidates.indptr))
         relevant = np.asarray(truth.targets[rows, candidates.indices]).ravel() > 0
         model.fusions[name] = Fusion.fit(features, rows, relevant)

@@ -79,17 +79,29 @@ def test_scorers_are_exact(model, dataset):
 
 def test_fused_is_the_weighted_sum(model, dataset):
     vectors = model.encode(dataset.test_texts[:20])
-    unfused = model.unfused_scores(vectors, 10)
     encoder, classifier = vectors @ model.label_vectors.T, vectors @ model.classifier.T
-    votes = np.zeros(encoder.shape)
-    matrix = unfused["neighbours"].tocoo()
-    votes[matrix.row, matrix.col] = matrix.data
-    features = {"encoder": encoder, "classifier": classifier, "neighbours": votes}
+    features = {
+        "encoder": encoder,
+        "classifier": classifier,
+        "neighbours": slow_votes(model, vectors),
+    }
     weights = model.fusions["all"].weights
     assert weights.keys() == features.keys()
     fused = sum(weights[name] * features[name] for name in features)
-    candidates = sum(abs(matrix) for matrix in unfused.values()).toarray() > 0
+    _, _, proposed = model.candidates(vectors)
+    candidates = sum(abs(matrix) for matrix in proposed.values()).toarray() > 0
     assert_best(model.scores(vectors)["fused"], np.where(candidates, fused, 0), 10)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_k_does_not_change_the_ranking(model, dataset, seen):
+    """Fewer labels are the first of more: the pairs to fuse do not depend on k."""
+    vectors = model.encode(dataset.test_texts)
+    most = model.scores(vectors, tiny.LABELS, seen=seen)
+    for k in (1, 2, 7, 10, 15):
+        for scorer, found in model.scores(vectors, k, seen=seen).items():
+            first = ngame.keep_topk(most[scorer], k)
+            assert equal(found, first), (scorer, k)
 
 
 def test_predict_gives_the_scores(model, dataset):
@@ -132,7 +144,7 @@ def test_k(model, dataset):
     assert (np.diff(few.indptr) == 3).all()
     everything = model.predict(dataset.test_texts, tiny.LABELS, scorer="encoder")
     assert (np.diff(everything.indptr) == tiny.LABELS).all()
-    for k, message in ((0, "k is 0"), (tiny.LABELS + 1, "k is 25, items has only 24")):
+    for k, message in ((0, "k is 0"), (tiny.LABELS + 1, "k is 25, expected at most 24")):
         with pytest.raises(ValueError, match=message):
             model.predict(dataset.test_texts, k)
 
