@@ -235,6 +235,8 @@ def _train(options: argparse.Namespace) -> None:
     if not resuming:
         points, labels = dataset.train_labels.shape
         config = Config.load(options.config, options.set, points=points, labels=labels)
+    if config.self_pairs == "drop":
+        dataset = _without_self_pairs(dataset)
     model, seconds = _timed(
         ngame.train, dataset, config, folder=options.output, resume=options.resume
     )
@@ -247,7 +249,8 @@ def _predict(options: argparse.Namespace) -> None:
     model = _model(options.run_folder)
     drop = None
     if options.data:
-        texts, _, drop = _test_points(_dataset(options.data))
+        dataset = _without_self_pairs(_dataset(options.data), Path(options.run_folder))
+        texts, _, drop = _test_points(dataset)
     elif options.texts:
         texts = _read_lines(options.texts)
     else:
@@ -277,14 +280,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
         model = _model(path)
-        texts, truth, drop = _test_points(_dataset(options.data))
+        texts, truth, drop = _test_points(_without_self_pairs(_dataset(options.data), path))
         k = min(max(options.k), len(model.label_texts))
         scores = model.scores(model.encode(texts), k, drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
     with _reading():
         found = sp.csr_matrix(_load(path, _load_npz))
-        dataset = _dataset(options.data)
+        dataset = _without_self_pairs(_dataset(options.data))
         _, truth, drop = _test_points(dataset)
         weights = metrics.inverse_propensity(dataset.train_labels)
         scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
@@ -415,6 +418,19 @@ def _model(folder: Any) -> Any:
 def _dataset(path: str) -> ngame.Dataset:
     with _reading():
         return ngame.load_dataset(path)
+
+
+def _without_self_pairs(dataset: ngame.Dataset, run: Path | None = None) -> ngame.Dataset:
+    """Leave out each point's own label, as the run did: it may have been told to keep them."""
+    from ngame.config import Config
+    from ngame.data.self_pairs import drop_self_pairs
+
+    if run is not None and Config.load(run / "config.toml").self_pairs == "keep":
+        return dataset
+    dataset, count = drop_self_pairs(dataset)
+    if count:
+        print(f"{count} points are labels: their own label is left out", file=sys.stderr)
+    return dataset
 
 
 def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]:

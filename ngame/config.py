@@ -206,6 +206,11 @@ class Config(_Section):
         "Which epoch's weights a stage ends with: those of the best P@1 on the held-out points, "
         "or the last.",
     )
+    self_pairs: Literal["drop", "keep"] = setting(
+        "drop",
+        "Where points are labels, such as articles that link to articles: leave each point's own "
+        "label out of training, predictions and metrics, or treat it as any other.",
+    )
     checkpoint_minutes: float = setting(2.0, "Minutes from one checkpoint to the next.", least=0)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     encoder_stage: EncoderStageConfig = field(default_factory=EncoderStageConfig)

@@ -129,6 +129,25 @@ def test_train_on_texts_with_tags(call, tmp_path):
     assert set(labels) <= set(whole.label_texts)
 
 
+def test_points_that_are_labels(call, tmp_path):
+    texts = [f"{tiny.word(number)} {tiny.word(number // 5 + 500)}" for number in range(60)]
+    links = np.kron(np.eye(12), np.ones((5, 5))) - np.eye(60)
+    parts = {"test_texts": texts[40:], "test_labels": links[40:]}
+    save_dataset(ngame.Dataset(texts[:40], links[:40], texts, **parts), tmp_path / "data")
+    line = "60 points are labels: their own label is left out\n"
+    own = {(row, row + 40) for row in range(20)}
+    for name, sets, expected in (("drop", [], line), ("keep", ["--set=self_pairs=keep"], "")):
+        run, found = tmp_path / name, tmp_path / f"{name}.npz"
+        assert call("train", tmp_path / "data", "-o", run, *SETS, *sets)[2] == expected
+        assert call("evaluate", run, tmp_path / "data")[2] == expected
+        arguments = "--data", tmp_path / "data", "-o", found
+        assert call("predict", run, *arguments, "--scorer", "encoder")[2] == expected
+        rows, labels = sp.load_npz(found).nonzero()
+        pairs = set(zip(rows.tolist(), labels.tolist(), strict=True))
+        assert bool(pairs & own) == (name == "keep")
+        assert call("evaluate", found, tmp_path / "data")[2].startswith(line)
+
+
 def test_warnings_are_one_line(call, tmp_path):
     whole = tiny.dataset()
     y = whole.train_labels.tolil()

@@ -42,6 +42,8 @@ class Dataset:
         The test points, in the same form. Both or neither.
     drop_train, drop_test : integer array of shape [n, 2], optional
         Pairs of (row, label) to leave out of predictions and truth.
+    same_train, same_test : integer array of shape [n, 2], optional
+        Pairs of (row, label) in which the point and the label are the same thing.
     name : str, optional
         Name of the data in tables.
 
@@ -51,7 +53,7 @@ class Dataset:
     test_texts : list of str or None
     train_labels : csr_matrix, float32 [N, L]
         Sorted indices, each pair once, all stored values 1. So is `test_labels`, or it is None.
-    drop_train, drop_test : int64 array of shape [n, 2] or None
+    drop_train, drop_test, same_train, same_test : int64 array of shape [n, 2] or None
     name : str
 
     Raises
@@ -80,12 +82,15 @@ class Dataset:
         test_labels: Any = None,
         drop_train: npt.ArrayLike | None = None,
         drop_test: npt.ArrayLike | None = None,
+        same_train: npt.ArrayLike | None = None,
+        same_test: npt.ArrayLike | None = None,
         name: str = "",
     ) -> None:
         if (test_texts is None) != (test_labels is None):
             raise ValueError("test_texts and test_labels must be given together")
-        if test_texts is None and drop_test is not None:
-            raise ValueError("drop_test was given without test_texts")
+        for argument, pairs in (("drop_test", drop_test), ("same_test", same_test)):
+            if test_texts is None and pairs is not None:
+                raise ValueError(f"{argument} was given without test_texts")
         self.name = name
         self.label_texts = _checked_texts(label_texts, "label_texts")
         self.train_texts = _checked_texts(train_texts, "train_texts")
@@ -93,15 +98,18 @@ class Dataset:
             train_labels, "train", len(self.train_texts), len(self.label_texts)
         )
         self.drop_train = _checked_pairs(drop_train, "drop_train", self.train_labels.shape)
+        self.same_train = _checked_pairs(same_train, "same_train", self.train_labels.shape)
         self.test_texts: list[str] | None = None
         self.test_labels: sparse.csr_matrix | None = None
         self.drop_test: npt.NDArray[np.int64] | None = None
+        self.same_test: npt.NDArray[np.int64] | None = None
         if test_texts is not None:
             self.test_texts = _checked_texts(test_texts, "test_texts")
             self.test_labels = _checked_labels(
                 test_labels, "test", len(self.test_texts), len(self.label_texts)
             )
             self.drop_test = _checked_pairs(drop_test, "drop_test", self.test_labels.shape)
+            self.same_test = _checked_pairs(same_test, "same_test", self.test_labels.shape)
         self._warn_of_empty_texts()
 
     def _warn_of_empty_texts(self) -> None:
@@ -132,7 +140,9 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     the sparse text format of the extreme-classification repository (a header ``rows columns``, then
     a row a line, ``label:value`` pairs counted from 0), the labels come from there; values must be
     positive and are not used. ``filter_labels_train.txt`` and ``filter_labels_test.txt`` hold the
-    ``row label`` pairs of `Dataset.drop_train` and `Dataset.drop_test`. Other files are ignored.
+    ``row label`` pairs of `Dataset.drop_train` and `Dataset.drop_test`. A point with the ``uid`` of
+    a label is in `Dataset.same_train` or `Dataset.same_test`; uids that are numbers, as those of
+    counted lines, are not used. Other files are ignored.
 
     **A file** (``.jsonl`` or ``.jsonl.gz``) has lines ``{"text": "...", "labels": ["...", ...]}``.
     Empty labels are left out. The others are numbered in sorted order. A line is a test point where
@@ -190,10 +200,14 @@ def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     with atomic_folder(folder) as aside:
-        _write_rows(aside / "lbl.json.gz", dataset.label_texts, None)
-        _write_rows(aside / "trn.json.gz", dataset.train_texts, dataset.train_labels)
+        _write_rows(aside / "lbl.json.gz", dataset.label_texts, None, None)
+        _write_rows(
+            aside / "trn.json.gz", dataset.train_texts, dataset.train_labels, dataset.same_train
+        )
         if dataset.test_texts is not None:
-            _write_rows(aside / "tst.json.gz", dataset.test_texts, dataset.test_labels)
+            _write_rows(
+                aside / "tst.json.gz", dataset.test_texts, dataset.test_labels, dataset.same_test
+            )
         for split, pairs in (("train", dataset.drop_train), ("test", dataset.drop_test)):
             if pairs is not None:
                 np.savetxt(aside / _PAIRS.format(split), pairs, fmt="%d")
@@ -303,22 +317,32 @@ def _checked_pairs(
 
 def _load_folder(folder: Path) -> Dataset:
     label_file = _rows_file(folder, "lbl")
-    label_texts = [_text(row, where) for where, row in json_objects(label_file)]
-    arguments = _read_split(folder, "trn", "train", len(label_texts))
+    label_texts: list[str] = []
+    uids: dict[str, int] = {}
+    for where, row in json_objects(label_file):
+        if uid := _uid(row):
+            uids[uid] = len(label_texts)
+        label_texts.append(_text(row, where))
+    arguments = _read_split(folder, "trn", "train", len(label_texts), uids)
     of_test = [*_candidates(folder, "tst"), folder / "tst_X_Y.txt", folder / _PAIRS.format("test")]
     if any(path.exists() for path in of_test):
-        arguments |= _read_split(folder, "tst", "test", len(label_texts))
+        arguments |= _read_split(folder, "tst", "test", len(label_texts), uids)
     return Dataset(label_texts=label_texts, name=folder.resolve().name, **arguments)
 
 
-def _read_split(folder: Path, stem: str, split: str, n_labels: int) -> dict[str, Any]:
-    """The arguments of `Dataset` for the points of one split."""
+def _read_split(
+    folder: Path, stem: str, split: str, n_labels: int, uids: dict[str, int]
+) -> dict[str, Any]:
+    """The arguments of `Dataset` for the points of one split; `uids` has the labels' numbers."""
     path = _rows_file(folder, stem)
     sparse_text = folder / f"{stem}_X_Y.txt"
     has_targets = not sparse_text.exists()
     texts: list[str] = []
+    same = array("q")
     targets = _LabelRows()
     for where, row in json_objects(path):
+        if (own := uids.get(_uid(row))) is not None:
+            same.extend((len(texts), own))
         texts.append(_text(row, where))
         if has_targets:
             targets.append(_targets(row, where), n_labels, where)
@@ -328,6 +352,8 @@ def _read_split(folder: Path, stem: str, split: str, n_labels: int) -> dict[str,
         else _read_sparse_text(sparse_text, len(texts), n_labels)
     )
     arguments: dict[str, Any] = {f"{split}_texts": texts, f"{split}_labels": labels}
+    if same:
+        arguments[f"same_{split}"] = np.asarray(same).reshape(-1, 2)
     pairs = folder / _PAIRS.format(split)
     if pairs.exists():
         arguments[f"drop_{split}"] = _read_pairs(pairs, len(texts), n_labels)
@@ -449,6 +475,12 @@ def _text(row: dict[str, Any], where: str) -> str:
     )
 
 
+def _uid(row: dict[str, Any]) -> str:
+    """What names a point or a label in both files; empty where nothing does, or a number."""
+    uid = row.get("uid")
+    return uid if isinstance(uid, str) and not uid.isdecimal() else ""
+
+
 def _targets(row: dict[str, Any], where: str) -> list[int]:
     ids = _field(row, "target_ind", where)
     if not (isinstance(ids, list) and all(type(label) is int for label in ids)):
@@ -539,11 +571,18 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 # Writing
 
 
-def _write_rows(path: Path, texts: list[str], labels: sparse.csr_matrix | None) -> None:
+def _write_rows(
+    path: Path,
+    texts: list[str],
+    labels: sparse.csr_matrix | None,
+    same: npt.NDArray[np.int64] | None,
+) -> None:
+    own = {} if same is None else {row: f"label {label}" for row, label in same.tolist()}
     # Without a time stamp, so that equal data give equal bytes.
     with gzip.GzipFile(path, "wb", mtime=0) as file:
         for number, text in enumerate(texts):
-            row: dict[str, Any] = {"uid": str(number), "title": text, "content": ""}
+            uid = f"label {number}" if labels is None else own.get(number, str(number))
+            row: dict[str, Any] = {"uid": uid, "title": text, "content": ""}
             if labels is not None:
                 first, last = labels.indptr[number : number + 2]
                 row["target_ind"] = labels.indices[first:last].tolist()

@@ -16,6 +16,7 @@ import torch
 from ngame.arrays import as_pairs
 from ngame.config import Config, EncoderConfig
 from ngame.data.dataset import Dataset
+from ngame.data.self_pairs import drop_self_pairs
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder, as_encoder
@@ -79,6 +80,7 @@ class Run:
 
     Attributes
     ----------
+    dataset : the data, with the pairs to leave out that `Config.self_pairs` asks for
     device : where the encoder and the classifier are trained
     core_device : where vectors are clustered and searched; None is the host
     labels : tokens of the label texts
@@ -96,6 +98,8 @@ class Run:
         resume: bool,
         encoder: torch.nn.Module | None,
     ) -> None:
+        if config.self_pairs == "drop":
+            dataset, _ = drop_self_pairs(dataset)
         self.dataset = dataset
         self.config = config
         self.folder = folder

@@ -93,6 +93,32 @@ def test_it_learns(dataset):
     assert model.metrics["encoder"]["P@1"] > start
 
 
+def test_points_that_are_labels(log):
+    """Articles that link to others of their topic: each is nearest to itself, and never linked."""
+    rng = np.random.default_rng(0)
+    topics = rng.integers(0, 30, 150)
+    texts = [
+        " ".join(map(tiny.word, [5 * topic, 5 * topic + 150, *rng.integers(500, 900, 4)]))
+        for topic in topics
+    ]
+    links = (topics[:, None] == topics) & (rng.random((150, 150)) < 0.5)
+    np.fill_diagonal(links, False)
+    rows = np.flatnonzero(links.any(axis=1))
+    train, test = rows[:100], rows[100:]
+    data = ngame.Dataset(
+        [texts[row] for row in train],
+        links[train],
+        texts,
+        test_texts=[texts[row] for row in test],
+        test_labels=links[test],
+    )
+    dropped = ngame.train(data, tiny.config()).metrics["encoder"]["P@1"]
+    held_out = log()[-1]["P@1"]
+    kept = ngame.train(data, tiny.config("self_pairs='keep'")).metrics["encoder"]["P@1"]
+    assert dropped > 2 * kept, (dropped, kept)
+    assert held_out > 2 * log()[-1]["P@1"]
+
+
 @pytest.mark.parametrize("loss", ["triplet", "softmax"])
 @pytest.mark.parametrize("positives", ["one", "all"])
 @pytest.mark.parametrize("embeddings", ["fresh", "bank"])

@@ -41,7 +41,7 @@ def same(left, right):
         a, b = getattr(left, field), getattr(right, field)
         if (a is None) != (b is None) or (a is not None and (a.toarray() != b.toarray()).any()):
             return False
-    for field in ("drop_train", "drop_test"):
+    for field in ("drop_train", "drop_test", "same_train", "same_test"):
         if not np.array_equal(getattr(left, field), getattr(right, field)):
             return False
     texts = ("train_texts", "test_texts", "label_texts")
