@@ -1,8 +1,10 @@
 """The command line, ``ngame COMMAND``; ``ngame --help`` lists the commands."""
 
 import argparse
+import json
 import os
 import platform
+import shlex
 import sys
 import warnings
 from codecs import BOM_UTF8
@@ -39,6 +41,7 @@ exit status:
   4    the disk or the memory is full, or an output cannot be written
   130  stopped by Ctrl-C
   141  the reader of the output went away, as `head` does
+  143  stopped by SIGTERM, as batch systems do
 """
 _TRAIN_EXAMPLE = """\
 example:
@@ -71,13 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ngame: stopped", file=sys.stderr)
         return 130
+    except SystemExit as stopped:
+        print("ngame: stopped", file=sys.stderr)
+        return int(stopped.code or 0)
     except (*_MISTAKES, ImportError, OSError, MemoryError) as error:
         print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
         if isinstance(error, _InputError | FileNotFoundError):
             return 3
-        if isinstance(error, OSError | MemoryError) and not isinstance(error, FileExistsError):
-            return 4
-        return 2
+        usage = isinstance(error, FileExistsError | BlockingIOError)
+        return 4 if isinstance(error, OSError | MemoryError) and not usage else 2
     return 0
 
 
@@ -144,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
         help="one text a line, - for standard input; blank lines get no labels",
     )
     source.add_argument("--data", metavar="DATA", help="the test points of a data set")
-    predict.add_argument("-k", type=int, help="labels a text (10 when they are printed)")
+    predict.add_argument(
+        "-k", type=int, help="labels a text (default: 10; in a .npz as many as the run keeps)"
+    )
     predict.add_argument(
         "--scorer",
         default="fused",
@@ -153,7 +160,12 @@ def _parser() -> argparse.ArgumentParser:
         "points, or all three fused (default: %(default)s)",
     )
     predict.add_argument(
-        "-o", "--output", metavar="FILE.npz", help="write a CSR matrix instead of printing"
+        "-o",
+        "--output",
+        type=_output,
+        metavar="FILE",
+        help="write a file instead of printing: .jsonl (a text a line, labels best first), .tsv "
+        "(a label a line) or .npz (a CSR matrix); - writes JSON lines to standard output",
     )
 
     evaluate = command(
@@ -231,18 +243,29 @@ def _train(options: argparse.Namespace) -> None:
     # Read before the data, which can take long, so that mistakes in the settings show at once.
     config = Config.load(begun if resuming else options.config, options.set)
     dataset = _dataset(options.data)
-    print(dataset)
+    print(dataset, flush=True)
     if not resuming:
         points, labels = dataset.train_labels.shape
         config = Config.load(options.config, options.set, points=points, labels=labels)
     if config.self_pairs == "drop":
         dataset = _without_self_pairs(dataset)
-    model, seconds = _timed(
-        ngame.train, dataset, config, folder=options.output, resume=options.resume
-    )
+    with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
+        model, seconds = _timed(
+            ngame.train, dataset, config, folder=options.output, resume=options.resume
+        )
     print(f"trained in {seconds:.0f} s, the run is in {options.output}")
     if model.metrics:
         _print_table(model.metrics)
+
+
+@contextmanager
+def _naming_resume(*command: str) -> Iterator[None]:
+    """If training is stopped, say how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        print(f"ngame: to go on: {shlex.join(command)}", file=sys.stderr)
+        raise
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -258,7 +281,7 @@ def _predict(options: argparse.Namespace) -> None:
         if not all(text.strip() for text in texts):
             raise ValueError("--text is empty")
     k = options.k
-    if k is None and not options.output:
+    if k is None and not (options.output or "").endswith(".npz"):
         k = min(10, len(model.label_texts))
     rows = [row for row, text in enumerate(texts) if text or options.data]
     found = model.predict([texts[row] for row in rows], k, scorer=options.scorer, drop=drop)
@@ -268,12 +291,46 @@ def _predict(options: argparse.Namespace) -> None:
         offsets = np.append(0, np.cumsum(counts))
         shape = len(texts), found.shape[1]
         found = sp.csr_matrix((found.data, found.indices, offsets), shape=shape)
-    if options.output:
-        with atomic_write(options.output) as aside, open(aside, "wb") as file:
-            sp.save_npz(file, found)
-        print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
-    else:
+    if options.output is None:
         _print_predictions(model, texts, found)
+    elif options.output == "-":
+        sys.stdout.writelines(_as_jsonl(texts, found, model.label_texts))
+    else:
+        with atomic_write(options.output) as aside:
+            if aside.suffix == ".npz":
+                with open(aside, "wb") as file:
+                    sp.save_npz(file, found)
+            else:
+                write = _as_jsonl if aside.suffix == ".jsonl" else _as_tsv
+                with open(aside, "w", encoding="utf8", newline="\n") as lines:
+                    lines.writelines(write(texts, found, model.label_texts))
+        print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
+
+
+def _as_jsonl(
+    texts: Sequence[str], found: sp.csr_matrix, label_texts: Sequence[str]
+) -> Iterator[str]:
+    """A text a line, with its labels best first."""
+    for row, text in enumerate(texts):
+        best = list(_best_first(found[row]))
+        line = {
+            "text": text,
+            "labels": [label_texts[label] for label, _ in best],
+            "ids": [label for label, _ in best],
+            "scores": [score for _, score in best],
+        }
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _as_tsv(
+    texts: Sequence[str], found: sp.csr_matrix, label_texts: Sequence[str]
+) -> Iterator[str]:
+    """A header, then a label a line; tabs and line ends within texts become spaces."""
+    yield "row\trank\tid\tscore\tlabel\ttext\n"
+    for row, text in enumerate(texts):
+        for rank, (label, score) in enumerate(_best_first(found[row]), 1):
+            words = (" ".join(one.split()) for one in (label_texts[label], text))
+            yield "\t".join([str(row), str(rank), str(label), f"{score:.6g}", *words]) + "\n"
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -344,11 +401,12 @@ def _demo(options: argparse.Namespace) -> None:
 
     print("The task: from the docstring of a numpy or scipy function to its See Also section.")
     dataset = see_also_dataset()
-    print(dataset)
+    print(dataset, flush=True)
     points, labels = dataset.train_labels.shape
     config = Config.load(None, options.set, points=points, labels=labels)
     # A demo that was stopped resumes when it is called again.
-    model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
+    with _naming_resume("ngame", "demo", "-o", options.output):
+        model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
     texts, truth, drop = _test_points(dataset)
     baseline = tfidf.predict(
@@ -401,6 +459,12 @@ def _info(_: argparse.Namespace) -> None:
         rows["GPU core"] = cuda.describe()
     for name, value in rows.items():
         print(f"{name:8} {value}")
+
+
+def _output(path: str) -> str:
+    if path != "-" and not path.endswith((".jsonl", ".tsv", ".npz")):
+        raise argparse.ArgumentTypeError(f"{path} ends in none of .jsonl, .tsv, .npz")
+    return path
 
 
 def _rank(text: str) -> int:

@@ -1,13 +1,16 @@
 """Writing files whole: a reader sees the old file or the new one, even after a crash."""
 
+import errno
 import json
 import os
+import platform
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -82,6 +85,44 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `remove_leftovers` would remove the file or folder."""
+    return any(path.match(name) for name in _LEFTOVERS)
+
+
+def lock_file(path: str | os.PathLike[str]) -> IO[str]:
+    """Lock a file, made if it is not there, until the result is closed or the process ends.
+
+    The lock is the operating system's (flock; on NFS Linux keeps it at the server), so a process
+    that was killed leaves none. The file holds the owner's process id and host, and stays.
+    Where the file system or the platform has no such locks, a warning says so.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds the lock; the message names it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+", encoding="utf8")  # noqa: SIM115
+    try:
+        # Not on Windows.
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.EWOULDBLOCK, errno.EACCES):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise BlockingIOError(f"{path.parent} is in use by {owner}") from None
+        warnings.warn(f"{path} cannot be locked, so nothing keeps others away", stacklevel=2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

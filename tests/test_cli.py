@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import platform
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -20,6 +22,8 @@ import tiny
 import ngame
 from ngame.cli import main
 from ngame.data.dataset import save_dataset
+from ngame.files import lock_file
+from ngame.training.checkpoint import Checkpoint
 
 # The command shows warnings itself.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -81,7 +85,16 @@ def mistake(call, tmp_path):
 def test_train(call, data, tmp_path):
     status, out, err = call("train", data, "-o", tmp_path / "run", *SETS)
     assert status == 0
-    assert err == ""  # no bars where there is no terminal
+    # A line an epoch where there is no terminal for the bars.
+    entries = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
+    epochs = {"encoder": 2, "classifier": 1}
+    for line, entry in zip(err.splitlines(), entries, strict=True):
+        stage, epoch = entry["stage"], entry["epoch"] + 1
+        start = f"{stage}: epoch {epoch}/{epochs[stage]}, loss {entry['loss']:.4f}, "
+        assert line.startswith(start)
+        assert f"held-out P@1 {100 * entry['P@1']:.2f}" in line
     lines = out.splitlines()
     assert lines[0] == "<Dataset tiny: 300 training points, 60 test points, 24 labels>"
     assert re.fullmatch(rf"trained in \d+ s, the run is in {tmp_path}/run", lines[1])
@@ -155,7 +168,8 @@ def test_warnings_are_one_line(call, tmp_path):
     save_dataset(tiny.dataset(train_labels=y.tocsr()), tmp_path / "data")
     status, _, err = call("train", tmp_path / "data", "-o", tmp_path / "run", *SETS)
     assert status == 0
-    assert err == ("ngame: warning: 1 of 300 training points have no label and are dropped\n")
+    warned = [line for line in err.splitlines() if not line.startswith(("encoder:", "classifier:"))]
+    assert warned == ["ngame: warning: 1 of 300 training points have no label and are dropped"]
 
 
 def test_predict_texts(call, run, data, tmp_path):
@@ -243,6 +257,37 @@ def test_predict_into_a_file_and_evaluate(call, run, data, tmp_path, scorer):
     assert line.split()[1] == precision
 
 
+def test_predictions_by_suffix(call, mistake, run, tmp_path):
+    """Best first, with the labels' texts; the same predictions in every format."""
+    texts = [*tiny.dataset().test_texts[:2], "", "two\twords"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    arguments = "predict", run, "--texts", tmp_path / "texts.txt", "-k", 4, "-o"
+    model = ngame.Model.load(run)
+    for name in ("found.jsonl", "found.tsv", "found.npz"):
+        assert call(*arguments, tmp_path / name)[1] == (
+            f"4 rows, 12 predictions: {tmp_path / name}\n"
+        )
+    lines = (tmp_path / "found.jsonl").read_text()
+    assert call(*arguments, "-") == (0, lines, "")
+    found = sp.load_npz(tmp_path / "found.npz")
+    table = ["row\trank\tid\tscore\tlabel\ttext"]
+    for row, line in enumerate(map(json.loads, lines.splitlines())):
+        assert line["text"] == texts[row]
+        best = np.argsort(-found[row].data, kind="stable")
+        assert line["ids"] == found[row].indices[best].tolist()
+        np.testing.assert_array_equal(np.float32(line["scores"]), found[row].data[best])
+        assert line["labels"] == [model.label_texts[label] for label in line["ids"]]
+        for rank, label in enumerate(line["ids"], 1):
+            score, text = line["scores"][rank - 1], texts[row].replace("\t", " ")
+            table.append(f"{row}\t{rank}\t{label}\t{score:.6g}\t{model.label_texts[label]}\t{text}")
+    assert (tmp_path / "found.tsv").read_text().splitlines() == table
+    assert [len(json.loads(line)["ids"]) for line in lines.splitlines()] == [4, 4, 0, 4]
+    # Without -k: 10 labels for people, as many as the run keeps for programs.
+    assert len(json.loads(call("predict", run, "--text", texts[0], "-o", "-")[1])["ids"]) == 10
+    err = mistake("predict", run, "--text", "a", "-o", tmp_path / "found.csv")
+    assert "found.csv ends in none of .jsonl, .tsv, .npz" in err
+
+
 def test_evaluate_beyond_what_was_predicted(call, run, data, tmp_path):
     path = tmp_path / "found.npz"
     call("predict", run, "--data", data, "-k", 5, "-o", path)
@@ -328,7 +373,7 @@ def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
     status, out, _ = call("--help")
     assert status == 0
-    assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "130", "141"]
+    assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "130", "141", "143"]
     for command in ("train", "predict", "evaluate", "encode", "cluster", "config", "demo", "info"):
         assert f"\n    {command} " in out
         assert call(command, "--help")[0] == 0
@@ -381,7 +426,8 @@ def test_demo(call, tmp_path):
         patch.chdir(tmp_path)
         status, out, err = call("demo", *quick)
         again = call("demo", *quick)
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert len(err.splitlines()) == 2  # a line an epoch
     for name in ("encoder", "classifier", "neighbours", "fused", "TF-IDF", "TF-IDF + neighbours"):
         (line,) = [line for line in out.splitlines() if re.match(rf"{re.escape(name)} +\d", line)]
         assert len(line.removeprefix(name).split()) == 8
@@ -522,6 +568,43 @@ def test_stopped_by_hand(call, data, tmp_path, monkeypatch):
     monkeypatch.setattr(ngame, "load_dataset", interrupt)
     status, _, err = call("train", data, "-o", tmp_path / "run")
     assert (status, err) == (130, "ngame: stopped\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_while_it_trains(data, tmp_path, number, status):
+    """The log shows each epoch at once; the run goes on from its last update, to the same end."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = [*SETS, "--set=encoder_stage.epochs=40", "--set=checkpoint_minutes=100"]
+    command = [sys.executable, "-m", "ngame", "train", data, "-o"]
+    child = subprocess.Popen(
+        [*command, stopped, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr.readline().startswith("encoder: epoch 1/40, loss ")
+    child.send_signal(number)
+    err = child.communicate()[1]
+    assert child.returncode == status
+    assert err.endswith(
+        f"ngame: to go on: ngame train {data} -o {stopped} --resume\nngame: stopped\n"
+    )
+    meta, _ = Checkpoint(stopped / "checkpoint", 0).load()
+    assert 0 < meta["updates"] < 40 * 8
+    assert main([*command[3:], str(stopped), "--resume"]) == 0
+    assert main([*command[3:], str(whole), *arguments]) == 0
+    assert (whole / "metrics.json").read_text() == (stopped / "metrics.json").read_text()
+    assert (whole / "encoder" / "model.safetensors").read_bytes() == (
+        stopped / "encoder" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_run_in_use(mistake, run, data):
+    """The lock ends with its holder, so a killed process leaves none."""
+    with lock_file(Path(run) / "run.lock"):
+        err = mistake("train", data, "-o", run, "--resume")
+    assert err.endswith(f"{run} is in use by process {os.getpid()} on {platform.node()}\n")
+    assert main(["train", data, "-o", run, "--resume"]) == 0
 
 
 def test_warning_settings_are_restored(call):

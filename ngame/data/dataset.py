@@ -55,6 +55,8 @@ class Dataset:
         Sorted indices, each pair once, all stored values 1. So is `test_labels`, or it is None.
     drop_train, drop_test, same_train, same_test : int64 array of shape [n, 2] or None
     name : str
+    path : str
+        Where `load_dataset` read the data; empty for data made in memory.
 
     Raises
     ------
@@ -92,6 +94,7 @@ class Dataset:
             if test_texts is None and pairs is not None:
                 raise ValueError(f"{argument} was given without test_texts")
         self.name = name
+        self.path = ""
         self.label_texts = _checked_texts(label_texts, "label_texts")
         self.train_texts = _checked_texts(train_texts, "train_texts")
         self.train_labels = _checked_labels(
@@ -171,11 +174,11 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
         The content of a file is wrong; the message says ``file:line: what``.
     """
     path = Path(path)
-    if path.is_dir():
-        return _load_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return _load_tagged(path)
+    dataset = _load_folder(path) if path.is_dir() else _load_tagged(path)
+    dataset.path = str(path.resolve())
+    return dataset
 
 
 def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:

@@ -64,8 +64,12 @@ def train(
 
     Raises
     ------
+    BlockingIOError
+        Another process is training in `folder`.
     FileExistsError
         `folder` holds another run, or files that do not belong to a run.
+    KeyboardInterrupt, SystemExit
+        Ctrl-C or SIGTERM came. The checkpoint has all updates until then.
     TypeError
         `encoder` lacks a member of `ngame.Encoder`.
     ValueError
@@ -78,13 +82,26 @@ def train(
     folder = Path(folder) if folder is not None else None
     with _torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         run = Run(dataset, config, folder, resume, encoder)
-        train_encoder(run)
-        encoded = EncodedTexts(run)
-        classifier = train_classifier(run, encoded)
-        if config.classifier_stage.finetune:
-            encoded = EncodedTexts(run)
-        model = _make_model(run, encoded, classifier)
+        try:
+            with run.stop:
+                model = _train(run)
+        except (KeyboardInterrupt, SystemExit):
+            if run.stage is not None:
+                run.stage.save()
+            raise
+        finally:
+            run.close()
     return model
+
+
+def _train(run: Run) -> Model:
+    train_encoder(run)
+    encoded = EncodedTexts(run)
+    classifier = train_classifier(run, encoded)
+    if run.config.classifier_stage.finetune:
+        encoded = EncodedTexts(run)
+    with run.timed("fusion and test points"):
+        return _make_model(run, encoded, classifier)
 
 
 def train_encoder(run: Run) -> None:

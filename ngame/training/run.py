@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import platform
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
+from ngame import _core
 from ngame.arrays import as_pairs
 from ngame.config import Config, EncoderConfig
 from ngame.data.dataset import Dataset
@@ -22,12 +26,25 @@ from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.load import load_encoder
 from ngame.encoders.vectors import core_device, torch_device
-from ngame.files import atomic_folder, atomic_write, remove_leftovers, write_json
+from ngame.files import (
+    atomic_folder,
+    atomic_write,
+    is_leftover,
+    lock_file,
+    remove_leftovers,
+    write_json,
+)
 from ngame.prediction.hnsw import require_hnswlib
 from ngame.training.checkpoint import Checkpoint
+from ngame.training.stop import Stop
+
+if TYPE_CHECKING:
+    from ngame.training.stage import Stage
 
 # First word of each spawn key: gives every part of a run a random stream of its own.
 HELD_OUT, ENCODER, CLASSIFIER = range(3)
+
+_LOCK = "run.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +105,10 @@ class Run:
     rows : rows of both in the data set, ascending
     all_targets : CSR matrix, the labels of `rows`
     log : one dictionary per epoch
+    about : versions, name and path of the data, and seconds of the parts of the run outside its
+        epochs; written as ``run.json``
+    stop : lets signals end the run between two updates
+    stage : the stage in progress, whose state is worth saving
     """
 
     def __init__(
@@ -111,12 +132,17 @@ class Run:
         truth = Truth.of(dataset.train_labels, dataset.drop_train)
         trained, held_out = split_held_out(truth, config)
         # Last of the checks: an error in settings or data must leave no folder behind.
+        self._lock: IO[str] | None = None
         if folder is not None:
-            _prepare_folder(folder, config, dataset, resume)
-        self.encoder = _make_encoder(dataset, config, folder) if checked is None else checked
-        self.encoder.to(self.device)
-        texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
-        self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
+            self._lock = _prepare_folder(folder, config, dataset, resume)
+        self.about = _about(dataset, folder)
+        self.stop = Stop()
+        self.stage: Stage | None = None
+        with self.timed("tokenizing"):
+            self.encoder = _make_encoder(dataset, config, folder) if checked is None else checked
+            self.encoder.to(self.device)
+            texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
+            self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
         self.points = Points(trained, texts.take(trained), truth.take(trained))
         self.held_out = Points(held_out, texts.take(held_out), truth.take(held_out))
         self.rows = np.sort(np.concatenate([trained, held_out]))
@@ -125,6 +151,21 @@ class Run:
             folder / "checkpoint" if folder is not None else None, config.checkpoint_minutes
         )
         self.log: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a part of the run, and write ``run.json``."""
+        started = time.monotonic()
+        yield
+        spent = self.about["seconds"]
+        spent[part] = round(spent.get(part, 0) + time.monotonic() - started, 2)
+        if self.folder is not None:
+            write_json(self.folder / "run.json", self.about)
 
     def write_log(self) -> None:
         """Write ``log.jsonl``, one epoch a line."""
@@ -197,35 +238,68 @@ def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name:
     return Tokens.load(stem)
 
 
-def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool) -> None:
-    """Check that the folder is free or holds this run; write the config and the data's digest."""
-    config_file = folder / "config.toml"
-    digest_file = folder / "checkpoint" / "data.json"
-    digest = _digest(dataset)
-    if config_file.exists():
+def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool) -> IO[str]:
+    """Lock a folder that is free or holds this run; write the config and the data's digest."""
+    _check_folder(folder, resume)  # before the lock, which leaves a file
+    lock = lock_file(folder / _LOCK)
+    try:
+        _check_folder(folder, resume)  # another process may have started a run in between
+        remove_leftovers(folder)
+        digest = _digest(dataset)
+        config_file = folder / "config.toml"
+        digest_file = folder / "checkpoint" / "data.json"
+        if config_file.exists():
+            begun = Config.load(config_file)
+            if replace(begun, checkpoint_minutes=config.checkpoint_minutes) != config:
+                raise ValueError(
+                    f"{config_file} has other settings than those given: resume with its own"
+                )
+            if digest_file.exists():
+                before = json.loads(digest_file.read_text(encoding="utf8"))
+                if before != digest:
+                    raise ValueError(f"{folder} was started on other data: {before}, now {digest}")
+        # The config first: a folder with any file of a run in it must be recognized as a run.
+        config.save(config_file)
+        write_json(digest_file, digest)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    """FileExistsError unless a run may start in the folder, or resume in it."""
+    if (folder / "config.toml").exists():
         if not resume:
             raise FileExistsError(
                 f"{folder} already holds a run: resume it, or choose another folder"
             )
-        remove_leftovers(folder)
-        if (
-            replace(Config.load(config_file), checkpoint_minutes=config.checkpoint_minutes)
-            != config
-        ):
-            raise ValueError(
-                f"{config_file} has other settings than those given: resume with its own"
-            )
-        if digest_file.exists():
-            before = json.loads(digest_file.read_text(encoding="utf8"))
-            if before != digest:
-                raise ValueError(f"{folder} was started on other data: {before}, now {digest}")
     elif folder.exists():
-        remove_leftovers(folder)
-        if any(folder.iterdir()):
+        others = [path for path in folder.iterdir() if path.name != _LOCK and not is_leftover(path)]
+        if others:
             raise FileExistsError(f"{folder} is not empty and is not a run: choose another folder")
-    # The config first: a folder with any file of a run in it must be recognized as a run.
-    config.save(config_file)
-    write_json(digest_file, digest)
+
+
+def _about(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
+    """What ``run.json`` says: of a run that is resumed, with the seconds so far."""
+    about: dict[str, Any] = {
+        "ngame": _core.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "data": {"name": dataset.name, "path": dataset.path},
+        "seconds": {},
+    }
+    if folder is not None and (folder / "run.json").exists():
+        before = json.loads((folder / "run.json").read_text(encoding="utf8"))
+        about["seconds"] = before["seconds"]
+        if before["ngame"] != about["ngame"]:
+            warnings.warn(
+                f"{folder} was written by ngame {before['ngame']}, this is {about['ngame']}: it "
+                "may end in other numbers than a run that was not stopped",
+                stacklevel=5,
+            )
+    return about
 
 
 def _digest(dataset: Dataset) -> dict[str, Any]:

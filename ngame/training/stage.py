@@ -1,6 +1,8 @@
 """What the training loops share: batches, updates, checkpoints and the log."""
 
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -76,6 +78,7 @@ class Stage:
         self.best = -math.inf
         self.best_weights: dict[str, torch.Tensor] = {}
         self.timer = RefreshTimer()
+        self._trained = 0.0
 
     def seeds(self, *batch: int) -> np.random.SeedSequence:
         """The seeds of a batch of the current epoch; without a batch, those of the stage."""
@@ -105,6 +108,7 @@ class Stage:
 
         The loop must call `end_epoch` in each.
         """
+        self.run.stage = self
         total = self.config.epochs * len(self.sampler)
         with tqdm(total=total, desc=self.name, disable=None, unit="batch") as self.bar:
             self.bar.update(self.epoch * len(self.sampler) + self.batch)
@@ -114,8 +118,10 @@ class Stage:
                 yield self.epoch
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.total_loss.zero_()
+                self.run.stop.release()
                 if self.epoch == self.config.epochs or self.run.checkpoint.due():
                     self.save()
+        self.run.stage = None
         if self.best_weights:
             for name, module in self.modules.items():
                 module.load_state_dict(take_prefix(self.best_weights, f"{name}."))
@@ -125,12 +131,14 @@ class Stage:
         if self.sampler.due(self.epoch):
             with self.timer:
                 vectors = embeddings()
+                self.run.stop.hold()
                 self.sampler.refresh(vectors)
             clusters = self.sampler.clusters
             if clusters is not None and isinstance(vectors, np.ndarray) and len(vectors) > 1:
                 self.neighbor_share = clusters.neighbor_share(
                     vectors, seed=self.run.config.seed, threads=self.run.config.threads
                 )
+            self.run.stop.release()
 
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """The rows of each remaining batch of the epoch, the number of which is `batch`.
@@ -142,13 +150,17 @@ class Stage:
         while self.batch < len(plan):
             seeds = self.seeds(self.batch)
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+            self.run.stop.hold()
             yield plan[self.batch]
             self.batch += 1
             self._show_progress()
             # Only just after an update: a checkpoint holds no gradients. `epochs` saves at the end.
-            updated = self.batch % self.config.accumulate == 0
-            if updated and self.batch < len(plan) and self.run.checkpoint.due():
-                self.save()
+            if self.batch % self.config.accumulate == 0 and self.batch < len(plan):
+                self.run.stop.release()
+                if self.run.checkpoint.due():
+                    self.save()
+        self.run.stop.release()
+        self._trained = time.monotonic()
 
     def step(self, loss: torch.Tensor) -> None:
         """Add one batch's gradient; update after every `accumulate` batches and after the last."""
@@ -175,7 +187,11 @@ class Stage:
         return status
 
     def end_epoch(self, measured: Mapping[str, float]) -> None:
-        """Log the epoch, and keep its weights if they are the best so far."""
+        """Log the epoch, and keep its weights if they are the best so far.
+
+        Where there is no terminal for the bar, as in a log file, say it in a line.
+        """
+        self.run.stop.hold()  # until `epochs` goes on to the next one
         cluster_size = self.sampler.cluster_size_at(self.epoch)
         self.run.log.append(
             {
@@ -186,10 +202,15 @@ class Stage:
                 **measured,
                 "neighbor_share": self.neighbor_share if cluster_size > 1 else None,
                 "refresh_share": round(self.timer.share, 4),
+                "measure_seconds": round(time.monotonic() - self._trained, 2),
                 "seconds": round(self.timer.seconds, 2),
             }
         )
         self.run.write_log()
+        if self.bar.disable:
+            status = self._status(self.run.log[-1]["loss"], self.run.log)
+            took = f"{self.timer.seconds:.0f} s"
+            print(f"{self.name}: {status}, {took}", file=sys.stderr, flush=True)
         if self.run.config.keep == "best" and measured["P@1"] > self.best:
             self.best = measured["P@1"]
             self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}

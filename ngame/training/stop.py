@@ -1,0 +1,55 @@
+"""Stopping a run by Ctrl-C or SIGTERM between two updates, so that it can save its state."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, NoReturn, Self
+
+
+class Stop:
+    """Within the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143).
+
+    Between `hold` and `release` they wait. Handlers that the program has set itself are left as
+    they are, and so is all of it outside the main thread, where Python cannot set handlers.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+            for number, default in defaults.items():
+                if signal.getsignal(number) == default:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def hold(self) -> None:
+        """Let signals wait: what follows leaves the run in a state that cannot be saved."""
+        self._held = True
+
+    def release(self) -> None:
+        """The state of the run is whole again: a signal that came meanwhile acts now."""
+        self._held = False
+        if self._waiting is not None:
+            self._raise(self._waiting)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        # A second signal acts at once, for those who do not want to wait.
+        if self._held and self._waiting is None:
+            self._waiting = number
+        else:
+            self._raise(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        self._waiting = None
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
