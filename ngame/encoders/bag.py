@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
+from ngame.encoders.modules import Module, write_modules
 from ngame.files import atomic_write, write_json, write_tensors
 
 _UNKNOWN, _CONTINUATION = "[UNK]", "##"
@@ -174,13 +175,16 @@ class BagEncoder(Encoder):
             x = F.embedding_bag(ids, rows, offsets, mode="sum", include_last_offset=True)
         else:
             x = self.embedding(torch.from_numpy(np.asarray(tokens.ids)).to(device).long(), offsets)
-        x = F.normalize(x, dim=1) * (math.sqrt(self.dim) / 2)
+        x = F.normalize(x, dim=1) * self._length
         for layer in self.layers:
             x = x + layer(x)
         return x
 
     def save(self, folder: Path) -> None:
-        """Write config.json, tokenizer.json and model.safetensors into `folder`."""
+        """Write config.json, tokenizer.json and model.safetensors, in sentence-transformers layout.
+
+        ``SentenceTransformer(folder)`` loads it and computes the same vectors, scaled to length 1.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "tokenizer.json") as aside:
             self.tokenizer.save(str(aside))
@@ -190,6 +194,20 @@ class BagEncoder(Encoder):
             folder / "config.json",
             {"dim": self.dim, "layers": len(self.layers), "dropout": self.dropout},
         )
+        # StaticEmbedding reads the tokenizer and the embedding above. It takes the mean, which
+        # Normalize makes the same as the sum.
+        layers = [
+            module
+            for place, layer in enumerate(self.layers)
+            for module in _as_dense(layer, scale=1 if place else self._length)
+        ]
+        modules = [Module("StaticEmbedding"), Module("Normalize"), *layers]
+        write_modules(folder, [*modules, Module("Normalize")] if layers else modules)
+
+    @property
+    def _length(self) -> float:
+        """Length of a vector before the layers."""
+        return math.sqrt(self.dim) / 2
 
     @classmethod
     def load(cls, folder: Path) -> "BagEncoder":
@@ -201,6 +219,39 @@ class BagEncoder(Encoder):
             encoder = cls(tokenizer, **settings)
         encoder.load_state_dict(tensors, assign=True)
         return encoder
+
+
+@torch.no_grad()
+def _as_dense(layer: torch.nn.Module, scale: float) -> tuple[Module, Module]:
+    """The layer with its residual connection, ``z + layer(z)`` of ``z = scale * x``, as two Dense.
+
+    The first passes on z and -z beside the inner units, the second adds them up: the exact GELU has
+    GELU(z) - GELU(-z) = z.
+    """
+    inner, _, outer = cast(Any, layer)
+    inner_weight, outer_weight = inner.weight.cpu(), outer.weight.cpu()
+    dim = len(outer_weight)
+    one, none = torch.eye(dim), torch.zeros(2 * dim)
+    first = {
+        "linear.weight": scale * torch.cat([inner_weight, one, -one]),
+        "linear.bias": torch.cat([inner.bias.cpu(), none]),
+    }
+    second = {
+        "linear.weight": torch.cat([outer_weight, one, -one], dim=1),
+        "linear.bias": outer.bias.cpu(),
+    }
+    return _dense(first, "activation.GELU"), _dense(second, "linear.Identity")
+
+
+def _dense(weights: dict[str, torch.Tensor], activation: str) -> Module:
+    outputs, inputs = weights["linear.weight"].shape
+    settings = {
+        "in_features": inputs,
+        "out_features": outputs,
+        "bias": True,
+        "activation_function": f"torch.nn.modules.{activation}",
+    }
+    return Module("Dense", settings, weights)
 
 
 def _drop_tokens(tokens: Tokens, dropout: float) -> Tokens:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder
+from ngame.encoders.transformer import LENGTH_FILE, TransformerEncoder
 
 
 def load_encoder(folder: Path) -> Encoder:
@@ -14,9 +15,7 @@ def load_encoder(folder: Path) -> Encoder:
     ValueError
         The folder holds neither.
     """
-    if (folder / "modules.json").exists():
-        from ngame.encoders.transformer import TransformerEncoder
-
+    if (folder / LENGTH_FILE).exists():
         return TransformerEncoder.load(folder)
     if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
         return BagEncoder.load(folder)

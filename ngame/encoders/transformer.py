@@ -14,13 +14,14 @@ import torch
 
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
+from ngame.encoders.modules import Module, write_modules
 from ngame.files import write_json
 
 # Texts tokenized per call: enough to keep the tokenizer's threads busy, few enough that the Python
 # lists of ids take little memory.
 _TEXTS_PER_CHUNK = 4096
 
-_LENGTH_FILE = "sentence_bert_config.json"
+LENGTH_FILE = "sentence_bert_config.json"
 
 
 class TransformerEncoder(Encoder):
@@ -150,35 +151,22 @@ class TransformerEncoder(Encoder):
     def save(self, folder: Path) -> None:
         """Write the model in sentence-transformers layout.
 
-        ``SentenceTransformer(folder)`` loads it and computes the same vectors.
+        ``SentenceTransformer(folder)`` loads it and computes the same vectors, scaled to length 1.
         """
         with _progress_bars(False):
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        # Names and fields that every version of sentence-transformers reads.
-        write_json(folder / _LENGTH_FILE, {"max_seq_length": self.max_length})
-        write_json(
-            folder / "1_Pooling" / "config.json",
-            {"word_embedding_dimension": self.dim, "pooling_mode_mean_tokens": True},
-        )
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-        write_json(
-            folder / "modules.json",
-            [
-                {
-                    "idx": index,
-                    "name": str(index),
-                    "path": path,
-                    "type": f"sentence_transformers.models.{kind}",
-                }
-                for index, (path, kind) in enumerate(modules)
-            ],
+        write_json(folder / LENGTH_FILE, {"max_seq_length": self.max_length})
+        # Fields that every version of sentence-transformers reads.
+        pooling = {"word_embedding_dimension": self.dim, "pooling_mode_mean_tokens": True}
+        write_modules(
+            folder, [Module("Transformer"), Module("Pooling", pooling), Module("Normalize")]
         )
 
     @classmethod
     def load(cls, folder: Path, *, bf16: bool | None = None) -> Self:
         """Read what `save` wrote, with the saved `max_length`."""
-        length = json.loads((folder / _LENGTH_FILE).read_text(encoding="utf8"))["max_seq_length"]
+        length = json.loads((folder / LENGTH_FILE).read_text(encoding="utf8"))["max_seq_length"]
         return cls(folder, max_length=length, bf16=bf16)
 
 
