@@ -197,6 +197,21 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", required=True, metavar="FILE.npy", help="float32 array [n, dim]"
     )
 
+    export = command(
+        "export",
+        _export,
+        "Write the label vectors of a run as NumPy files, for faiss, hnswlib or an index of yours.",
+    )
+    export.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
+    export.add_argument(
+        "output",
+        metavar="OUT",
+        help="folder that gets labels.npy, classifier.npy and the texts, labels.jsonl",
+    )
+    export.add_argument(
+        "--onnx", action="store_true", help="also encoder.onnx, with its tokenizer.json"
+    )
+
     cluster = command("cluster", _cluster, "Cluster vectors into clusters of equal size.")
     cluster.add_argument("vectors", metavar="FILE.npy", help="float32 or float16 [n, d]")
     sizes = cluster.add_mutually_exclusive_group(required=True)
@@ -371,6 +386,17 @@ def _encode(options: argparse.Namespace) -> None:
     with atomic_write(options.output) as aside, open(aside, "wb") as file:
         np.save(file, vectors)
     print(f"{vectors.shape[0]} vectors of width {vectors.shape[1]}: {options.output}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    model = _model(options.run_folder)
+    model.export(options.output)
+    if options.onnx:
+        from ngame.adapters import onnx
+
+        onnx.export(model.encoder, options.output)
+    labels, dim = model.label_vectors.shape
+    print(f"{labels} labels, vectors of width {dim}: {options.output}")
 
 
 def _cluster(options: argparse.Namespace) -> None:

@@ -175,6 +175,22 @@ class BagEncoder(Encoder):
             x = F.embedding_bag(ids, rows, offsets, mode="sum", include_last_offset=True)
         else:
             x = self.embedding(torch.from_numpy(np.asarray(tokens.ids)).to(device).long(), offsets)
+        return self._through_layers(x)
+
+    def padded(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The vectors of `forward`, for padded texts.
+
+        Parameters
+        ----------
+        ids : int64 [n, longest]
+        mask : bool [n, longest]
+            False where a text is over.
+        """
+        return self._through_layers(
+            (F.embedding(ids, self.embedding.weight) * mask[..., None]).sum(1)
+        )
+
+    def _through_layers(self, x: torch.Tensor) -> torch.Tensor:
         x = F.normalize(x, dim=1) * self._length
         for layer in self.layers:
             x = x + layer(x)

@@ -133,11 +133,20 @@ class TransformerEncoder(Encoder):
         ids = np.full((len(tokens), len(positions)), self.tokenizer.pad_token_id or 0)
         ids[positions < lengths[:, np.newaxis]] = tokens.ids
         # A text without tokens counts as one padding token: the mean over none would be NaN.
-        mask = torch.from_numpy(positions < np.maximum(lengths, 1)[:, np.newaxis]).to(device)
-        with self._precision(device):
-            hidden = self.model(
-                input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long()
-            ).last_hidden_state
+        mask = positions < np.maximum(lengths, 1)[:, np.newaxis]
+        return self.padded(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+
+    def padded(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The vectors of `forward`, for padded texts.
+
+        Parameters
+        ----------
+        ids : int64 [n, longest]
+        mask : bool [n, longest]
+            False where a text is over; true at least once a text.
+        """
+        with self._precision(ids.device):
+            hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         sums: torch.Tensor = (hidden.float() * mask.unsqueeze(-1)).sum(1)
         return sums / mask.sum(1, keepdim=True)
 

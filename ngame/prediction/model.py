@@ -282,9 +282,7 @@ class Model:
             Config(threads=self.threads, prediction=self.config).save(folder / "config.toml")
         with atomic_folder(folder / "encoder") as aside:
             self.encoder.save(aside)
-        with atomic_write(folder / "labels.jsonl") as aside:
-            lines = (json.dumps({"title": text}, ensure_ascii=False) for text in self.label_texts)
-            aside.write_text("".join(line + "\n" for line in lines), encoding="utf8")
+        self._save_label_texts(folder)
         vectors = {
             "labels": self.label_vectors,
             "points": self.point_vectors,
@@ -310,6 +308,29 @@ class Model:
             write_json(folder / "metrics.json", self.metrics)
         # Last: a folder with this file has all the others.
         fusion.save(self.fusions, folder / "fusion.json")
+
+    def _save_label_texts(self, folder: Path) -> None:
+        with atomic_write(folder / "labels.jsonl") as aside:
+            lines = (json.dumps({"title": text}, ensure_ascii=False) for text in self.label_texts)
+            aside.write_text("".join(line + "\n" for line in lines), encoding="utf8")
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write the labels' vectors as NumPy files, for an index of your own.
+
+        ``labels.npy`` holds the embeddings and ``classifier.npy``, if there is a classifier, its
+        vectors: float32 [L, dim], unit length, compared with what `encode` returns by dot product.
+        A row's text is in the same line of ``labels.jsonl``. The folder is made if it is not there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_label_texts(folder)
+        for name, vectors in (("labels", self.label_vectors), ("classifier", self.classifier)):
+            path = folder / f"{name}.npy"
+            if vectors is None:
+                path.unlink(missing_ok=True)  # of a model exported here before
+                continue
+            with atomic_write(path) as aside, open(aside, "wb") as file:
+                np.save(file, to_numpy(vectors))
 
     @classmethod
     def load(
