@@ -20,6 +20,9 @@ from ngame.positives import in_batch_positives
 
 Direction = Literal["query_to_item", "item_to_query", "query_to_query", "item_to_item"]
 
+Similarity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Scores of queries [n, d] with items [c, d], float [n, c]."""
+
 
 class ContrastiveLoss(torch.nn.Module):
     """Softmax loss of each labelled positive against negatives from any sources, filtered.
@@ -41,6 +44,7 @@ class ContrastiveLoss(torch.nn.Module):
                         ``label_smoothing=0.1, temperature=0.07, learned=True``
     GISTEmbed (2024)    ``directions=("query_to_item", "query_to_query", "item_to_item")``,
                         ``joint=True, temperature=0.01, filters=[Guide(...)]``
+    GTE (2023)          all four directions, ``joint=True, temperature=0.01``
     SimKGC (2022)       ``margin=0.02, temperature=0.05, learned=True``,
                         ``filters=[KnownPositives(...)]``
     ==================  ==============================================================
@@ -58,13 +62,18 @@ class ContrastiveLoss(torch.nn.Module):
     label_smoothing : float or Schedule
         Share of the target that is spread evenly over the positive and all negatives compared.
     hardness : float or Schedule
-        This times the score, without gradient, is added to a negative's logit: 9 for negatives of
-        the batch and 5 for mined ones are known from the literature (LLaVE, 2025).
+        This times the score, without gradient, is added to a negative's logit in "query_to_item":
+        9 (LLaVE, 2025).
+    mined_hardness : float or Schedule, optional
+        The same for the negatives that were mined for the row itself, which are [b, c] sources and
+        those with `rows`: 5 (EmbeddingGemma, 2025). By default as for all others.
     directions : names of anchors and candidates, "query_to_item" first of all
         "item_to_query": the labelled positives against the batch's queries, and so on. Sources
-        other than the batch are items, met in "query_to_item" only.
+        other than the batch are items, met in "query_to_item" only. In "item_to_item" a positive
+        is not compared with what was mined for its row.
     joint : bool
-        One sum of negatives over all directions, instead of the mean of a loss for each.
+        One sum of negatives over all directions, instead of the mean of a loss for each. As in
+        GTE, the positive then counts once in "query_to_item" and once in "item_to_query".
     filters : sequence of callables
         See `ngame.negatives.filters`. After a call, `masked_shares` has for each the share of the
         comparisons that it left out.
@@ -72,6 +81,9 @@ class ContrastiveLoss(torch.nn.Module):
         Adds synthetic negatives to "query_to_item".
     progressive : Progressive, optional
         Weighs the positives by how hard they are.
+    similarity : callable, optional
+        Scores of queries [n, d] and items [c, d], float [n, c], such as a negative distance; dot
+        products if not given. Goes without a mixer, whose closed forms are those of cosines.
     rows_at_once : int, optional
         Anchors whose scores are in memory at once. The backward pass computes them a second time;
         the gradients are the same to the rounding.
@@ -90,11 +102,13 @@ class ContrastiveLoss(torch.nn.Module):
         margin: Number = 0.0,
         label_smoothing: Number = 0.0,
         hardness: Number = 0.0,
+        mined_hardness: Number | None = None,
         directions: Sequence[Direction] = ("query_to_item",),
         joint: bool = False,
         filters: Sequence[Filter] = (),
         mixer: HardMixer | None = None,
         progressive: "Progressive | None" = None,
+        similarity: Similarity | None = None,
         rows_at_once: int | None = None,
     ) -> None:
         super().__init__()
@@ -108,15 +122,21 @@ class ContrastiveLoss(torch.nn.Module):
             raise ValueError(f"directions is {tuple(directions)}, expected some, each once")
         if rows_at_once is not None and rows_at_once < 1:
             raise ValueError(f"rows_at_once is {rows_at_once}, expected at least 1")
+        if mixer is not None and similarity is not None:
+            raise ValueError(
+                "mixer is given with a similarity, expected dot products of unit length"
+            )
         self.temperature = temperature
         self.log_scale: torch.nn.Parameter | None = None
         if learned:
             start = -math.log(value_at(temperature, 0))
             self.log_scale = torch.nn.Parameter(torch.tensor(start))
-        self.margin, self.label_smoothing, self.hardness = margin, label_smoothing, hardness
+        self.margin, self.label_smoothing = margin, label_smoothing
+        self.hardness = hardness
+        self.mined_hardness = hardness if mined_hardness is None else mined_hardness
         self.directions, self.joint = tuple(directions), joint
         self.filters, self.mixer, self.progressive = tuple(filters), mixer, progressive
-        self.rows_at_once = rows_at_once
+        self.similarity, self.rows_at_once = similarity, rows_at_once
         self._masked: list[torch.Tensor] = []
         self._compared = torch.zeros(())
 
@@ -176,6 +196,8 @@ class ContrastiveLoss(torch.nn.Module):
         if self.joint:
             together = torch.stack(parts)
             parts = [torch.cat([torch.logsumexp(together[:, :1], 0), together[:, 1:].sum(0)])]
+            if {"query_to_item", "item_to_query"} <= set(self.directions):
+                parts = [_with_another_positive(parts[0], batch.positive)]
         losses = [self._losses(batch, part) for part in parts]
         return torch.stack([mean_over_rows(loss, targets) for loss in losses]).mean()
 
@@ -190,6 +212,14 @@ class ContrastiveLoss(torch.nn.Module):
         if self.progressive is not None:
             losses = self.progressive(losses, torch.exp(-plain.detach()), step=batch.step)
         return losses
+
+
+def _with_another_positive(negatives: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """What `_Batch.negatives` gives, where the positive is in the sum of the negatives, too."""
+    first = torch.logaddexp(negatives[0], positive)
+    if len(negatives) == 1:
+        return first[None]
+    return torch.stack([first, negatives[1] + positive, negatives[2] + 1])
 
 
 class Progressive:
@@ -225,6 +255,8 @@ class _Anchors:
     """The anchors of a direction, and the labelled positives of each."""
 
     vectors: torch.Tensor
+    rows: Ids
+    """Row of the batch that each belongs to."""
     queries: Ids
     owners: Ids
     """Anchor of each labelled positive, ascending."""
@@ -235,6 +267,7 @@ class _Anchors:
         begin, end = np.searchsorted(self.owners, [rows.start, rows.stop])
         return _Anchors(
             self.vectors[rows],
+            self.rows[rows],
             self.queries[rows],
             self.owners[begin:end] - rows.start,
             self.positives[begin:end],
@@ -259,7 +292,7 @@ class _Batch:
         self.scale: Any = 1 / value_at(loss.temperature, step)
         if loss.log_scale is not None:
             self.scale = loss.log_scale.exp()
-        pairs = (queries.vectors[targets.rows] * items.vectors[targets.columns]).sum(1).float()
+        pairs = self._pair_scores(queries.vectors[targets.rows], items.vectors[targets.columns])
         self.positive = (pairs - value_at(loss.margin, step)) * self.scale
         self._pairs = pairs.detach()
         self._rows, self._columns = targets.rows.cpu().numpy(), targets.columns.cpu().numpy()
@@ -270,6 +303,24 @@ class _Batch:
         shape = len(self._queries) + 1, len(self._items) + 1
         self._own = sp.csr_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape)
         self._own.data[:] = 1
+
+    def _pair_scores(self, queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Scores of queries with one item each, [t]."""
+        if self.loss.similarity is None or not len(queries):
+            return (queries * items).sum(1).float()
+        by_pair = torch.vmap(self.loss.similarity)
+        return by_pair(queries[:, None], items[:, None])[:, 0, 0].float()
+
+    def _scores(self, side: Side, anchors: torch.Tensor, source: Candidates) -> torch.Tensor:
+        """Scores of anchors with what a source offers, [n, c]."""
+        similarity = self.loss.similarity
+        if similarity is None:
+            return source.scores(anchors).float()
+        if not source.shared:
+            return torch.vmap(similarity)(anchors[:, None], source.vectors)[:, 0].float()
+        if side == "item":
+            return similarity(source.vectors, anchors).T.float()
+        return similarity(anchors, source.vectors).float()
 
     def negatives(self, direction: Direction) -> torch.Tensor:
         """Of the negatives of each target the log-sum-exp, float [1, t]; or, where labels are
@@ -282,6 +333,7 @@ class _Batch:
             scores = self._pairs[torch.from_numpy(order).to(self._pairs.device)]
             anchors = _Anchors(
                 self.queries.vectors,
+                np.arange(len(self.queries)),
                 self.queries.ids,
                 self._rows[order],
                 positives[order],
@@ -290,6 +342,7 @@ class _Batch:
         else:
             anchors = _Anchors(
                 self.items.vectors[self.targets.columns],
+                self._rows,
                 self.queries.ids[self._rows],
                 np.arange(len(positives)),
                 positives,
@@ -301,6 +354,11 @@ class _Batch:
             offered += self.sources
             if self.loss.mixer is not None:
                 draws = self.loss.mixer.draw(len(self.queries), self.step)
+        # Queries outside of the first and the last labelled one, such as those of other processes,
+        # are only candidates.
+        first, last = 0, len(anchors.vectors)
+        if anchor == "query" and len(self._rows):
+            first, last = int(self._rows.min()), int(self._rows.max()) + 1
         sides = anchor, candidate
         found = self._in_chunks(
             lambda rows, count: self._some(
@@ -310,23 +368,24 @@ class _Batch:
                 None if draws is None else draws.take(rows),
                 count,
             ),
-            len(anchors.vectors),
+            first,
+            last,
         )
-        return found[:, self.targets.rows] if anchor == "query" else found
+        return found[:, self.targets.rows - first] if anchor == "query" else found
 
-    def _in_chunks(self, some: Callable[..., torch.Tensor], rows: int) -> torch.Tensor:
-        """`some` of all anchors, [1 or 3, rows]; chunk by chunk where the loss is told to."""
+    def _in_chunks(self, some: Callable[..., torch.Tensor], first: int, last: int) -> torch.Tensor:
+        """`some` of these anchors, [1 or 3, n]; chunk by chunk where the loss is told to."""
         at_once = self.loss.rows_at_once
-        if at_once is None or at_once >= rows:
-            return some(slice(0, rows), True)
+        if at_once is None or at_once >= last - first:
+            return some(slice(first, last), True)
         found = []
-        for begin in range(0, rows, at_once):
-            first = iter([True])  # the second time, in the backward pass, nothing is counted
+        for begin in range(first, last, at_once):
+            fresh = iter([True])  # the second time, in the backward pass, nothing is counted
             found.append(
                 checkpoint(
-                    lambda rows, first: some(rows, next(first, False)),
-                    slice(begin, min(begin + at_once, rows)),
-                    first,
+                    lambda rows, fresh: some(rows, next(fresh, False)),
+                    slice(begin, min(begin + at_once, last)),
+                    fresh,
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
@@ -342,10 +401,9 @@ class _Batch:
         count: bool,
     ) -> torch.Tensor:
         """What `negatives` says, of some anchors."""
-        hardness = value_at(self.loss.hardness, self.step)
         logits, masks = [], []
         for source in offered:
-            scores = source.scores(anchors.vectors).float()
+            scores = self._scores(sides[0], anchors.vectors, source)
             comparison = Comparison(
                 *sides,
                 queries=anchors.queries,
@@ -356,12 +414,16 @@ class _Batch:
                 positive_scores=anchors.positive_scores,
                 step=self.step,
             )
-            mask = self._left_out(comparison, count)
+            never = self._never(comparison)
+            if sides == ("item", "item") and source.rows is not None:
+                mined = torch.from_numpy(source.mined_for(anchors.rows))
+                never = never | mined.to(never.device)
+            mask = self._left_out(comparison, never, count)
             values = scores * (self.scale * source.weight)
             if source.shift is not None:
                 values = values + source.shift
-            if hardness:
-                values = values + hardness * scores.detach()
+            if sides == ("query", "item"):
+                values = values + self._penalty(scores.detach(), source, anchors.rows)
             logits.append(values)
             masks.append(mask)
         if draws is not None:
@@ -380,9 +442,20 @@ class _Batch:
         compared = ~left_out
         return torch.stack([negative, (whole * compared).sum(1), compared.sum(1).float()])
 
-    def _left_out(self, comparison: Comparison, count: bool) -> torch.Tensor:
+    def _penalty(self, scores: torch.Tensor, source: Candidates, rows: Ids) -> torch.Tensor | float:
+        """What hardness adds to the logits: of negatives mined for the row, and of all others."""
+        mined, others = (
+            value_at(number, self.step) for number in (self.loss.mined_hardness, self.loss.hardness)
+        )
+        if mined == others:
+            return others * scores if others else 0.0
+        strength = np.where(source.mined_for(rows), mined, others).astype(np.float32)
+        return torch.from_numpy(strength).to(scores.device) * scores
+
+    def _left_out(
+        self, comparison: Comparison, left_out: torch.Tensor, count: bool
+    ) -> torch.Tensor:
         """What is no negative, bool [n, c]: what can never be one, and what filters leave out."""
-        left_out = self._never(comparison)
         compared = ~left_out
         loss = self.loss
         if count:

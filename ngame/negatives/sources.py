@@ -39,6 +39,8 @@ class Candidates:
         Multiplies the logits (SimKGC multiplies those of earlier batches by 0.5).
     shift : float tensor of shape [c] or [b, c], optional
         Is added to the logits: the log-q correction of a draw, ``-Drawn.log_q``.
+    rows : integer array of shape [c], optional
+        Of mined negatives that all rows share: the row of the batch that each was mined for.
 
     Raises
     ------
@@ -50,6 +52,7 @@ class Candidates:
     vectors: torch.Tensor
     weight: float = 1.0
     shift: torch.Tensor | None = None
+    rows: Ids | None = None
 
     def __post_init__(self) -> None:
         given: Any = self.ids
@@ -63,6 +66,8 @@ class Candidates:
             )
         if self.shift is not None and tuple(self.shift.shape) != ids.shape:
             raise ValueError(f"shift has shape {tuple(self.shift.shape)}, ids {ids.shape}")
+        if self.rows is not None and (ids.ndim == 2 or np.shape(self.rows) != ids.shape):
+            raise ValueError(f"rows has shape {np.shape(self.rows)}, ids {ids.shape}")
 
     def __len__(self) -> int:
         """How many each row is offered."""
@@ -85,6 +90,12 @@ class Candidates:
         if self.shared:
             return anchors @ self.vectors.T
         return torch.einsum("bd,bcd->bc", anchors, self.vectors)
+
+    def mined_for(self, rows: Ids) -> npt.NDArray[np.bool_]:
+        """Which were mined for each of these rows of the batch, bool [b, c] or [b, 1]."""
+        if self.rows is None:
+            return np.full((len(rows), 1), not self.shared)
+        return np.asarray(self.rows == rows[:, None])
 
 
 class Drawn(NamedTuple):

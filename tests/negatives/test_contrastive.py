@@ -15,6 +15,7 @@ from ngame.negatives import (
     Candidates,
     ContrastiveLoss,
     Guide,
+    HardMixer,
     KnownPositives,
     NegativeQueue,
     Progressive,
@@ -169,7 +170,10 @@ def slow(queries, items, targets, sources, known, *, directions, joint, scale, m
     for row, column in targets:
         p = scale * ((queries.vectors[row] @ items.vectors[column]).item() - margin)
         groups = [list(logits(direction, row, column)) for direction in directions]
-        groups = [list(chain(*groups))] if joint else groups
+        if joint:
+            groups = [list(chain(*groups))]
+            # As in GTE: the positive counts in both directions between queries and items.
+            groups[0] += [p] if set(BOTH_WAYS) <= set(directions) else []
         for number, found in enumerate(groups):
             everything = [p, *found]
             total = math.log(sum(math.exp(value) for value in everything))
@@ -280,6 +284,111 @@ def test_torchs_cross_entropy_where_nothing_is_left_out(rng, smoothing):
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(4), label_smoothing=smoothing)
     found = ContrastiveLoss(temperature=0.7, label_smoothing=smoothing)(queries, items)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def distance(x, y):
+    return -torch.cdist(x, y)
+
+
+@given(whole_batches(), st.sampled_from([None, 1, 2]))
+def test_a_similarity_of_the_callers(batch, at_once):
+    """Dot products are what the default has; distances are those of the pairs."""
+    queries, items, targets, sources, _ = batch
+    given = dict(directions=ALL, temperature=0.5, rows_at_once=at_once)
+    plain = ContrastiveLoss(**given)(queries, items, targets, sources)
+    dots = ContrastiveLoss(**given, similarity=lambda x, y: x @ y.T)
+    torch.testing.assert_close(dots(queries, items, targets, sources), plain)
+
+
+def test_distances():
+    queries = Candidates([0, 1], torch.tensor([[0.0], [1.0]]))
+    items = Candidates([0, 1], torch.tensor([[0.5], [3.0]]))
+    lists = Candidates([[7], [8]], torch.tensor([[[1.0]], [[1.0]]]))
+    loss = ContrastiveLoss(temperature=1.0, similarity=distance)
+    first = math.exp(-3 + 0.5) + math.exp(-1 + 0.5)
+    second = math.exp(-0.5 + 2) + math.exp(0 + 2)
+    expected = (math.log1p(first) + math.log1p(second)) / 2
+    assert loss(queries, items, sources=[lists]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_similarity_need_not_be_symmetric():
+    """Queries come first, whatever the direction."""
+    queries, items = from_cosines([[0.5, 0.2], [0.1, 0.6]])
+    scores = torch.tensor([[0.5, 0.2], [0.1, 0.6]]).double()
+    table = torch.zeros(4, 4).double()
+    table[:2, 2:] = scores
+    one = (
+        Candidates([0, 1], torch.eye(4)[:2].double()),
+        Candidates([0, 1], torch.eye(4)[2:].double()),
+    )
+    given = dict(directions=BOTH_WAYS, temperature=1.0)
+    found = ContrastiveLoss(**given, similarity=lambda x, y: x @ table @ y.T)(*one)
+    assert found.item() == pytest.approx(ContrastiveLoss(**given)(queries, items).item(), rel=1e-6)
+
+
+def test_hardness_of_mined_negatives_and_of_others():
+    queries, items = from_cosines([[0.5, 0.2, 0.3, 0.4], [0.1, 0.6, 0.35, 0.45]])
+    items = Candidates(items.ids, items.vectors, rows=np.array([0, 1, 0, 1]))
+    own, other = [[0.3], [0.45]], [[0.2, 0.4], [0.1, 0.35]]
+
+    def expected(mined, others):
+        pays = [
+            math.log1p(
+                sum(math.exp(score * (1 + mined) - p) for score in own[row])
+                + sum(math.exp(score * (1 + others) - p) for score in other[row])
+            )
+            for row, p in enumerate([0.5, 0.6])
+        ]
+        return pytest.approx(sum(pays) / 2, rel=1e-6)
+
+    for options, mined, others in [
+        ({"hardness": 3}, 3, 3),
+        ({"hardness": 3, "mined_hardness": 0}, 0, 3),
+        ({"mined_hardness": 5}, 5, 0),
+        ({}, 0, 0),
+    ]:
+        for at_once in (None, 1):
+            loss = ContrastiveLoss(temperature=1.0, rows_at_once=at_once, **options)
+            assert loss(queries, items).item() == expected(mined, others)
+    # A list of the row's own is mined for it, too.
+    listed = Candidates([[2], [3]], items.vectors[[2, 3], None])
+    apart = Candidates([0, 1], items.vectors[:2])
+    loss = ContrastiveLoss(temperature=1.0, mined_hardness=5)
+    pays = [
+        math.log1p(math.exp(score * 6 - p) + math.exp(other - p))
+        for score, p, other in ((0.3, 0.5, 0.2), (0.45, 0.6, 0.1))
+    ]
+    assert loss(queries, apart, sources=[listed]).item() == pytest.approx(sum(pays) / 2, rel=1e-6)
+
+
+def test_a_positive_is_not_compared_with_what_was_mined_for_its_row():
+    x = torch.eye(4)
+    queries = Candidates([0, 1], x[:2])
+    for rows, compared in ((None, 3), ([0, 1, 0, 1], 2)):
+        items = Candidates([0, 1, 2, 3], x, rows=None if rows is None else np.array(rows))
+        loss = ContrastiveLoss(directions=("item_to_item",), temperature=1.0)
+        expected = math.log1p(compared * math.exp(-1))
+        assert loss(queries, items).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_queries_without_a_label_are_candidates_only(rng):
+    """As those of other processes are: the loss is the mean over the labelled ones."""
+    x, z = (torch.from_numpy(rng.standard_normal((6, 4))) for _ in range(2))
+    queries, items = Candidates(np.arange(6), x), Candidates(np.arange(6), z)
+    rows = torch.tensor([2, 3])
+    parts = [
+        ContrastiveLoss(directions=ALL, temperature=1.0, rows_at_once=at_once)(
+            queries, items, CooIndex(rows, rows)
+        ).item()
+        for at_once in (None, 1)
+    ]
+    each = [
+        ContrastiveLoss(directions=ALL, temperature=1.0)(
+            queries, items, CooIndex(*torch.tensor([[row], [row]]))
+        ).item()
+        for row in (2, 3)
+    ]
+    assert parts == pytest.approx([sum(each) / 2] * 2, rel=1e-6)
 
 
 # What is left out
@@ -431,6 +540,7 @@ def test_progressive_weights_have_no_gradient():
         ({"directions": ()}, "expected some"),
         ({"directions": BOTH_WAYS + BOTH_WAYS}, "each once"),
         ({"rows_at_once": 0}, "rows_at_once is 0"),
+        ({"mixer": HardMixer(2, 1, 1), "similarity": distance}, "mixer is given with a similarity"),
     ],
 )
 def test_bad_options(options, message):

@@ -41,6 +41,9 @@ def test_candidates_of_wrong_shapes(shape):
         Candidates([1, 2], torch.zeros(shape))
     with pytest.raises(ValueError, match="shift has shape"):
         Candidates([1, 2], torch.zeros(2, 3), shift=torch.zeros(3))
+    for ids, vectors in (([1, 2], torch.zeros(2, 3)), ([[1], [2]], torch.zeros(2, 1, 3))):
+        with pytest.raises(ValueError, match="rows has shape"):
+            Candidates(ids, vectors, rows=np.zeros(np.size(ids) - 1, int))
     with pytest.raises(TypeError):
         Candidates([1.5, 2], torch.zeros(2, 3))
 
