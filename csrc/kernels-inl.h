@@ -661,37 +661,40 @@ typedef int16_t Shorts __attribute__((vector_size(NGAME_VECTOR_BYTES)));
 typedef int16_t LooseShorts
     __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(2), may_alias));
 
-size_t take_sums(const int16_t* sums, size_t count, int16_t least, int64_t first_place,
-                 int16_t* values, int64_t* places) {
+size_t take_sums(const int16_t* sums, size_t count, int16_t least, int32_t first_place,
+                 int16_t* values, int32_t* places) {
   constexpr size_t kLanes = NGAME_VECTOR_BYTES / sizeof(int16_t);
-  constexpr size_t kUnit = 64;
   const Shorts bound = least - Shorts{};
   size_t found = 0;
-  for (size_t first = 0; first < count; first += kUnit) {
-    // Most units hold nothing: one test for all of a unit comes first.
-    Shorts most = *reinterpret_cast<const LooseShorts*>(sums + first);
-    for (size_t part = kLanes; part < kUnit; part += kLanes) {
-      const Shorts next = *reinterpret_cast<const LooseShorts*>(sums + first + part);
-      most = next > most ? next : most;
-    }
+  const auto take = [&](size_t place) __attribute__((always_inline)) {
+    values[found] = sums[place];
+    places[found] = first_place + static_cast<int32_t>(place);
+  };
+  for (size_t first = 0; first < count; first += 2 * kLanes) {
+    const Shorts low = *reinterpret_cast<const LooseShorts*>(sums + first);
+    const Shorts high = *reinterpret_cast<const LooseShorts*>(sums + first + kLanes);
+    // Most hold nothing: one test for all lanes comes first.
 #if NGAME_VECTOR_BYTES == 64
-    if (_mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(most),
-                                reinterpret_cast<__m512i>(bound)) == 0) {
-      continue;
+    const auto limits = reinterpret_cast<__m512i>(bound);
+    uint64_t hits =
+        _mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(low), limits) |
+        uint64_t{_mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(high), limits)} << kLanes;
+    for (; hits != 0; hits &= hits - 1) {
+      take(first + static_cast<size_t>(__builtin_ctzll(hits)));
+      ++found;
     }
 #else
-    const auto hits = most >= bound;
+    const auto hits = (low >= bound) | (high >= bound);
     uint64_t words[sizeof(hits) / sizeof(uint64_t)];
     __builtin_memcpy(words, &hits, sizeof(hits));
     uint64_t any = 0;
     for (const uint64_t word : words) any |= word;
     if (any == 0) continue;
-#endif
-    for (size_t lane = first; lane < first + kUnit; ++lane) {
-      values[found] = sums[lane];
-      places[found] = first_place + static_cast<int64_t>(lane);
-      found += sums[lane] >= least ? 1 : 0;
+    for (size_t place = first; place < first + 2 * kLanes; ++place) {
+      take(place);
+      found += sums[place] >= least ? 1 : 0;
     }
+#endif
   }
   return found;
 }

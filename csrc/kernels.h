@@ -130,8 +130,8 @@ struct Kernels {
 
   // The sums that are at least `least`: to values[i], and to places[i] their place + first_place.
   // Returns how many. `count` is a multiple of 64; there is room for as many.
-  size_t (*take_sums)(const int16_t* sums, size_t count, int16_t least, int64_t first_place,
-                      int16_t* values, int64_t* places);
+  size_t (*take_sums)(const int16_t* sums, size_t count, int16_t least, int32_t first_place,
+                      int16_t* values, int32_t* places);
 
   // The nearest row of whole multiples of *scale, as codes from -largest to largest with zeros up
   // to a multiple of 16. Returns the square of the distance. *sum is that of the codes.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "aligned.h"
 #include "kernels.h"
 
 namespace ngame {
@@ -334,7 +335,7 @@ class Search {
     const auto least = static_cast<int16_t>(std::max(1, cut(slacks_.back())));
     const size_t found =
         use_.take_sums(sums_.data(), static_cast<size_t>(scanned), least,
-                       block_number * kBlock, sums_of_.data() + before, places_.data() + before);
+                       static_cast<int32_t>(block_number * kBlock), sums_of_.data() + before, places_.data() + before);
     sums_of_.resize(before + found);
     places_.resize(before + found);
     std::fill_n(sums_.begin(), scanned, int16_t{0});
@@ -475,9 +476,9 @@ class Search {
   double error_ = 0;           // of a sum, in units
   std::vector<double> norms_;  // [c]: of the query in its c most common columns
   int32_t kth_ = 0;            // the k-th best sum so far
-  std::vector<int16_t> sums_;  // of the items of a block
-  std::vector<int16_t> sums_of_, ranking_;  // of the candidates
-  std::vector<int64_t> places_;             // of the candidates
+  AlignedVector<int16_t> sums_;               // of the items of a block
+  AlignedVector<int16_t> sums_of_, ranking_;  // of the candidates
+  AlignedVector<int32_t> places_;             // of the candidates
   std::vector<double> slacks_;              // what left-out columns may add in each block
   std::vector<int32_t> rows_to_score_;
   std::vector<Scored> found_;
