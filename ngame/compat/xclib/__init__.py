@@ -1,37 +1,28 @@
 """The functions of pyxclib that public training codes use, over the core and readers of ngame.
 
-Change the import; names, order of arguments, defaults and results stay:
+Write ``ngame.compat.xclib`` for ``xclib`` in the import; names, order of arguments, defaults and
+results stay:
 
-===============================  ============================================  =====================
-old import                       new import                                    holds
-===============================  ============================================  =====================
-``xclib.data.data_utils``        ``ngame.compat.xclib.data.data_utils``        read_sparse_file,
-                                                                               write_sparse_file,
-                                                                               read_gen_sparse,
-                                                                               read_gen_dense,
-                                                                               read_corpus,
-                                                                               read_data
-``xclib.evaluation.xc_metrics``  ``ngame.compat.xclib.evaluation.xc_metrics``  precision, ndcg,
-                                                                               recall, hits,
-                                                                               psprecision, psndcg,
-                                                                               format, Metrics,
-                                                                               compute_inv_propesity
-``xclib.utils.clustering``       ``ngame.compat.xclib.utils.clustering``       cluster_balance,
-                                                                               b_kmeans_dense,
-                                                                               b_kmeans_sparse
-``xclib.utils.dense``            ``ngame.compat.xclib.utils.dense``            topk,
-                                                                               compute_centroid
-``xclib.utils.matrix``           ``ngame.compat.xclib.utils.matrix``           SMatrix
-``xclib.utils.shortlist``        ``ngame.compat.xclib.utils.shortlist``        Shortlist
-``xclib.utils.sparse``           ``ngame.compat.xclib.utils.sparse``           topk, retain_topk,
-                                                                               rank, normalize,
-                                                                               binarize, frequency,
-                                                                               sigmoid,
-                                                                               csr_from_arrays,
-                                                                               ll_to_sparse,
-                                                                               tuples_to_sparse,
-                                                                               compute_centroid
-===============================  ============================================  =====================
+===============================  ==================================================================
+old import                       holds
+===============================  ==================================================================
+``xclib.data.data_utils``        read_sparse_file, write_sparse_file, read_gen_sparse,
+                                 read_gen_dense, read_corpus, read_data
+``xclib.data.features``          FeaturesBase, DenseFeatures, SparseFeatures
+``xclib.data.labels``            LabelsBase, DenseLabels, SparseLabels
+``xclib.evaluation.xc_metrics``  precision, ndcg, recall, hits, psprecision, psndcg, format,
+                                 Metrics, Metrices, compute_inv_propesity, _setup_metric,
+                                 _eval_flags, _precision, _recall, _hits, _ndcg
+``xclib.utils.ann``              HNSW
+``xclib.utils.clustering``       cluster_balance, b_kmeans_dense, b_kmeans_sparse
+``xclib.utils.dense``            topk, compute_centroid
+``xclib.utils.graph``            RandomWalk, _random_walk, normalize_graph
+``xclib.utils.matrix``           SMatrix
+``xclib.utils.shortlist``        Shortlist, ShortlistCentroids, ShortlistInstances
+``xclib.utils.sparse``           topk, retain_topk, rank, normalize, binarize, frequency, sigmoid,
+                                 csr_from_arrays, ll_to_sparse, tuples_to_sparse, compute_centroid,
+                                 _map, _map_cols, _map_rows
+===============================  ==================================================================
 
 What differs everywhere: a mistake is a TypeError, ValueError or IndexError that names the argument,
 never a failed assertion; nothing is printed, so `verbose` has no effect; nothing is pickled; a

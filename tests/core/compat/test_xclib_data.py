@@ -99,12 +99,20 @@ def test_bad_sparse_files(tmp_path, content, arguments, message):
 def test_readers_by_suffix(tmp_path, labels):
     data_utils.write_sparse_file(labels, tmp_path / "x.txt")
     sp.save_npz(tmp_path / "x.npz", labels.tocsc())
-    for name in ("x.txt", "x.npz"):
-        found = data_utils.read_gen_sparse(str(tmp_path / name))
-        assert found.format == "csr"
+    for name in ("x.txt", "x.npz", "X.TXT", "X.NPZ"):
+        write(tmp_path / name, (tmp_path / name.lower()).read_bytes())
+        found = data_utils.read_gen_sparse(file=str(tmp_path / name))
+        assert (found.format, found.dtype) == ("csr", np.float32)
         assert (found != labels).nnz == 0
-    np.save(tmp_path / "x.npy", labels.toarray())
-    assert (data_utils.read_gen_dense(tmp_path / "x.npy") == labels.toarray()).all()
+        assert data_utils.read_gen_sparse(tmp_path / name, dtype="float64").dtype == np.float64
+    np.save(tmp_path / "x.npy", labels.toarray().astype(np.float64))
+    np.savetxt(tmp_path / "x.txt", labels.toarray())
+    for name in ("x.txt", "x.npy", "X.TXT", "X.NPY"):
+        write(tmp_path / name, (tmp_path / name.lower()).read_bytes())
+        found = data_utils.read_gen_dense(file=tmp_path / name)
+        assert found.dtype == np.float32
+        assert (found == labels.toarray()).all()
+        assert data_utils.read_gen_dense(tmp_path / name, dtype="float64").dtype == np.float64
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"X": labels}))
     for reader in (data_utils.read_gen_sparse, data_utils.read_gen_dense):
         with pytest.raises(ValueError, match=r"x.pkl: suffix '.pkl', expected"):
@@ -164,3 +172,34 @@ def test_byte_order_marks_and_blank_last_lines(tmp_path):
 def test_bad_features_with_labels(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         data_utils.read_data(write(tmp_path / "x.txt", content))
+
+
+def test_dense_text(tmp_path):
+    path = write(tmp_path / "x.txt", b"\xef\xbb\xbf2 3\r\n1 2 3\r\n4\t5 6e0\r\n\r\n")
+    assert data_utils.read_gen_dense(path).tolist() == [[1, 2, 3], [4, 5, 6]]
+    path = write(tmp_path / "x.txt", b"2 3\n1 2\n")
+    assert data_utils.read_gen_dense(path).tolist() == [[2, 3], [1, 2]]
+    assert data_utils.read_gen_dense(write(tmp_path / "x.txt", b"")).shape == (0, 0)
+    for content in (b"1 2\n3\n", b"1 2\n3 x\n", b"1 2\n\n3 4\n"):
+        with pytest.raises(ValueError, match=r"x.txt:2: expected 2 numbers"):
+            data_utils.read_gen_dense(write(tmp_path / "x.txt", content))
+
+
+def test_a_column_given_twice_in_general_files(tmp_path):
+    path = write(tmp_path / "x.txt", b"1 3\n1:1 1:2\n")
+    with pytest.raises(ValueError, match=r"x.txt:2: id 1 is given twice"):
+        data_utils.read_gen_sparse(path)
+    found = data_utils.read_gen_sparse(path, safe_read=False)
+    assert found.toarray().tolist() == [[0, 3, 0]]
+
+
+def test_data_with_tabs_and_float_labels(tmp_path):
+    path = write(tmp_path / "x.txt", b"5 3 4\n1.0,3.0\t0:1\t2:2.5\n2 \t1:1\n\t0:7\n2:1\n0\n")
+    X, Y, *shape = data_utils.read_data(path)
+    assert X.toarray().tolist() == [[1, 0, 2.5], [0, 1, 0], [7, 0, 0], [0, 0, 1], [0] * 3]
+    assert Y.toarray().tolist() == [[0, 1, 0, 1], [0, 0, 1, 0], [0] * 4, [0] * 4, [1, 0, 0, 0]]
+    assert shape == [5, 3, 4]
+    for word in (b"1.5", b"nan", b"inf", b"x"):
+        path = write(tmp_path / "x.txt", b"1 3 4\n%b 0:1\n" % word)
+        with pytest.raises(ValueError, match=rf"x.txt:2: '{word.decode()}' is not label,label"):
+            data_utils.read_data(path)

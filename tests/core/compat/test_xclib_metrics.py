@@ -197,7 +197,60 @@ def test_bad_arguments():
         xc_metrics.ndcg(SCORES, TRUTH, 0)
     with pytest.raises(ValueError, match=r"inverse_propensity has shape \(3,\)"):
         xc_metrics.psndcg(SCORES, TRUTH, WEIGHTS[:3])
-    with pytest.raises(ValueError, match="predictions has no rows"):
+    with pytest.raises(ValueError, match="true_labels has no rows"):
         xc_metrics.precision(SCORES[:0], TRUTH[:0])
     with pytest.raises(ValueError, match="true_labels has no rows"):
         xc_metrics.hits(SCORES[:0], TRUTH[:0])
+
+
+# The steps that some codes call themselves
+
+
+@given(seed=st.integers(0, 2**32), k=st.integers(1, 6))
+def test_the_steps_of_a_metric(seed, k):
+    """As ViXML and mogicX put them together; rows have labels, as there."""
+    rng = np.random.default_rng(seed)
+    scores, weights = rng.random((6, 7)), rng.random(7) + 0.1
+    dense = rng.random((6, 7)) < 0.4
+    dense[np.arange(6), rng.integers(0, 7, 6)] = True
+    truth = sp.csr_matrix(dense, dtype=np.float32)
+    ids, wider, best, psp = xc_metrics._setup_metric(
+        sp.csr_matrix(scores), truth, inv_psp=weights, k=k
+    )
+    flags = xc_metrics._eval_flags(ids, wider, None)
+    assert (wider.shape, ids.shape, flags.shape) == ((6, 8), (6, k), (6, k))
+    expected = reference.evaluate(sp.csr_matrix(scores), truth, range(1, k + 1), weights)
+
+    def check(found, name):
+        assert found == pytest.approx([expected[f"{name}@{j}"] for j in range(1, k + 1)], rel=1e-5)
+
+    positives = np.asarray(wider.sum(axis=1), np.int32)
+    n = np.cumsum(1 / np.log2(np.arange(1, wider.shape[1] + 1) + 1))[positives - 1]
+    check(xc_metrics._precision(flags, k), "P")
+    check(xc_metrics._recall(flags, 1 / wider.sum(axis=1), k), "R")
+    check(xc_metrics._hits(flags), "HR")
+    check(xc_metrics._ndcg(flags, n, k), "N")
+    gains = [xc_metrics._eval_flags(order, wider, psp) for order in (ids, best)]
+    check(xc_metrics._precision(gains[0], k) / xc_metrics._precision(gains[1], k), "PSP")
+    check(xc_metrics._ndcg(gains[0], n, k) / xc_metrics._ndcg(gains[1], n, k), "PSN")
+    dense_flags = xc_metrics._eval_flags(ids, wider.toarray())
+    assert (dense_flags == flags).all()
+
+
+def test_the_steps_pad():
+    predictions = sp.csr_matrix(np.array([[0.5, 0, 0], [0, 0, 0]]))
+    ids, wider, best, psp = xc_metrics._setup_metric(predictions, np.eye(2, 3), None, 2)
+    assert ids.tolist() == [[0, 3], [3, 3]]
+    assert (best, psp) == (None, None)
+    assert xc_metrics._eval_flags(ids, wider).tolist() == [[1, 0], [0, 0]]
+    with pytest.raises(ValueError, match=r"inv_psp has shape \(2,\), expected \(3,\)"):
+        xc_metrics._setup_metric(predictions, np.eye(2, 3), np.ones(2))
+    with pytest.raises(ValueError, match="true_labels has no rows"):
+        xc_metrics._setup_metric(predictions[:0], np.eye(0, 3))
+
+
+def test_the_old_name():
+    with pytest.warns(FutureWarning, match="Metrices is now Metrics"):
+        old = xc_metrics.Metrices(TRUTH, inv_propensity_scores=WEIGHTS, remove_invalid=True)
+    new = xc_metrics.Metrics(TRUTH, WEIGHTS, remove_invalid=True)
+    assert np.array_equal(old.eval(SCORES, 3), new.eval(SCORES, 3))

@@ -249,8 +249,12 @@ def test_ids_that_count_from_one():
 
 
 def test_an_id_just_beyond_the_shape():
-    with pytest.raises(IndexError, match="X has id 3, out of range for 3 columns"):
-        sparse.ll_to_sparse([[3]], shape=(1, 3))
+    # From callers who take the largest id for the number of labels.
+    with pytest.warns(UserWarning, match=r"X has id 3 and shape is \(2, 3\): .* a column more, 4"):
+        found = sparse.ll_to_sparse([[3], [0, 3]], shape=(2, 3))
+    assert found.toarray().tolist() == [[0, 0, 0, 1], [1, 0, 0, 1]]
+    with pytest.raises(IndexError, match="X has id 4, out of range for 3 columns"):
+        sparse.ll_to_sparse([[4]], shape=(1, 3))
     with pytest.raises(ValueError, match="X has 2 rows"):
         sparse.ll_to_sparse([[0], [0]], shape=(1, 3))
     with pytest.raises(TypeError, match="X has dtype float64"):
@@ -336,3 +340,31 @@ def test_smatrix_bad_blocks():
     X.update_block(0, np.array([[9, 1]]), np.ones((1, 2)))
     with pytest.raises(IndexError, match="indices has id 9"):
         X.data()
+
+
+# Moved columns and rows
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+def test_moved_columns_and_rows(kind):
+    X = sp.csr_matrix(np.array([[1, 2, 0], [0, 0, 3]])).asformat(kind)
+    found = sparse._map_cols(X, np.array([4, 0, 2]), (2, 5))
+    assert found.toarray().tolist() == [[2, 0, 0, 0, 1], [0, 0, 3, 0, 0]]
+    assert (found.format, found.has_sorted_indices) == ("csr", True)
+    assert (sparse._map(X, [4, 0, 2], (2, 5)) != found).nnz == 0
+    found = sparse._map(X, [3, 1], (4, 3), axis=0)
+    assert found.toarray().tolist() == [[0] * 3, [0, 0, 3], [0] * 3, [1, 2, 0]]
+    assert (sparse._map_rows(X, [3, 1], (4, 3)) != found).nnz == 0
+    assert sparse._map_cols(X, [0, 0, 1], (2, 2)).toarray().tolist() == [[3, 0], [0, 3]]
+
+
+def test_moved_columns_reject():
+    X = sp.csr_matrix(np.eye(2))
+    with pytest.raises(ValueError, match=r"mapping has 3 entries, X has shape \(2, 2\)"):
+        sparse._map_cols(X, [0, 1, 2], (2, 3))
+    with pytest.raises(IndexError, match=r"mapping has 3, shape is \(2, 3\)"):
+        sparse._map_cols(X, [0, 3], (2, 3))
+    with pytest.raises(ValueError, match="axis is 2, expected 0 or 1"):
+        sparse._map(X, [0, 1], (2, 2), axis=2)
+    with pytest.raises(TypeError, match="X is a ndarray"):
+        sparse._map(np.eye(2), [0, 1], (2, 2))

@@ -105,42 +105,80 @@ def write_sparse_file(X: Any, filename: File, header: bool = True) -> None:
     write_sparse_text(filename, X.tocsr(), header=header)
 
 
-def read_gen_sparse(fname: File) -> sp.csr_matrix:
+def read_gen_sparse(
+    file: File, dtype: npt.DTypeLike = "float32", safe_read: bool = True
+) -> sp.csr_matrix:
     """Read a sparse matrix: ``.npz`` as SciPy writes it, ``.txt`` as `read_sparse_file` reads it.
 
+    Parameters
+    ----------
+    file : path
+        The case of its suffix does not matter.
+    dtype : of the values
+    safe_read : bool
+        A column twice in a row of a ``.txt`` file is an error; otherwise its values are summed.
+
     Raises
     ------
     ValueError
-        Another suffix.
+        Another suffix, or what `read_sparse_file` refuses.
 
     Notes
     -----
     pyxclib reads ``.pkl`` too. A pickle can run any code, so it is refused here.
     """
-    suffix = Path(fname).suffix
+    suffix = Path(file).suffix.lower()
     if suffix == ".npz":
-        return sp.load_npz(fname).tocsr()
+        return sp.csr_matrix(sp.load_npz(file), dtype=dtype)
     if suffix == ".txt":
-        return read_sparse_file(fname)
-    raise ValueError(f"{os.fspath(fname)}: suffix {suffix!r}, expected .npz or .txt")
+        return read_sparse_file(file, dtype=dtype, safe_read=safe_read)
+    raise ValueError(f"{os.fspath(file)}: suffix {suffix!r}, expected .npz or .txt")
 
 
-def read_gen_dense(fname: File) -> npt.NDArray[Any]:
-    """Read a dense array from an ``.npy`` file.
+def read_gen_dense(file: File, dtype: npt.DTypeLike = "float32") -> npt.NDArray[Any]:
+    """Read a dense array: ``.npy``, or ``.txt`` of a row of numbers a line.
+
+    Parameters
+    ----------
+    file : path
+        The case of its suffix does not matter. A ``.txt`` file may begin with a line
+        ``rows columns``.
+    dtype : of the array
 
     Raises
     ------
     ValueError
-        Another suffix, or an array of Python objects.
+        Another suffix, an array of Python objects, or a line that is malformed (the message names
+        it).
 
     Notes
     -----
     pyxclib reads ``.pkl`` too. A pickle can run any code, so it is refused here.
     """
-    suffix = Path(fname).suffix
-    if suffix != ".npy":
-        raise ValueError(f"{os.fspath(fname)}: suffix {suffix!r}, expected .npy")
-    array: npt.NDArray[Any] = np.load(fname, allow_pickle=False)
+    suffix = Path(file).suffix.lower()
+    if suffix == ".npy":
+        array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+        return array.astype(dtype, copy=False)
+    if suffix == ".txt":
+        return _read_dense_text(os.fspath(file)).astype(dtype, copy=False)
+    raise ValueError(f"{os.fspath(file)}: suffix {suffix!r}, expected .npy or .txt")
+
+
+def _read_dense_text(name: str) -> npt.NDArray[np.float64]:
+    with open(name, "rb") as file:
+        lines = file.read().removeprefix(BOM_UTF8).rstrip().splitlines()
+    parts = [line.split() for line in lines]
+    # Two integers are a header if they say what follows.
+    first = 0
+    if parts and [b"%d" % (len(parts) - 1), b"%d" % len(parts[-1])] == parts[0]:
+        first = 1
+    width = len(parts[first]) if len(parts) > first else 0
+    array = np.empty((len(parts) - first, width))
+    for row, words in enumerate(parts[first:]):
+        try:
+            array[row] = np.array(words, np.float64).reshape(width)
+        except ValueError:
+            raise ValueError(f"{name}:{row + first + 1}: expected {width} numbers") from None
     return array
 
 
@@ -167,6 +205,8 @@ def read_data(
     zero_based: bool = True,
 ) -> tuple[sp.csr_matrix, sp.csr_matrix, int | None, int | None, int | None]:
     """Read features and labels from one file: ``label,label column:value column:value``.
+
+    Blanks or tabs part a line; a label may be written as ``3.0``.
 
     Parameters
     ----------
@@ -214,16 +254,16 @@ def read_data(
         for number, line in enumerate(file, 2 if header else 1):
             if number == 1:
                 line = line.removeprefix(BOM_UTF8)
-            word, _, rest = line.partition(b" ")
+            word = b"" if line[:1].isspace() else line.split(maxsplit=1)[0]
             if b":" in word:  # no labels
-                word, rest = b"", line
+                word = b""
             try:
-                labels.extend(int(label) for label in word.split(b",") if word.strip())
+                labels.extend(_label(label) for label in word.split(b",") if label)
             except ValueError:
-                shown = word[:40].decode("utf8", "replace").rstrip("\r\n")
+                shown = word[:40].decode("utf8", "replace")
                 raise ValueError(f"{name}:{number}: {shown!r} is not label,label") from None
             ends.append(len(labels))
-            features.write(rest or b"\n")
+            features.write(line.removeprefix(word).lstrip(b" \t") or b"\n")
     features.seek(0)
     X = read_sparse_file(features, dtype=dtype, zero_based=zero_based, header=header)
     ids = from_zero(np.array(labels, np.int64), zero_based)
@@ -236,3 +276,14 @@ def read_data(
     ).without_blank_end()
     Y = text.matrix(text.header or (len(ends) - 1, int(ids.max(initial=-1)) + 1)).astype(dtype)
     return X, Y, *(shape or (None, None, None))
+
+
+def _label(word: bytes) -> int:
+    """A label id; whole numbers in floating-point notation are ids too."""
+    try:
+        return int(word)
+    except ValueError:
+        number = float(word)
+        if not number.is_integer():
+            raise ValueError(f"{number} is no label id") from None
+        return int(number)

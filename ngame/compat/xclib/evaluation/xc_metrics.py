@@ -24,6 +24,7 @@ id given twice in a row counts twice; propensity-scored metrics are NaN if there
 here 0.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -87,25 +88,7 @@ def hits(
     X: Any, true_labels: Any, k: int = 5, sorted: bool = False, use_cython: bool = False
 ) -> Curve:
     """Give the share of rows with a positive among their best 1 .. k."""
-    k = as_count(k, "k")
-    truth = _truth(true_labels)
-    rows, labels = truth.shape
-    if rows == 0:
-        raise ValueError("true_labels has no rows")
-    ids = topk(_scores(X, truth.shape, k, sorted), k, pad_ind=labels, pad_val=0)
-    ranks = sp.csr_matrix(
-        (
-            np.broadcast_to(np.arange(1, k + 1), ids.shape).ravel(),
-            ids.ravel(),
-            np.arange(rows + 1, dtype=np.int64) * k,
-        ),
-        shape=(rows, labels + 1),
-    )[:, :labels]
-    found = ranks.multiply(truth != 0).tocsr()
-    first = np.full(rows, k + 1)
-    np.minimum.at(first, np.repeat(np.arange(rows), np.diff(found.indptr)), found.data)
-    shares: Curve = np.cumsum(np.bincount(first, minlength=k + 2)[1 : k + 1]) / rows
-    return shares
+    return _curves(X, true_labels, None, k, sorted, "HR")[0]
 
 
 def compute_inv_propesity(labels: Any, A: float, B: float) -> Curve:
@@ -191,12 +174,126 @@ class Metrics:
         return _curves(pred_labels, self.true_labels, self.inv_psp, K, sorted, *families)
 
 
+class Metrices(Metrics):
+    """`Metrics` by its old name, with a FutureWarning."""
+
+    def __init__(
+        self, true_labels: Any, inv_propensity_scores: Any = None, remove_invalid: bool = False
+    ) -> None:
+        warnings.warn("Metrices is now Metrics", FutureWarning, stacklevel=2)
+        super().__init__(true_labels, inv_propensity_scores, remove_invalid)
+
+
+# The steps of a metric, which some codes call themselves: ids, then flags, then means.
+
+
+def _setup_metric(
+    X: Any,
+    true_labels: Any,
+    inv_psp: Any = None,
+    k: int = 5,
+    sorted: bool = False,
+    use_cython: bool = False,
+) -> tuple[npt.NDArray[np.int64], sp.csr_matrix, npt.NDArray[np.int64] | None, Any]:
+    """Rank predictions and best labels.
+
+    Parameters
+    ----------
+    X : predictions in one of the four forms
+    true_labels : sparse matrix or array of shape [n, l]
+    inv_psp : array of shape [l], optional
+    k : int
+    sorted : bool
+
+    Returns
+    -------
+    ids : int64 array of shape [n, k]
+        The k best of every row, best first; l where there are fewer.
+    true_labels : csr_matrix of shape [n, l + 1]
+        The last column is empty, for the padding.
+    ids of the best attainable : int64 array of shape [n, k], or None without `inv_psp`
+    inv_psp : float64 array of shape [l + 1], the last is 0; or None
+    """
+    truth = _truth(true_labels)
+    rows, labels = truth.shape
+    k = as_count(k, "k")
+    if rows == 0:
+        raise ValueError("true_labels has no rows")
+    ids = topk(_scores(X, truth.shape, k, sorted), k, pad_ind=labels, pad_val=0)
+    wider = sp.csr_matrix((truth.data, truth.indices, truth.indptr), shape=(rows, labels + 1))
+    if inv_psp is None:
+        return ids, wider, None, None
+    weights = np.ravel(np.asarray(inv_psp, np.float64))
+    if weights.shape != (labels,):
+        raise ValueError(f"inv_psp has shape {np.shape(inv_psp)}, expected ({labels},)")
+    weighted = truth.astype(np.float64)
+    weighted.data *= weights[weighted.indices]
+    best = topk(weighted, k, pad_ind=labels, pad_val=0)
+    return ids, wider, best, np.append(weights, 0.0)
+
+
+def _eval_flags(indices: Any, true_labels: Any, inv_psp: Any = None) -> npt.NDArray[Any]:
+    """Give the true value of every predicted label, times its weight if there are weights.
+
+    Parameters
+    ----------
+    indices : int array of shape [n, k]
+    true_labels : sparse matrix or array of shape [n, l]
+        Ids are below l: `_setup_metric` adds the column of the padding.
+    inv_psp : array of shape [l], optional
+
+    Returns
+    -------
+    array of shape [n, k]
+    """
+    ids = np.asarray(indices)
+    if sp.issparse(true_labels):
+        # SciPy has no indexing of no elements.
+        rows = np.repeat(np.arange(len(ids)), ids.shape[1])
+        found = true_labels.tocsr()[rows, ids.ravel()] if ids.size else np.zeros(0)
+        flags = np.asarray(found).reshape(ids.shape)
+    else:
+        flags = np.take_along_axis(np.asarray(true_labels), ids, axis=1)
+    return flags if inv_psp is None else np.asarray(inv_psp)[ids] * flags
+
+
+def _precision(eval_flags: Any, k: int = 5) -> Curve:
+    """P@1 .. P@k of flags of shape [n, k]."""
+    flags = np.asarray(eval_flags, np.float64)
+    return np.ravel(np.cumsum(flags, axis=1).mean(axis=0) / np.arange(1, k + 1))
+
+
+def _recall(eval_flags: Any, deno: Any, k: int = 5) -> Curve:
+    """R@1 .. R@k of flags of shape [n, k]; `deno` [n, 1] is 1 / positives of each row."""
+    flags = np.asarray(eval_flags, np.float64)
+    return np.ravel((np.cumsum(flags, axis=1) * np.asarray(deno).reshape(-1, 1)).mean(axis=0))
+
+
+def _hits(eval_flags: Any) -> Curve:
+    """Share of rows with a positive among their best 1 .. k, of flags of shape [n, k]."""
+    found = np.cumsum(np.asarray(eval_flags, np.float64), axis=1)
+    return np.ravel(np.minimum(found, 1).mean(axis=0))
+
+
+def _ndcg(eval_flags: Any, n: Any, k: int = 5) -> Curve:
+    """N@1 .. N@k of flags of shape [n, k]; `n` [n, 1] is the best gain with all of a row's labels.
+
+    The best gain at rank j is the smaller of `n` and the gain of j labels.
+    """
+    flags = np.asarray(eval_flags, np.float64)
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    best = np.minimum(np.asarray(n, np.float64).reshape(-1, 1), np.cumsum(discounts))
+    return np.ravel((np.cumsum(flags * discounts, axis=1) / best).mean(axis=0))
+
+
 def _curves(
     X: Any, true_labels: Any, inv_psp: Any, k: int, ranked: bool, *families: str
 ) -> list[Curve]:
     """Each metric at 1 .. k."""
     ks = range(1, as_count(k, "k") + 1)
     truth = _truth(true_labels)
+    if truth.shape[0] == 0:
+        raise ValueError("true_labels has no rows")
     scores = _scores(X, truth.shape, k, ranked)
     if inv_psp is not None:
         inv_psp = np.ravel(inv_psp)

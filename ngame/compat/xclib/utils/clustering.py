@@ -91,7 +91,7 @@ def cluster_balance(
     wanted = 1 << (math.ceil(num_clusters) - 1).bit_length()
     threads = as_threads(0)
     threads = threads if num_threads <= 0 else min(num_threads, threads)
-    seed = _drawn(seed)
+    seed = drawn_seed(seed)
     if _is_dense(splitter):
         leaves = _dense_leaves(X, leaves, wanted, seed, threads)
     else:
@@ -137,7 +137,7 @@ def b_kmeans_dense(
     X, index = _float32(X), _index(X, index, metric)
     if len(index) == 1:
         return [index]
-    halves = balanced_clusters(X, size=max(1, (len(index) + 1) // 2), seed=_drawn(seed))
+    halves = balanced_clusters(X, size=max(1, (len(index) + 1) // 2), seed=drawn_seed(seed))
     return [index[ids] for ids in np.split(halves.order, halves.offsets[1:-1])]
 
 
@@ -195,7 +195,7 @@ def b_kmeans_sparse(
         return [index]
     X = normalize(X, copy=True)
     half = (len(index) + 1) // 2
-    rng = np.random.default_rng(as_seed(_drawn(seed)))
+    rng = np.random.default_rng(as_seed(drawn_seed(seed)))
     centres = X[rng.choice(len(index), 2, replace=False)].toarray()
     before = -math.inf
     for _ in range(_ROUNDS):
@@ -218,7 +218,7 @@ def b_kmeans_sparse(
     return result
 
 
-def _drawn(seed: int | None) -> int:
+def drawn_seed(seed: int | None = None) -> int:
     """A seed; if none is given, one from the global generator, which pyxclib's callers seed."""
     return int(np.random.randint(2**63)) if seed is None else seed  # noqa: NPY002
 

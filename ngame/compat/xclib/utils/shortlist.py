@@ -1,112 +1,23 @@
-"""The nearest items of queries."""
+"""The nearest items of queries, and the labels of the nearest points or centroids."""
 
 import os
 import zipfile
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
-from ngame.arrays import as_count, as_matrix, as_threads
-from ngame.compat.xclib.utils.sparse import normalize
+from ngame.arrays import as_count, as_csr
+from ngame.cluster import balanced_clusters
+from ngame.compat.xclib.utils import dense
+from ngame.compat.xclib.utils.ann import Index, at_most
+from ngame.compat.xclib.utils.clustering import drawn_seed
+from ngame.compat.xclib.utils.sparse import normalize, topk
 from ngame.files import atomic_write
-from ngame.topk import topk_arrays
 
 _EXACT, _APPROXIMATE = ("brute", "brute_gpu"), ("hnswlib", "hnsw")
-
-
-class Index:
-    """Items and their search, as `Shortlist.index`.
-
-    Parameters
-    ----------
-    num_neighbours : int
-    space : "cosine" or "ip"
-    approximate : bool
-        Whether to search a graph of hnswlib instead of exactly.
-    threads : int
-    """
-
-    def __init__(self, num_neighbours: int, space: str, approximate: bool, threads: int) -> None:
-        self.num_neighbours, self.space = num_neighbours, space
-        self.approximate, self.threads = approximate, threads
-        self.items: npt.NDArray[Any] | None = None
-        self._graph: Any = None
-
-    def fit(self, data: Any) -> None:
-        """Take the items, an array of shape [m, d]; float64 is narrowed to float32."""
-        items = as_matrix(_float32(data), "data")
-        if not np.isfinite(items).all():
-            raise ValueError("data has NaN or infinity")
-        if self.approximate:
-            from ngame.prediction.hnsw import HnswIndex
-
-            if self.space == "cosine":
-                items = normalize(items, copy=True)
-            self._graph = HnswIndex(items, threads=self.threads)
-        self.items = items
-
-    def predict(
-        self, data: Any, num_neighbours: int | None = None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Give ids and distances of the nearest items, as `Shortlist.query` does."""
-        ids, scores = self.search(data, num_neighbours)
-        return ids, 1 - scores
-
-    def search(
-        self, data: Any, num_neighbours: int | None = None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Give ids and similarities of the nearest items, nearest first."""
-        if self.items is None:
-            raise ValueError("nothing is fitted yet")
-        k = self.num_neighbours if num_neighbours is None else num_neighbours
-        k = as_count(k, "num_neighbours")
-        queries = as_matrix(_float32(data), "data")
-        if self._graph is None:
-            metric: Literal["cosine", "dot"] = "cosine" if self.space == "cosine" else "dot"
-            scores, ids = topk_arrays(queries, self.items, k, metric=metric, threads=self.threads)
-            return ids.astype(np.int64), scores
-        if queries.shape[1] != self.items.shape[1]:
-            raise ValueError(f"data has {queries.shape[1]} columns, not {self.items.shape[1]}")
-        if k > len(self.items):
-            raise ValueError(f"num_neighbours is {k}, there are {len(self.items)} items")
-        if not np.isfinite(queries).all():
-            raise ValueError("data has NaN or infinity")
-        queries = queries.astype(np.float32)
-        scores, ids = self._graph.search(
-            normalize(queries) if self.space == "cosine" else queries, k, threads=self.threads
-        )
-        return ids.astype(np.int64), scores
-
-    def save(self, fname: str | os.PathLike[str]) -> None:
-        """Write the items to `fname`, in NumPy's npz format, and a graph to ``fname.graph``."""
-        if self.items is None:
-            raise ValueError("nothing is fitted yet")
-        if self._graph is not None:
-            self._graph.save(f"{os.fspath(fname)}.graph")
-        with atomic_write(fname) as aside, open(aside, "wb") as file:
-            np.savez(file, items=self.items, space=self.space, neighbours=self.num_neighbours)
-
-    def load(self, fname: str | os.PathLike[str]) -> None:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            The file does not hold an index.
-        """
-        try:
-            with open(fname, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                items = arrays["items"]
-                self.space, self.num_neighbours = str(arrays["space"]), int(arrays["neighbours"])
-        except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(fname)} does not hold an index: {error}") from error
-        if self.approximate:
-            from ngame.prediction.hnsw import HnswIndex
-
-            graph = f"{os.fspath(fname)}.graph"
-            self._graph = HnswIndex.load(graph, items)
-        self.items = items
 
 
 class Shortlist:
@@ -166,10 +77,8 @@ class Shortlist:
 
     def reset(self) -> None:
         """Forget the items."""
-        threads = as_threads(0)
-        threads = threads if self.num_threads <= 0 else min(self.num_threads, threads)
         approximate = self.method in _APPROXIMATE
-        self.index = Index(self.num_neighbours, self.space, approximate, threads)
+        self.index = Index(self.num_neighbours, self.space, approximate, at_most(self.num_threads))
 
     def fit(self, data: Any) -> None:
         """Take the items, a float array of shape [m, d]; float64 is narrowed to float32.
@@ -229,6 +138,281 @@ class Shortlist:
         return 0.0 if self.index.items is None else self.index.items.nbytes / 2**20
 
 
-def _float32(data: Any) -> Any:
-    array = np.asarray(data)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+class ShortlistCentroids(Shortlist):
+    """The labels whose centroids are nearest to a query.
+
+    A label's centroid is the mean of its points' vectors. A label of many points may have several
+    centroids beside it: those of balanced clusters of its points.
+
+    Parameters
+    ----------
+    method, num_neighbours, M, efC, efS, num_threads, space
+        As for `Shortlist`.
+    verbose : no effect
+    num_clusters : int
+        More centroids for each label of more than `threshold` points; 1 means none.
+    threshold : int
+    pad_val : float
+        Similarity where a row has fewer labels, as where several centroids are one label's; the id
+        there is the number of labels.
+
+    Attributes
+    ----------
+    pad_ind : int
+        The number of labels, -1 before `fit`.
+    mapping : int64 array or None
+        The label of every centroid, where a label has several.
+
+    Notes
+    -----
+    The k-means of pyxclib is not balanced, and its `mapping` has labels of exactly `threshold`
+    points too. Clusters are drawn from NumPy's global generator.
+    """
+
+    def __init__(
+        self,
+        method: str = "hnsw",
+        num_neighbours: int = 300,
+        M: int = 100,
+        efC: int = 300,
+        efS: int = 300,
+        num_threads: int = 24,
+        space: str = "cosine",
+        verbose: bool = True,
+        num_clusters: int = 1,
+        threshold: int = 7500,
+        pad_val: float = -10000,
+    ) -> None:
+        super().__init__(method, num_neighbours, M, efC, efS, num_threads, space)
+        self.num_clusters = as_count(num_clusters, "num_clusters")
+        self.threshold, self.pad_val = threshold, pad_val
+        self.pad_ind = -1
+        self.mapping: npt.NDArray[np.int64] | None = None
+
+    def fit(self, features: Any, labels: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Take the points.
+
+        Parameters
+        ----------
+        features : float array of shape [n, d]
+        labels : sparse matrix of shape [n, l]
+            Nonzero values are the points' labels; a label without points has a centroid of zeros.
+        """
+        labels = _positives(labels)
+        features = np.asarray(features, np.float32)
+        centroids = [dense.compute_centroid(features, labels, reduction="mean")]
+        self.pad_ind, self.mapping = labels.shape[1], None
+        if self.num_clusters > 1:
+            points = labels.T.tocsr()
+            many = np.flatnonzero(np.diff(points.indptr) > self.threshold)
+            for label in many:
+                own = features[points.indices[points.indptr[label] : points.indptr[label + 1]]]
+                found = balanced_clusters(
+                    own,
+                    n_clusters=min(self.num_clusters, len(own)),
+                    seed=drawn_seed(),
+                    threads=at_most(self.num_threads),
+                )
+                sums = np.add.reduceat(own[found.order], found.offsets[:-1], axis=0)
+                centroids.append(sums / np.diff(found.offsets)[:, np.newaxis])
+            if len(many):
+                owners = [np.arange(labels.shape[1])]
+                owners += [
+                    np.full(len(part), label)
+                    for label, part in zip(many, centroids[1:], strict=True)
+                ]
+                self.mapping = np.concatenate(owners)
+        super().fit(np.concatenate(centroids).astype(np.float32))
+
+    def query(
+        self, data: Any, return_raw_score: bool = False, *, num_neighbours: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Find the nearest labels of every query; otherwise as `Shortlist.query`.
+
+        A label with several centroids has the similarity of the nearest one.
+        """
+        if self.mapping is None:
+            return super().query(data, return_raw_score, num_neighbours=num_neighbours)
+        ids, scores = super().query(data, num_neighbours=num_neighbours)
+        found = self.mapping[ids]
+        # Nearest first, so the first of several is the one to keep.
+        by_label = np.argsort(found, axis=1, kind="stable")
+        labels = np.take_along_axis(found, by_label, 1)
+        again = np.zeros(found.shape, np.bool_)
+        np.put_along_axis(again, by_label[:, 1:], labels[:, 1:] == labels[:, :-1], 1)
+        found[again], scores[again] = self.pad_ind, self.pad_val
+        order = np.argsort(again, axis=1, kind="stable")
+        found, scores = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
+        raw = return_raw_score and self.method != "brute_gpu"
+        return found, 1 - scores if raw else scores
+
+    def save(self, fname: str | os.PathLike[str]) -> None:
+        """Write the centroids to ``fname.index`` and the rest to ``fname.metadata``, as npz."""
+        mapping = np.zeros(0, np.int64) if self.mapping is None else self.mapping
+        _write(fname, {"mapping": mapping, "pad_ind": self.pad_ind, "pad_val": self.pad_val})
+        super().save(f"{os.fspath(fname)}.index")
+
+    def load(self, fname: str | os.PathLike[str]) -> None:
+        """Read what `save` wrote; the method must be the same."""
+        found = _read(fname, "mapping", "pad_ind", "pad_val")
+        self.mapping = found["mapping"] if len(found["mapping"]) else None
+        self.pad_ind, self.pad_val = int(found["pad_ind"]), float(found["pad_val"])
+        super().load(f"{os.fspath(fname)}.index")
+
+    def purge(self, fname: str | os.PathLike[str]) -> None:
+        """Remove the files of `save`."""
+        _remove(fname)
+
+
+class ShortlistInstances(Shortlist):
+    """The labels of the points nearest to a query.
+
+    A label's score is the sum of the similarities of those points that have it, divided by the
+    largest such sum of the row.
+
+    Parameters
+    ----------
+    method, M, efC, num_threads, space
+        As for `Shortlist`.
+    num_neighbours : int
+        Labels to give for each query.
+    efS : int
+        Points to look at.
+    verbose : no effect
+    pad_val : float
+        Score where there are fewer labels; the id there is the number of labels.
+
+    Attributes
+    ----------
+    pad_ind : int or None
+        The number of labels.
+
+    Notes
+    -----
+    In pyxclib labels are in no order if there are no more than `num_neighbours`, best first here.
+    """
+
+    def __init__(
+        self,
+        method: str = "hnsw",
+        num_neighbours: int = 300,
+        M: int = 100,
+        efC: int = 300,
+        efS: int = 300,
+        num_threads: int = 24,
+        space: str = "cosine",
+        verbose: bool = False,
+        pad_val: float = -10000,
+    ) -> None:
+        super().__init__(method, efS, M, efC, efS, num_threads, space)
+        self._labels_wanted = as_count(num_neighbours, "num_neighbours")
+        self.labels: sp.csr_matrix | None = None
+        self.pad_ind: int | None = None
+        self.pad_val = pad_val
+
+    def fit(self, features: Any, labels: Any) -> None:  # type: ignore[override]
+        """Take the points: those with a label, and with a vector that is not zero.
+
+        Parameters
+        ----------
+        features : float array of shape [n, d]
+        labels : sparse matrix of shape [n, l]
+        """
+        labels, features = _positives(labels), np.asarray(features)
+        if features.shape[0] != labels.shape[0]:
+            raise ValueError(f"features has {len(features)} rows, labels has {labels.shape[0]}")
+        valid = (features != 0).any(axis=1) & (np.diff(labels.indptr) > 0)
+        super().fit(features[valid])
+        self.labels, self.pad_ind = labels[valid], labels.shape[1]
+
+    def query(
+        self, data: Any, return_raw_score: bool = False, *, num_neighbours: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Find the labels of the nearest points.
+
+        Parameters
+        ----------
+        data : float array of shape [n, d]
+        return_raw_score : no effect
+        num_neighbours : int, optional
+            Replaces the number of labels of the object for this query.
+
+        Returns
+        -------
+        ids : int64 array of shape [n, num_neighbours], best first, ties by lower id
+        scores : float32 array of shape [n, num_neighbours], 1 for the best
+        """
+        if self.labels is None or self.pad_ind is None or self.index.items is None:
+            raise ValueError("nothing is fitted yet")
+        wanted = self._labels_wanted if num_neighbours is None else num_neighbours
+        points = min(self.index.num_neighbours, len(self.index.items))
+        ids, scores = self.index.search(data, points)
+        offsets = np.arange(len(ids) + 1) * points
+        shape = len(ids), len(self.index.items)
+        near = sp.csr_matrix((scores.ravel(), ids.ravel(), offsets), shape=shape)
+        found = as_csr(sp.csr_matrix(near @ self.labels), "labels")
+        ids, values = topk(
+            normalize(found, norm="max"),
+            as_count(wanted, "num_neighbours"),
+            pad_ind=self.pad_ind,
+            pad_val=self.pad_val,
+            return_values=True,
+        )
+        return ids, values
+
+    def save(self, fname: str | os.PathLike[str]) -> None:
+        """Write the points to ``fname.index`` and the rest to ``fname.metadata``, as npz."""
+        if self.labels is None:
+            raise ValueError("nothing is fitted yet")
+        matrix = self.labels
+        _write(
+            fname,
+            {
+                "indptr": matrix.indptr,
+                "indices": matrix.indices,
+                "pad_ind": matrix.shape[1],
+                "pad_val": self.pad_val,
+                "wanted": self._labels_wanted,
+            },
+        )
+        super().save(f"{os.fspath(fname)}.index")
+
+    def load(self, fname: str | os.PathLike[str]) -> None:
+        """Read what `save` wrote; the method must be the same."""
+        found = _read(fname, "indptr", "indices", "pad_ind", "pad_val", "wanted")
+        self.pad_ind, self.pad_val = int(found["pad_ind"]), float(found["pad_val"])
+        self._labels_wanted = int(found["wanted"])
+        ones = np.ones(len(found["indices"]), np.float32)
+        shape = len(found["indptr"]) - 1, self.pad_ind
+        self.labels = sp.csr_matrix((ones, found["indices"], found["indptr"]), shape=shape)
+        super().load(f"{os.fspath(fname)}.index")
+
+    def purge(self, fname: str | os.PathLike[str]) -> None:
+        """Remove the files of `save`."""
+        _remove(fname)
+
+
+def _positives(labels: Any) -> sp.csr_matrix:
+    """The nonzero values of a sparse matrix as float32 ones."""
+    if not sp.issparse(labels):
+        raise TypeError(f"labels is a {type(labels).__name__}, expected a scipy.sparse matrix")
+    return sp.csr_matrix(labels != 0, dtype=np.float32)
+
+
+def _write(fname: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    with atomic_write(f"{os.fspath(fname)}.metadata") as aside, open(aside, "wb") as file:
+        np.savez(file, **content)
+
+
+def _read(fname: str | os.PathLike[str], *names: str) -> dict[str, npt.NDArray[Any]]:
+    path = f"{os.fspath(fname)}.metadata"
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} does not hold a shortlist: {error}") from error
+
+
+def _remove(fname: str | os.PathLike[str]) -> None:
+    for suffix in (".index", ".index.graph", ".metadata"):
+        Path(f"{os.fspath(fname)}{suffix}").unlink(missing_ok=True)

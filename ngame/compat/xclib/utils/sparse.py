@@ -1,5 +1,6 @@
 """Sparse matrices: best entries, norms, construction."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -222,8 +223,9 @@ def ll_to_sparse(
 
     Notes
     -----
-    pyxclib accepts an id that is one too large for `shape`, does not subtract 1 if ids count from
-    1, and fails if there are no ids.
+    An id that is one too large for `shape`, as from callers who take the largest id for the number
+    of labels, adds a column, with a warning; pyxclib accepts it too, in a matrix that has no such
+    column. It does not subtract 1 if ids count from 1, and fails if there are no ids.
     """
     return _from_lists(X, None, shape, dtype, zero_based)
 
@@ -338,6 +340,61 @@ def compute_centroid(
     return centroids.tocsr() if sp.issparse(centroids) else centroids
 
 
+def _map_rows(X: Any, mapping: Any, shape: tuple[int, int]) -> sp.csr_matrix:
+    """Move row i of X to row ``mapping[i]`` of a matrix of `shape`; otherwise as `_map`."""
+    return _map(X, mapping, shape, axis=0)
+
+
+def _map_cols(X: Any, mapping: Any, shape: tuple[int, int]) -> sp.csr_matrix:
+    """Move column i of X to column ``mapping[i]`` of a matrix of `shape`; otherwise as `_map`."""
+    return _map(X, mapping, shape, axis=1)
+
+
+def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1) -> sp.csr_matrix:
+    """Move the columns (`axis` 1) or rows (0) of a sparse matrix to other places.
+
+    Parameters
+    ----------
+    X : sparse matrix of shape [n, m]
+    mapping : int array of shape [m], or [n] if `axis` is 0
+        The new place of each.
+    shape : (rows, columns) of the result
+    axis : 0 or 1
+
+    Returns
+    -------
+    csr_matrix, indices sorted
+        Columns or rows that get one place are added.
+
+    Raises
+    ------
+    TypeError
+        X is no sparse matrix, or `mapping` holds no integers.
+    ValueError
+        `axis` is another, or `mapping` has another length.
+    IndexError
+        A new place is out of range.
+
+    Notes
+    -----
+    pyxclib drops stored zeros, which are kept here, and fails on a matrix of one entry.
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"axis is {axis}, expected 0 or 1")
+    entries = _stored(X, "X").tocoo()
+    places = as_ids(mapping, "mapping")
+    if len(places) != X.shape[axis]:
+        raise ValueError(f"mapping has {len(places)} entries, X has shape {X.shape}")
+    wrong = (places < 0) | (places >= shape[axis])
+    if wrong.any():
+        raise IndexError(f"mapping has {places[np.argmax(wrong)]}, shape is {tuple(shape)}")
+    rows, columns = entries.row, entries.col
+    at = (rows, places[columns]) if axis else (places[rows], columns)
+    matrix = sp.csr_matrix((entries.data, at), shape=shape)
+    matrix.sort_indices()
+    return matrix
+
+
 def from_zero(ids: npt.NDArray[np.int64], zero_based: ZeroBased) -> npt.NDArray[np.int64]:
     """Ids that count from 0."""
     if zero_based not in (True, False, "auto"):
@@ -361,6 +418,13 @@ def _from_lists(
         shape = len(rows), _columns(columns, None, "X")
     if shape[0] < len(rows):
         raise ValueError(f"X has {len(rows)} rows, shape is {tuple(shape)}")
+    if len(columns) and columns.max() == shape[1]:
+        warnings.warn(
+            f"X has id {shape[1]} and shape is {tuple(shape)}: the matrix gets a column more, "
+            f"{shape[1] + 1}",
+            stacklevel=3,
+        )
+        shape = shape[0], shape[1] + 1
     _columns(columns, shape[1], "X")
     offsets = np.full(shape[0] + 1, len(columns), np.int64)
     offsets[: len(rows) + 1] = np.cumsum([0, *map(len, rows)])
