@@ -429,7 +429,7 @@ py::tuple sparse_topk_(const Csr& queries, const Array<float>& query_values, con
 py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& truth,
                    const std::optional<Csr>& drop,
                    const std::optional<Array<float>>& inverse_propensity, const Array<int64_t>& ks,
-                   int threads) {
+                   bool by_row, int threads) {
   return with_index(predictions, [&](auto index) {
     return with_score(predictions, scores, "predictions", [&](auto score) {
       check_shapes(predictions, truth, "truth");
@@ -443,17 +443,21 @@ py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& t
       std::optional<CsrView<decltype(index)>> pairs;
       if (drop) pairs = csr_view<decltype(index)>(*drop, "drop");
       const float* weights = inverse_propensity ? inverse_propensity->data() : nullptr;
-      const Metrics means = compute([&](Cancel& cancel) {
+      Metrics means = compute([&](Cancel& cancel) {
         return evaluate(view, data_of<decltype(score)>(scores), truth_view,
-                        pairs ? &*pairs : nullptr, weights, span_of(ks), thread_count(threads),
-                        cancel);
+                        pairs ? &*pairs : nullptr, weights, span_of(ks), by_row,
+                        thread_count(threads), cancel);
       });
       py::dict families;
-      families["P"] = means.precision;
-      families["N"] = means.ndcg;
-      families["R"] = means.recall;
-      families["PSP"] = means.psp;
-      families["PSN"] = means.psn;
+      families["P"] = to_numpy(std::move(means.precision));
+      families["N"] = to_numpy(std::move(means.ndcg));
+      families["R"] = to_numpy(std::move(means.recall));
+      families["MRR"] = to_numpy(std::move(means.reciprocal));
+      families["MAP"] = to_numpy(std::move(means.average));
+      families["HR"] = to_numpy(std::move(means.hit_rate));
+      if (weights == nullptr) return families;
+      families["PSP"] = to_numpy(std::move(means.psp));
+      families["PSN"] = to_numpy(std::move(means.psn));
       return families;
     });
   });
@@ -519,6 +523,7 @@ PYBIND11_MODULE(_core, m) {
         py::arg("items"), py::arg("item_values").noconvert(), py::arg("prepared"), py::arg("k"),
         py::arg("drop"), py::arg("threads"));
   m.def("evaluate", &evaluate_, py::arg("predictions"), py::arg("scores"), py::arg("truth"),
-        py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("threads"));
+        py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("by_row"),
+        py::arg("threads"));
   m.def("parse_sparse_text", &parse_sparse_text_, py::arg("text"));
 }

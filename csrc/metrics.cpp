@@ -19,13 +19,16 @@ constexpr size_t kMostCounted = 64;
 // What is summed over the rows for every k. The gains that P and PSP divide by k are divided once,
 // at the end.
 struct Sums {
-  double hits = 0, ndcg = 0, recall = 0;
+  double hits = 0, ndcg = 0, recall = 0, reciprocal = 0, average = 0, hit_rate = 0;
   double psp = 0, best_psp = 0, psn = 0, best_psn = 0;
 
   void add(const Sums& other) {
     hits += other.hits;
     ndcg += other.ndcg;
     recall += other.recall;
+    reciprocal += other.reciprocal;
+    average += other.average;
+    hit_rate += other.hit_rate;
     psp += other.psp;
     best_psp += other.best_psp;
     psn += other.psn;
@@ -138,6 +141,8 @@ class Evaluation {
     } else {
       sort_for_hits(predicted, positives, dropped, scratch);
     }
+    const auto earlier = [](const Hit& one, const Hit& other) { return one.rank < other.rank; };
+    std::sort(scratch.hits.begin(), scratch.hits.end(), earlier);
     add_hits(scratch.hits, static_cast<int64_t>(positives.size()), sums);
     if (weights_ != nullptr) add_best(positives, scratch.best, sums);
   }
@@ -226,14 +231,16 @@ class Evaluation {
     }
   }
 
+  // `hits` are in the order of their ranks.
   void add_hits(std::span<const Hit> hits, int64_t positives, std::span<Sums> sums) const {
     for (size_t which = 0; which < ks_.size(); ++which) {
-      double count = 0, dcg = 0, psp = 0, psn = 0;
+      double count = 0, dcg = 0, precisions = 0, psp = 0, psn = 0;
       for (const Hit& hit : hits) {
-        if (hit.rank >= ks_[which]) continue;
+        if (hit.rank >= ks_[which]) break;
         const double discount = discounts_[hit.rank];
         count += 1;
         dcg += discount;
+        precisions += count / static_cast<double>(hit.rank + 1);
         if (weights_ == nullptr) continue;
         psp += weight(hit.label);
         psn += weight(hit.label) * discount;
@@ -244,6 +251,9 @@ class Evaluation {
       sum.hits += count;
       sum.ndcg += dcg / ideal;
       sum.recall += count / static_cast<double>(positives);
+      sum.reciprocal += 1.0 / static_cast<double>(hits[0].rank + 1);
+      sum.average += precisions / static_cast<double>(std::min(ks_[which], positives));
+      sum.hit_rate += 1;
       sum.psp += psp;
       sum.psn += psn / ideal;
     }
@@ -283,45 +293,56 @@ class Evaluation {
 template <class Index, class Score>
 Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
                  const CsrView<Index>& truth, const CsrView<Index>* drop,
-                 const float* inverse_propensity, std::span<const int64_t> ks, int threads,
-                 Cancel& cancel) {
+                 const float* inverse_propensity, std::span<const int64_t> ks, bool by_row,
+                 int threads, Cancel& cancel) {
   const Evaluation<Index, Score> evaluation(predictions, scores, truth, drop, inverse_propensity,
                                             ks);
   const int64_t rows = predictions.rows;
   const int64_t blocks = (rows + kBlock - 1) / kBlock;
-  std::vector<Sums> sums(static_cast<size_t>(blocks) * ks.size());
+  // Partial sums, of blocks or of single rows.
+  const int64_t parts = by_row ? rows : blocks;
+  std::vector<Sums> sums(static_cast<size_t>(parts) * ks.size());
   std::vector<typename Evaluation<Index, Score>::Scratch> scratches(
       static_cast<size_t>(std::min<int64_t>(threads, blocks)));
   parallel_for(blocks, threads, cancel, [&](int64_t block, int thread) {
     auto& scratch = scratches[static_cast<size_t>(thread)];
-    const auto partial = std::span(sums).subspan(static_cast<size_t>(block) * ks.size(), ks.size());
     const int64_t end = std::min(rows, (block + 1) * kBlock);
     for (int64_t row = block * kBlock; row < end; ++row) {
-      evaluation.add_row(row, scratch, partial);
+      const auto part = static_cast<size_t>(by_row ? row : block);
+      evaluation.add_row(row, scratch, std::span(sums).subspan(part * ks.size(), ks.size()));
     }
   });
   Metrics means;
   const auto ratio = [](double gain, double best) { return best > 0 ? gain / best : 0.0; };
   for (size_t which = 0; which < ks.size(); ++which) {
     Sums total;
-    for (size_t block = 0; block < static_cast<size_t>(blocks); ++block) {
-      total.add(sums[block * ks.size() + which]);
+    for (size_t part = 0; part < static_cast<size_t>(parts); ++part) {
+      total.add(sums[part * ks.size() + which]);
     }
-    const auto count = static_cast<double>(rows);
-    means.precision.push_back(total.hits / (count * static_cast<double>(ks[which])));
-    means.ndcg.push_back(total.ndcg / count);
-    means.recall.push_back(total.recall / count);
-    if (inverse_propensity == nullptr) continue;
-    means.psp.push_back(ratio(total.psp, total.best_psp));
-    means.psn.push_back(ratio(total.psn, total.best_psn));
+    const auto put = [&](const Sums& sum, double count) {
+      const double share = static_cast<double>(rows) / count;
+      means.precision.push_back(sum.hits / (count * static_cast<double>(ks[which])));
+      means.ndcg.push_back(sum.ndcg / count);
+      means.recall.push_back(sum.recall / count);
+      means.reciprocal.push_back(sum.reciprocal / count);
+      means.average.push_back(sum.average / count);
+      means.hit_rate.push_back(sum.hit_rate / count);
+      if (inverse_propensity == nullptr) return;
+      means.psp.push_back(ratio(sum.psp * share, total.best_psp));
+      means.psn.push_back(ratio(sum.psn * share, total.best_psn));
+    };
+    if (!by_row) put(total, static_cast<double>(rows));
+    for (size_t row = 0; by_row && row < static_cast<size_t>(rows); ++row) {
+      put(sums[row * ks.size() + which], 1);
+    }
   }
   return means;
 }
 
-#define NGAME_INSTANTIATE(Index, Score)                                                         \
-  template Metrics evaluate(const CsrView<Index>&, const Score*, const CsrView<Index>&,         \
-                            const CsrView<Index>*, const float*, std::span<const int64_t>, int, \
-                            Cancel&);
+#define NGAME_INSTANTIATE(Index, Score)                                                          \
+  template Metrics evaluate(const CsrView<Index>&, const Score*, const CsrView<Index>&,          \
+                            const CsrView<Index>*, const float*, std::span<const int64_t>, bool, \
+                            int, Cancel&);
 NGAME_INSTANTIATE(int32_t, float)
 NGAME_INSTANTIATE(int32_t, double)
 NGAME_INSTANTIATE(int64_t, float)

@@ -111,8 +111,9 @@ def evaluate(
     drop: _Csr | None,
     inverse_propensity: npt.NDArray[np.float32] | None,
     ks: npt.NDArray[np.int64],
+    by_row: bool,
     threads: int,
-) -> dict[str, list[float]]: ...
+) -> dict[str, npt.NDArray[np.float64]]: ...
 def parse_sparse_text(
     text: bytes,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], int]: ...

@@ -1,6 +1,9 @@
 # All ints named for arrays are addresses on the device; ngame/cuda.py has checked what lies there.
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 _Where = tuple[int, int, Callable[[int], int]]  # device, stream, allocate(bytes) -> address
 # address, rows, columns, elements from one row to the next, "f32", "f16" or "bf16"
 _Dense = tuple[int, int, int, int, str]
@@ -28,7 +31,8 @@ def evaluate(
     drop: _Csr | None,
     inverse_propensity: int,
     ks: Sequence[int],
-) -> dict[str, list[float]]: ...
+    by_row: bool,
+) -> dict[str, npt.NDArray[np.float64]]: ...
 def in_batch_positives(
     where: _Where, labels: _Csr, rows: int, row_count: int, columns: int, column_count: int
 ) -> _Pattern: ...

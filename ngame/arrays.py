@@ -16,17 +16,44 @@ Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 
 def on_gpu(value: Any) -> bool:
     """Whether an array or tensor is on a CUDA device; needs no import of its library."""
-    device = getattr(value, "device", None)
-    return getattr(device, "type", None) == "cuda" or hasattr(value, "__cuda_array_interface__")
+    kind = getattr(getattr(value, "device", None), "type", None)
+    if isinstance(kind, str):  # a tensor of torch; to ask a sparse one for the interface fails
+        return kind == "cuda"
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def as_array(value: Any, name: str) -> npt.NDArray[Any]:
+    """Return `value` as an array, without a copy where possible.
+
+    Tensors that need a gradient are detached; bfloat16, which NumPy does not have, becomes float32.
+    """
+    if on_gpu(value):
+        raise TypeError(f"{name} is on a CUDA device, expected an array on the host")
+    if hasattr(value, "detach"):
+        value = value.detach()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+    try:
+        return np.asarray(value)
+    except ValueError:
+        if not isinstance(value, (list, tuple)):
+            raise
+        raise ValueError(f"{name} is a ragged list: its rows differ in length") from None
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether it is a matrix of SciPy or a tensor in one of the sparse layouts."""
+    return sp.issparse(value) or str(getattr(value, "layout", "")).startswith("torch.sparse")
 
 
 def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
     """Return `value` as a float32 or float16 array of shape [n, d] whose rows are contiguous.
 
     Only arrays with non-contiguous rows or foreign byte order are copied. There may be gaps
-    between rows: slices of a wider or longer array are not copied.
+    between rows: slices of a wider or longer array are not copied. A bfloat16 tensor becomes
+    float32.
     """
-    array = np.asarray(value)
+    array = as_array(value, name)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4):
         raise TypeError(f"{name} has dtype {array.dtype}, expected float32 or float16")
     if array.ndim != 2:
@@ -45,8 +72,16 @@ def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
 def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
     """Check `value`, a CSR matrix or array, and sort its indices unless `any_order`.
 
-    Unsorted indices are sorted in a copy: the caller's matrix is never changed.
+    Unsorted indices are sorted in a copy: the caller's matrix is never changed. A sparse CSR tensor
+    on the host is taken too.
     """
+    layout = str(getattr(value, "layout", ""))
+    if layout == "torch.sparse_csr":
+        parts = value.values(), value.col_indices(), value.crow_indices()
+        values, columns, offsets = (as_array(part, name) for part in parts)
+        value = sp.csr_matrix((values, columns, offsets), shape=tuple(value.shape))
+    elif layout.startswith("torch.sparse"):
+        raise TypeError(f"{name} is a {layout} tensor, expected CSR: call to_sparse_csr()")
     if not sp.issparse(value) or value.format != "csr":
         kind = f"{value.format} matrix" if sp.issparse(value) else type(value).__name__
         raise TypeError(f"{name} is a {kind}, expected a scipy.sparse CSR matrix or array")
@@ -110,7 +145,7 @@ def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
 
 def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
     """Return `value` as int64 of shape [n]; an empty list means no ids."""
-    array = np.asarray(value)
+    array = as_array(value, name)
     if array.size == 0 and array.ndim == 1:
         return np.empty(0, np.int64)
     if array.dtype.kind not in "iu":
@@ -126,12 +161,12 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
     `value` is an integer array [n, 2], repeats allowed, or a CSR matrix whose stored entries are
     the pairs, whatever their values.
     """
-    if sp.issparse(value):
+    if is_sparse(value):
         matrix = as_csr(value, name)
         if matrix.shape != shape:
             raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}")
         return canonical(matrix)
-    array = np.asarray(value)
+    array = as_array(value, name)
     if array.size == 0:
         array = array.reshape(0, 2).astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -329,6 +329,38 @@ def evaluate(
     TypeError, ValueError, IndexError
         As `ngame.metrics.evaluate`; ValueError also if column ids repeat or are not sorted.
     """
+    found = _evaluate(predictions, truth, ks, inverse_propensity, drop, False)
+    return {name: float(values[0]) for name, values in found.items()}
+
+
+def evaluate_rows(
+    predictions: Any,
+    truth: Any,
+    *,
+    ks: Sequence[int] = (1, 3, 5),
+    inverse_propensity: Any = None,
+    drop: Any = None,
+) -> dict[str, torch.Tensor]:
+    """`ngame.metrics.evaluate_rows` on a device; parameters and errors are those of `evaluate`.
+
+    Returns
+    -------
+    dict of float64 tensors of shape [n], on the device
+    """
+    found = _evaluate(predictions, truth, ks, inverse_propensity, drop, True)
+    device = predictions.device
+    return {name: torch.from_numpy(values).to(device) for name, values in found.items()}
+
+
+def _evaluate(
+    predictions: Any,
+    truth: Any,
+    ks: Sequence[int],
+    inverse_propensity: Any,
+    drop: Any,
+    by_row: bool,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The values of each metric: one for each row, or their mean alone."""
     scored = _csr(predictions, "predictions")
     call = _Call("evaluate", scored.device)
     if scored.dtype not in (torch.float32, torch.float64):
@@ -369,12 +401,13 @@ def evaluate(
         dropped.addresses if dropped else None,
         0 if weights is None else weights.data_ptr(),
         cuts,
+        by_row,
     )
-    names = ("P", "N", "R") if weights is None else ("P", "N", "R", "PSP", "PSN")
+    names = ["P", "N", "R", "MRR", "MAP", "HR"] + ([] if weights is None else ["PSP", "PSN"])
     return {
-        f"{name}@{k}": value
+        f"{name}@{k}": values
         for name in names
-        for k, value in zip(cuts, families[name], strict=True)
+        for k, values in zip(cuts, families[name].reshape(len(cuts), -1), strict=True)
     }
 
 

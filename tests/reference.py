@@ -209,7 +209,7 @@ def inverse_propensity(labels, a=0.55, b=1.5):
 
 
 def evaluate(predictions, truth, ks, weights=None, drop=()):
-    """P, N, R at k, and with weights PSP and PSN: the definitions as they stand in the docs."""
+    """All metrics at k, PSP and PSN only with weights: the definitions of the docs."""
     drop = {(int(row), int(column)) for row, column in drop}
     truth = truth.toarray() != 0
     count = len(truth)
@@ -231,6 +231,10 @@ def evaluate(predictions, truth, ks, weights=None, drop=()):
                 "P": len(hits) / k,
                 "N": sum(discount[rank] for rank in hits) / ideal if positives else 0,
                 "R": len(hits) / len(positives) if positives else 0,
+                "MRR": 1 / (hits[0] + 1) if hits else 0,
+                "MAP": sum((found + 1) / (rank + 1) for found, rank in enumerate(hits))
+                / (min(k, len(positives)) or 1),
+                "HR": float(len(hits) > 0),
             }
             if weights is not None:
                 best = sorted((weights[c] for c in positives), reverse=True)[:k]
@@ -244,7 +248,8 @@ def evaluate(predictions, truth, ks, weights=None, drop=()):
             for name, gain in row_gains.items():
                 gains[name, k] = gains.get((name, k), 0) + gain / count
     result = {}
-    for name in ("P", "N", "R") if weights is None else ("P", "N", "R", "PSP", "PSN"):
+    names = ["P", "N", "R", "MRR", "MAP", "HR"]
+    for name in names if weights is None else [*names, "PSP", "PSN"]:
         for k in ks:
             best = gains[f"best {name}", k] if name in ("PSP", "PSN") else 1
             result[f"{name}@{k}"] = gains[name, k] / best if best else 0.0

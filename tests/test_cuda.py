@@ -185,6 +185,14 @@ def test_metrics_match_reference(draw, device):
         found = cuda.evaluate(scored, there, ks=ks, inverse_propensity=weights, drop=drop)
         assert list(found) == list(expected)
         assert list(found.values()) == pytest.approx(list(expected.values()))
+        of_rows = cuda.evaluate_rows(scored, there, ks=ks, inverse_propensity=weights, drop=drop)
+        on_host = metrics.evaluate_rows(
+            predictions, truth, ks=ks, inverse_propensity=weights, drop=np.argwhere(dropped)
+        )
+        assert list(of_rows) == list(on_host)
+        for name, values in of_rows.items():
+            assert values.device.type == scored.device.type
+            np.testing.assert_allclose(values.cpu(), on_host[name], rtol=1e-9, atol=1e-12)
 
 
 def test_metrics_of_stored_zeros_and_many_rows(device):
@@ -518,7 +526,7 @@ def test_public_functions_dispatch(monkeypatch):
 
         monkeypatch.setattr(cuda, name, called)
 
-    for name in ("evaluate", "in_batch_positives", "label_pool", "ranked_csr"):
+    for name in ("evaluate", "evaluate_rows", "in_batch_positives", "label_pool", "ranked_csr"):
         note(name)
     note("topk_arrays", (_OnGpu(), _OnGpu()))
     note("as_matrix", np.ones((3, 1), np.float32))
@@ -526,13 +534,21 @@ def test_public_functions_dispatch(monkeypatch):
     host = np.eye(3, dtype=np.float32)
     ngame.metrics.evaluate(_OnGpu(), _OnGpu(), threads=1)
     ngame.metrics.evaluate(predictions=_OnGpu(), truth=sp.csr_matrix(host))
+    ngame.metrics.evaluate_rows(_OnGpu(), sp.csr_matrix(host))
     ngame.in_batch_positives(_OnGpu(), [0], [0])
     ngame.in_batch_positives(sp.csr_matrix(host), _OnGpu(), [0])
     ngame.label_pool(labels=_OnGpu(), rows=[0])
     ngame.topk_arrays(host, _OnGpu(), 1)
     ngame.topk(_OnGpu(), _OnGpu(), 1)
     assert seen == [
-        *("evaluate", "evaluate", "in_batch_positives", "in_batch_positives", "label_pool"),
+        *(
+            "evaluate",
+            "evaluate",
+            "evaluate_rows",
+            "in_batch_positives",
+            "in_batch_positives",
+            "label_pool",
+        ),
         *("topk_arrays", "topk_arrays", "ranked_csr"),
     ]
     # Sizes are planned on the host.
@@ -543,6 +559,7 @@ def test_public_functions_dispatch(monkeypatch):
     "function",
     [
         metrics.evaluate,
+        metrics.evaluate_rows,
         positives.in_batch_positives,
         positives.label_pool,
         topk.topk_arrays,

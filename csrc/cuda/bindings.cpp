@@ -1,5 +1,6 @@
 // The GPU core as a Python module. Its only caller, ngame/cuda.py, checks dtypes, shapes and that
 // all data is on one device, and passes addresses.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -111,13 +112,13 @@ std::tuple<Address, int64_t, Columns> label_pool_(const Where& where, const CsrA
   });
 }
 
-// The means of each family of metrics, one for each k.
-std::map<std::string, std::vector<double>> evaluate_(const Where& where,
+// Each family of metrics: its mean, or its value of every row, for each k.
+std::map<std::string, py::array_t<double>> evaluate_(const Where& where,
                                                      const CsrArrays& predictions, Address scores,
                                                      bool scores_are_double, const CsrArrays& truth,
                                                      const std::optional<CsrArrays>& drop,
                                                      Address inverse_propensity,
-                                                     const std::vector<int64_t>& ks) {
+                                                     const std::vector<int64_t>& ks, bool by_row) {
   return with_index(predictions, [&](auto index) {
     using Index = decltype(index);
     const auto view = csr_view<Index>(predictions, "predictions");
@@ -127,15 +128,18 @@ std::map<std::string, std::vector<double>> evaluate_(const Where& where,
     const auto with_score = [&](auto score) {
       return compute("evaluate", where, [&](const Call& call) {
         return evaluate(call, view, in<decltype(score)>(scores), truth_view,
-                        pairs ? &*pairs : nullptr, in<float>(inverse_propensity), ks);
+                        pairs ? &*pairs : nullptr, in<float>(inverse_propensity), ks, by_row);
       });
     };
     const Metrics means = scores_are_double ? with_score(double{}) : with_score(float{});
-    return std::map<std::string, std::vector<double>>{{"P", means.precision},
-                                                      {"N", means.ndcg},
-                                                      {"R", means.recall},
-                                                      {"PSP", means.psp},
-                                                      {"PSN", means.psn}};
+    const auto array = [](const std::vector<double>& values) {
+      return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+    };
+    return std::map<std::string, py::array_t<double>>{
+        {"P", array(means.precision)}, {"N", array(means.ndcg)},
+        {"R", array(means.recall)},    {"MRR", array(means.reciprocal)},
+        {"MAP", array(means.average)}, {"HR", array(means.hit_rate)},
+        {"PSP", array(means.psp)},     {"PSN", array(means.psn)}};
   });
 }
 
@@ -181,7 +185,7 @@ PYBIND11_MODULE(NGAME_CUDA_MODULE, m) {
         py::arg("offsets"), py::arg("seed"), py::arg("max_iterations"), py::arg("order"));
   m.def("evaluate", &evaluate_, py::arg("where"), py::arg("predictions"), py::arg("scores"),
         py::arg("scores_are_double"), py::arg("truth"), py::arg("drop"),
-        py::arg("inverse_propensity"), py::arg("ks"));
+        py::arg("inverse_propensity"), py::arg("ks"), py::arg("by_row"));
   m.def("in_batch_positives", &in_batch_positives_, py::arg("where"), py::arg("labels"),
         py::arg("rows"), py::arg("row_count"), py::arg("columns"), py::arg("column_count"));
   m.def("label_pool", &label_pool_, py::arg("where"), py::arg("labels"), py::arg("rows"),

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "csr.h"
 #include "metrics.h"
@@ -8,7 +9,19 @@ namespace ngame::cuda {
 namespace {
 
 // What every row adds to, for each k.
-enum Family { kPrecision, kNdcg, kRecall, kPsp, kBestPsp, kPsn, kBestPsn, kFamilies };
+enum Family {
+  kPrecision,
+  kNdcg,
+  kRecall,
+  kReciprocal,
+  kAverage,
+  kHitRate,
+  kPsp,
+  kBestPsp,
+  kPsn,
+  kBestPsn,
+  kFamilies
+};
 
 constexpr int kSumThreads = 256;
 
@@ -75,7 +88,8 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
   positives = warp_sum(positives);
   if (positives == 0) return;
 
-  double hits = 0, dcg = 0, psp = 0, psn = 0, best_psp = 0, best_psn = 0;
+  double hits = 0, dcg = 0, reciprocal = 0, precisions = 0, psp = 0, psn = 0, best_psp = 0,
+         best_psn = 0;
   Ranked<Score> last{Score{0}, -1};
   Ranked<float> last_best{0, -1};
   bool more = true;
@@ -94,6 +108,8 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
       if (more && contains(truth, row, last.column)) {
         hits += 1;
         dcg += discount;
+        precisions += hits / static_cast<double>(rank + 1);
+        if (reciprocal == 0) reciprocal = 1.0 / static_cast<double>(rank + 1);
         if (weights != nullptr) {
           psp += weights[last.column];
           psn += weights[last.column] * discount;
@@ -119,6 +135,9 @@ __global__ void rank_rows(Csr<Index> predictions, const Score* scores, Csr<Index
     put(kPrecision, hits / size);
     put(kNdcg, dcg / ideal);
     put(kRecall, hits / static_cast<double>(positives));
+    put(kReciprocal, reciprocal);
+    put(kAverage, precisions / static_cast<double>(k < positives ? k : positives));
+    put(kHitRate, hits > 0 ? 1 : 0);
     put(kPsp, psp / size);
     put(kBestPsp, best_psp / size);
     put(kPsn, psn / ideal);
@@ -154,7 +173,7 @@ T* upload(const Call& call, const std::vector<T>& values) {
 template <class Index, class Score>
 Metrics evaluate(const Call& call, const Csr<Index>& predictions, const Score* scores,
                  const Csr<Index>& truth, const Csr<Index>* drop, const float* inverse_propensity,
-                 const std::vector<int64_t>& ks) {
+                 const std::vector<int64_t>& ks, bool by_row) {
   check(call, predictions);
   check(call, truth);
   if (drop != nullptr) check(call, *drop);
@@ -182,26 +201,38 @@ Metrics evaluate(const Call& call, const Csr<Index>& predictions, const Score* s
   std::vector<double> sums(static_cast<size_t>(sum_count));
   call.to_host(sums.data(), there, sum_count);
 
+  std::vector<double> of_rows(static_cast<size_t>(by_row ? sum_count * rows : 0));
+  if (by_row) call.to_host(of_rows.data(), gains, sum_count * rows);
+
   Metrics means;
   const auto ratio = [](double gain, double best) { return best > 0 ? gain / best : 0.0; };
   for (int64_t which = 0; which < cut_count; ++which) {
-    const auto sum = [&](Family family) {
-      return sums[static_cast<size_t>(family * cut_count + which)];
+    const auto place = [&](Family family) { return family * cut_count + which; };
+    const auto put = [&](std::vector<double>& values, Family family, Family best) {
+      double scale = 1 / static_cast<double>(rows);
+      if (best != kFamilies) scale = ratio(1, sums[static_cast<size_t>(place(best))]);
+      if (!by_row) values.push_back(sums[static_cast<size_t>(place(family))] * scale);
+      const auto first = of_rows.begin() + (by_row ? place(family) * rows : 0);
+      const double share = scale * static_cast<double>(rows);
+      std::transform(first, first + (by_row ? rows : 0), std::back_inserter(values),
+                     [&](double gain) { return gain * share; });
     };
-    const auto count = static_cast<double>(rows);
-    means.precision.push_back(sum(kPrecision) / count);
-    means.ndcg.push_back(sum(kNdcg) / count);
-    means.recall.push_back(sum(kRecall) / count);
+    put(means.precision, kPrecision, kFamilies);
+    put(means.ndcg, kNdcg, kFamilies);
+    put(means.recall, kRecall, kFamilies);
+    put(means.reciprocal, kReciprocal, kFamilies);
+    put(means.average, kAverage, kFamilies);
+    put(means.hit_rate, kHitRate, kFamilies);
     if (inverse_propensity == nullptr) continue;
-    means.psp.push_back(ratio(sum(kPsp), sum(kBestPsp)));
-    means.psn.push_back(ratio(sum(kPsn), sum(kBestPsn)));
+    put(means.psp, kPsp, kBestPsp);
+    put(means.psn, kPsn, kBestPsn);
   }
   return means;
 }
 
 #define NGAME_INSTANTIATE(Index, Score)                                                      \
   template Metrics evaluate(const Call&, const Csr<Index>&, const Score*, const Csr<Index>&, \
-                            const Csr<Index>*, const float*, const std::vector<int64_t>&);
+                            const Csr<Index>*, const float*, const std::vector<int64_t>&, bool);
 NGAME_INSTANTIATE(int32_t, float)
 NGAME_INSTANTIATE(int32_t, double)
 NGAME_INSTANTIATE(int64_t, float)

@@ -170,7 +170,7 @@ class Model:
         ks: Sequence[int] = (1, 3, 5, 10, 100),
         drop: Any = None,
     ) -> dict[str, dict[str, float]]:
-        """P, N, R, PSP and PSN at `ks` of each scorer, with propensities of the training points."""
+        """All metrics at `ks` of each scorer, with propensities of the training points."""
         weights = metrics.inverse_propensity(self.point_labels)
         return {
             name: metrics.evaluate(

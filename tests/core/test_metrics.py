@@ -37,6 +37,19 @@ def test_matches_reference(seed, dtype, data):
         assert list(found) == list(expected)
         assert list(found.values()) == pytest.approx(list(expected.values()))
         assert all(0 <= value <= 1 + 1e-12 for value in found.values())
+        of_rows = metrics.evaluate_rows(
+            predictions, truth, ks=ks, inverse_propensity=weights, drop=drop, threads=2
+        )
+        assert list(of_rows) == list(expected)
+        assert [values.mean() for values in of_rows.values()] == pytest.approx(
+            list(expected.values())
+        )
+        for row in range(rows) if weights is None else ():
+            own = drop.toarray()[row : row + 1] if sp.issparse(drop) else dropped[row : row + 1]
+            one = reference.evaluate(
+                predictions[row], truth[row], sorted(set(ks)), None, np.argwhere(own)
+            )
+            assert [values[row] for values in of_rows.values()] == pytest.approx(list(one.values()))
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
@@ -84,6 +97,12 @@ def test_by_hand():
             "N@3": ((1 / log3) / (1 + 1 / log3) + 1) / 4,
             "R@1": 1 / 4,
             "R@3": (1 / 2 + 1) / 4,
+            "MRR@1": 1 / 4,
+            "MRR@3": (1 / 2 + 1) / 4,
+            "MAP@1": 1 / 4,
+            "MAP@3": (1 / 2 / 2 + 1) / 4,
+            "HR@1": 1 / 4,
+            "HR@3": 2 / 4,
             "PSP@1": 2 / (5 + 3 + 2),
             "PSP@3": (1 + 2) / (6 + 3 + 2),
             "PSN@1": 2 / (5 + 3 + 2),
@@ -142,7 +161,7 @@ def test_types_of_index_and_container(rng):
 def test_stored_zeros_count_in_predictions_but_not_in_truth():
     predictions = sp.csr_matrix((np.zeros(1), [1], [0, 1]), shape=(1, 3))
     truth = sp.csr_matrix((np.array([0.0, 1.0]), [0, 1], [0, 2]), shape=(1, 3))
-    assert metrics.evaluate(predictions, truth, ks=[1]) == {"P@1": 1, "N@1": 1, "R@1": 1}
+    assert set(metrics.evaluate(predictions, truth, ks=[1]).values()) == {1.0}
     assert truth.nnz == 2
 
 
@@ -203,10 +222,10 @@ def test_rejects_bad_input(rng):
         metrics.evaluate(predictions, truth, ks=[1, 0])
     with pytest.raises(ValueError, match="ks is empty"):
         metrics.evaluate(predictions, truth, ks=[])
-    with pytest.raises(TypeError, match="predictions has dtype int64, expected float32"):
-        metrics.evaluate(predictions.astype(np.int64), truth)
-    with pytest.raises(TypeError, match="predictions is a ndarray, expected a scipy"):
-        metrics.evaluate(predictions.toarray(), truth)
+    with pytest.raises(TypeError, match="predictions has dtype complex128, expected numbers"):
+        metrics.evaluate(predictions.astype(complex), truth)
+    with pytest.raises(TypeError, match="predictions has dtype bool, expected scores or label ids"):
+        metrics.evaluate(predictions.toarray() > 0, truth)
     with pytest.raises(TypeError, match="truth is a csc matrix, expected a scipy"):
         metrics.evaluate(predictions, truth.tocsc())
     with pytest.raises(ValueError, match=r"inverse_propensity has shape \(5,\), expected \(6,\)"):
@@ -219,3 +238,105 @@ def test_rejects_bad_input(rng):
         metrics.inverse_propensity(truth[:0])
     with pytest.raises(ValueError, match="a and b are"):
         metrics.inverse_propensity(truth, b=-1)
+
+
+def test_rows_by_hand():
+    # Of row 0 the positives 0 and 4 are ranked second and last; row 1 has no positives.
+    predictions = sp.csr_matrix(np.array([[3, 0, 5, 1, 1.0], [1, 2, 3, 4, 5]]))
+    truth = sp.csr_matrix(np.array([[1, 0, 0, 0, 1], [0] * 5]))
+    found = metrics.evaluate_rows(
+        predictions, truth, ks=[1, 4], inverse_propensity=np.array([1, 2, 3, 4, 5])
+    )
+    assert {name: values[0] for name, values in found.items() if name.endswith("@4")} == (
+        pytest.approx(
+            {
+                "P@4": 2 / 4,
+                "N@4": (1 / np.log2(3) + 1 / np.log2(5)) / (1 + 1 / np.log2(3)),
+                "R@4": 1,
+                "MRR@4": 1 / 2,
+                "MAP@4": (1 / 2 + 2 / 4) / 2,
+                "HR@4": 1,
+                # The mean over both rows of the best possible gain is half of row 0's.
+                "PSP@4": 2,
+                "PSN@4": 2 * (1 / np.log2(3) + 5 / np.log2(5)) / (5 + 1 / np.log2(3)),
+            }
+        )
+    )
+    assert all(values[1] == 0 for values in found.values())
+    assert found["P@1"].tolist() == [0, 0]
+    assert found["P@1"].dtype == np.float64
+
+
+@given(seed=st.integers(0, 2**32), k=st.integers(1, 8))
+def test_every_form_of_predictions(seed, k):
+    """Each gives what the CSR matrix with the same ranking gives."""
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(8.0), (5, 1)), axis=1)
+    truth = sp.csr_matrix(rng.random((5, 8)) < 0.3)
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, ids, 1)
+    kept = np.full(scores.shape, -1.0)
+    np.put_along_axis(kept, ids, best + 1, 1)
+    matrix = sp.csr_matrix(np.where(kept < 0, 0, kept))
+    expected = metrics.evaluate(matrix, truth, ks=[1, 3, 8])
+    shuffled = rng.permuted(np.arange(k))
+    forms = [
+        (best, ids),
+        (best[:, shuffled].astype(np.float32), ids[:, shuffled].astype(np.int32)),
+        (best.astype(np.int64), np.insert(ids, k, -1, axis=1)[:, :k]),
+        ids,
+        ids.astype(np.uint16),
+        ids.tolist(),
+        [row[:2] for row in ids.tolist()] if k == 2 else list(ids),
+        matrix.astype(np.int64),
+        sp.csr_array(matrix),
+    ]
+    if k == 8:
+        forms += [scores, scores.astype(np.float16), scores.tolist(), tuple(scores.tolist())]
+    for form in forms:
+        assert metrics.evaluate(form, truth, ks=[1, 3, 8]) == pytest.approx(expected)
+    labels = [row.indices for row in truth]
+    for positives in (truth.toarray(), truth.toarray() * 1, truth.toarray() * 0.5, labels):
+        assert metrics.evaluate(ids, positives, ks=[1, 3, 8]) == pytest.approx(expected)
+
+
+def test_forms_of_other_lengths():
+    expected = metrics.evaluate([[2, 0], [], [1]], [[0, 2], [1], [1]], ks=[2])
+    assert expected == pytest.approx(
+        {"P@2": 0.5, "N@2": 2 / 3, "R@2": 2 / 3, "MRR@2": 2 / 3, "MAP@2": 2 / 3, "HR@2": 2 / 3}
+    )
+    padded = np.array([[2, 0], [-1, -1], [1, -1]])
+    assert metrics.evaluate(padded, [[0, 2], [1], [1]], ks=[2]) == expected
+    assert metrics.evaluate(padded, [[0, 2], [1], [1], []][:3], ks=[2]) == expected
+    scores = np.array([[9, 8], [-np.inf, -np.inf], [7, -np.inf]])
+    assert metrics.evaluate((scores, padded), [[0, 2], [1], [1]], ks=[2]) == expected
+
+
+def test_rejects_forms():
+    truth = sp.csr_matrix(np.eye(3))
+
+    def error(kind, message, predictions, truth=truth):
+        with pytest.raises(kind, match=message):
+            metrics.evaluate(predictions, truth)
+
+    counts = np.array([[2, 1, 0], [5, 5, 1], [0, 0, 0]])
+    error(ValueError, "predictions holds integers, one for every label, with repeats in row 1: "
+          "integers are label ids; give scores as floats", counts)  # fmt: skip
+    error(ValueError, "predictions is a ragged list of floats", [[0.5, 0.1, 0.2], [0.5], [1.0]])
+    error(ValueError, r"predictions has shape \(3,\), expected two", np.ones(3))
+    error(TypeError, r"predictions\[0\] has dtype <U1, expected integers", [["a"], ["b"], ["c"]])
+    error(IndexError, "predictions has label id 3 in row 2, out of range for 3", [[0], [1], [3]])
+    error(IndexError, "predictions has label id -2 in row 1", np.array([[0], [-2], [1]]))
+    error(ValueError, r"truth has shape \(3, 3\), predictions has \(2, 3\)", [[0], [1]])
+    error(TypeError, "predictions has two parts of dtypes int64 and float64, expected scores",
+          (np.array([[0]] * 3), np.ones((3, 1))))  # fmt: skip
+    error(ValueError, r"predictions has scores of shape \(3, 2\) and ids of shape \(3, 1\)",
+          (np.ones((3, 2)), np.array([[0]] * 3)))  # fmt: skip
+    error(
+        ValueError, "truth is a list of 0 and 1 for every label", np.ones((3, 3)), [[1, 0, 0]] * 3
+    )
+    error(ValueError, "truth holds 2: an array has 0 and 1", [[0], [1]], np.array([[2], [1]]))
+    error(ValueError, r"truth has shape \(3,\), expected", [[0]] * 3, np.array([2, 1, 0]))
+    error(IndexError, r"truth has label id 3 in row 0", np.ones((1, 3)), [[3]])
+    error(TypeError, r"truth\[0\] has dtype float64", np.ones((1, 3)), [[0.5]])
+    error(TypeError, "truth is a str", np.ones((1, 3)), "1")
