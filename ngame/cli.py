@@ -227,6 +227,20 @@ def _parser() -> argparse.ArgumentParser:
         help="arrays `order` (row ids, cluster after cluster) and `offsets`",
     )
 
+    report = command(
+        "report", _report, "Say what happened in a run, or compare runs, in one HTML file."
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs, finished or not")
+    report.add_argument(
+        "--data", metavar="DATA", help="the runs' data (default: where the first run read them)"
+    )
+    report.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.html",
+        help="(default: report.html in the folder of RUN, comparison.html for several)",
+    )
+
     command("config", _config, "List every setting with its default and meaning, as TOML.")
 
     demo = command("demo", _demo, "Train on the docstrings of numpy and scipy: no download.")
@@ -444,6 +458,32 @@ def _demo(options: argparse.Namespace) -> None:
     found = model.predict(texts, 5, drop=drop)[chosen]
     _print_predictions(model, [texts[row] for row in chosen], found, truth[chosen])
     print(f'Ask it: ngame predict {options.output} --text "solve a linear system"')
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ngame.report.page import write_report
+
+    file = "report.html" if len(options.runs) == 1 else "comparison.html"
+    output = options.output or str(Path(options.runs[0]) / file)
+    dataset = _data_of(Path(options.runs[0])) if options.data is None else _dataset(options.data)
+    try:
+        write_report(options.runs, output, dataset)
+    except (*_MISTAKES, FileNotFoundError) as error:
+        raise _InputError(str(error)) from error
+    print(f"report: {output}")
+
+
+def _data_of(run: Path) -> ngame.Dataset | None:
+    """The data of a run, if they are still where it read them, or are those of the demo."""
+    from ngame.report.measures import read_about
+
+    with _reading():
+        data = read_about(run).get("data", {"name": "", "path": ""})
+    if data["path"] and Path(data["path"]).exists():
+        return _dataset(data["path"])
+    from ngame.demo import see_also
+
+    return see_also.see_also_dataset() if data["name"] == see_also.NAME else None
 
 
 def _config(_: argparse.Namespace) -> None:

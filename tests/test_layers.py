@@ -47,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
         "topk",
     },
     "training": {
+        "_core",
         "arrays",
         "batches",
         "config",
@@ -73,6 +74,17 @@ ROOMS: dict[str, set[str]] = {
         "topk",
     },
     "demo": {"data", "shortlist"},
+    "report": {
+        "batches",
+        "config",
+        "data",
+        "encoders",
+        "files",
+        "metrics",
+        "prediction",
+        "topk",
+        "training",
+    },
 }
 # The faces of the package, which name what the rooms hold.
 FACES = {"__init__", "__main__", "cli"}
@@ -85,6 +97,7 @@ TORCH = {
     "loss",
     "negatives",
     "prediction",
+    "report",
     "state",
     "training",
 }

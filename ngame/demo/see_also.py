@@ -16,6 +16,9 @@ from scipy import sparse
 
 from ngame.data.dataset import Dataset, hash_bucket
 
+NAME = "see-also"
+"""Name of the data set."""
+
 _MAX_CHARACTERS = 600
 _UNDERLINE = re.compile(r"[-=]{3,}\s*")
 # A directive and the indented block under it: version notes, formulas, warnings.
@@ -72,7 +75,7 @@ def see_also_dataset() -> Dataset:
         )
         arguments[f"drop_{split}"] = [(row, label_ids[name]) for row, name in enumerate(points)]
     label_texts = [_describe(name, paragraphs[name][:1]) for name in labels]
-    return Dataset(label_texts=label_texts, name="see-also", **arguments)
+    return Dataset(label_texts=label_texts, name=NAME, **arguments)
 
 
 # Public names

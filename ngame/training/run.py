@@ -245,7 +245,7 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
     try:
         _check_folder(folder, resume)  # another process may have started a run in between
         remove_leftovers(folder)
-        digest = _digest(dataset)
+        data = digest(dataset)
         config_file = folder / "config.toml"
         digest_file = folder / "checkpoint" / "data.json"
         if config_file.exists():
@@ -256,11 +256,11 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
                 )
             if digest_file.exists():
                 before = json.loads(digest_file.read_text(encoding="utf8"))
-                if before != digest:
-                    raise ValueError(f"{folder} was started on other data: {before}, now {digest}")
+                if before != data:
+                    raise ValueError(f"{folder} was started on other data: {before}, now {data}")
         # The config first: a folder with any file of a run in it must be recognized as a run.
         config.save(config_file)
-        write_json(digest_file, digest)
+        write_json(digest_file, data)
     except BaseException:
         lock.close()
         raise
@@ -302,18 +302,18 @@ def _about(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
     return about
 
 
-def _digest(dataset: Dataset) -> dict[str, Any]:
+def digest(dataset: Dataset) -> dict[str, Any]:
     """Sizes and a hash of the data set: a resumed run must have the same."""
-    digest = hashlib.blake2b(digest_size=8)
+    hashed = hashlib.blake2b(digest_size=8)
     for labels in (dataset.train_labels, dataset.test_labels):
         if labels is not None:
-            digest.update(labels.indptr.astype(np.int64).tobytes())
-            digest.update(labels.indices.astype(np.int32).tobytes())
+            hashed.update(labels.indptr.astype(np.int64).tobytes())
+            hashed.update(labels.indices.astype(np.int32).tobytes())
     for pairs in (dataset.drop_train, dataset.drop_test):
-        digest.update(b"" if pairs is None else pairs.tobytes())
-        digest.update(b"|")
+        hashed.update(b"" if pairs is None else pairs.tobytes())
+        hashed.update(b"|")
     for texts in (dataset.train_texts, dataset.label_texts, dataset.test_texts or []):
         for text in texts:
-            digest.update(text.encode("utf8") + b"\0")
+            hashed.update(text.encode("utf8") + b"\0")
     points, labels = dataset.train_labels.shape
-    return {"points": points, "labels": labels, "digest": digest.hexdigest()}
+    return {"points": points, "labels": labels, "digest": hashed.hexdigest()}
