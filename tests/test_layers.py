@@ -62,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
         "topk",
     },
     # those who use it all
-    "adapters": {"batches", "encoders", "files", "loss", "positives", "state"},
+    "adapters": {"batches", "encoders", "files", "loss", "negatives", "state"},
     "compat": {
         "arrays",
         "cluster",

@@ -1,24 +1,62 @@
-"""NGAME batches and the known-positive mask in the trainer of sentence-transformers 6.2."""
+"""NGAME batches, known-positive masks and more negatives in sentence-transformers 6.2."""
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
+from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.util import (
+    all_gather,
+    all_gather_with_grad,
+    batch_to_device,
+    cos_sim,
+    dot_score,
+    get_rank,
+)
 from torch.utils.data import RandomSampler
 
 from ngame.adapters.torch import RefreshableSampler, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
 from ngame.batches import ClusterBatchSampler
 from ngame.encoders.bank import EmbeddingBank
-from ngame.loss import CooIndex, decoupled_softmax
-from ngame.positives import in_batch_positives
+from ngame.loss import CooIndex
+from ngame.negatives import (
+    ANONYMOUS,
+    EMPTY,
+    Candidates,
+    ContrastiveLoss,
+    Drawn,
+    Filter,
+    KnownPositives,
+    NegativeQueue,
+    Number,
+    SharedRandom,
+)
+from ngame.negatives.contrastive import Direction
+from ngame.state import take_prefix
+
+Ids = npt.NDArray[np.int64]
+
+_DIRECTIONS: dict[str, Direction] = {
+    "query_to_doc": "query_to_item",
+    "query_to_query": "query_to_query",
+    "doc_to_query": "item_to_query",
+    "doc_to_doc": "item_to_item",
+}
 
 # Rows whose texts are in memory at once: enough for encoding to sort them by length.
 _ROWS_AT_ONCE = 8192
@@ -109,6 +147,8 @@ class RefreshCallback(SamplerCallback):
     bank : EmbeddingBank, optional
         The bank that `MaskedMultipleNegativesRankingLoss` fills: then nothing is encoded. The
         vector of an anchor that training has not visited yet is zero.
+    loss : MaskedMultipleNegativesRankingLoss, or its cached form, optional
+        One with sources, whose step and queues are to be saved and restored, too.
     """
 
     def __init__(
@@ -117,10 +157,12 @@ class RefreshCallback(SamplerCallback):
         column: str | None = None,
         batch_size: int = 64,
         bank: EmbeddingBank | None = None,
+        loss: "MaskedLoss | None" = None,
     ) -> None:
         self._column = column
         self._batch_size = batch_size
         self.bank = bank
+        self.memory = None if loss is None else loss.memory
 
     def refresh(self, sampler: RefreshableSampler, dataset: Any, model: Any, args: Any) -> None:
         """Refresh one sampler with the embeddings of a column of its data set."""
@@ -156,18 +198,70 @@ def _prompt(prompts: Any, dataset_name: str | None, column: str) -> str:
     return prompts or ""
 
 
-class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
+class SharedTexts:
+    """Texts drawn at random each step as negatives of all rows, encoded with the gradient.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        The text of every positive, by its id.
+    m : int or Schedule
+        Texts a step.
+    prompt : str, optional
+        What the trainer puts before the positives, if anything.
+    log_q : bool
+        Correct the logits for how probable each text is in a draw (see
+        `ngame.negatives.SharedRandom`).
+    **options
+        `weights`, `reuse` and `seed` of `ngame.negatives.SharedRandom`.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        m: Number,
+        *,
+        prompt: str | None = None,
+        log_q: bool = False,
+        **options: Any,
+    ) -> None:
+        self.draw = SharedRandom(len(texts), m, **options).draw
+        self._texts, self._prompt, self._log_q = texts, prompt, log_q
+
+    def features(self, model: Any, ids: Ids) -> dict[str, Any]:
+        """Features of the texts with these ids, on the model's device."""
+        texts = [self._texts[number] for number in ids.tolist()]
+        features = model.preprocess(texts, prompt=self._prompt)
+        device = next(model.parameters()).device
+        features = batch_to_device(features, device)
+        return dict(features)
+
+    def candidates(self, drawn: Drawn, vectors: torch.Tensor, batch: Ids) -> Candidates:
+        """What all rows are offered; of what the batch has itself, nothing."""
+        ids = np.where(np.isin(drawn.ids, batch), EMPTY, drawn.ids)
+        shift = torch.from_numpy(-drawn.log_q).to(vectors.device) if self._log_q else None
+        return Candidates(ids, vectors, shift=shift)
+
+
+Source = SharedTexts | NegativeQueue | Callable[[int], Candidates]
+
+
+class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     """`MultipleNegativesRankingLoss` in which no known positive serves as a negative.
 
     In batches of near rows, many positives are also positives of other rows. Let s_ij be the cosine
     of anchor i and positive j times `scale`. The loss of row i is
     ``log(1 + sum_j exp(s_ij - s_ii))`` over all j that are not known positives of row i; the mean
     over the rows is returned. If the others hold no known positives, this equals
-    `MultipleNegativesRankingLoss` of sentence-transformers up to rounding.
+    `MultipleNegativesRankingLoss` of sentence-transformers up to rounding, with all its options.
 
     The data set has the columns anchor, positive, any number of negatives, and ``label``, which
-    holds ids instead of texts: in each row either the id of its positive; or, where `positives` is
-    given, the pair ``[id of its anchor, id of its positive]``. Negatives are never masked.
+    holds ids instead of texts: in each row either the id of its positive; or the pair
+    ``[id of its anchor, id of its positive]``, which `positives`, `filters` and `bank` need; or
+    that and the ids of the row's negatives. Negatives without ids are masked by no filter that
+    goes by ids. Ids are 0 or more.
+
+    All columns are encoded in one forward pass, unless that would mean much padding.
 
     Parameters
     ----------
@@ -175,11 +269,24 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
     positives : CSR matrix of shape [anchors, positives], optional
         Its stored entries are the known positives. By default a row's known positives are the rows
         with its label.
-    scale : float
-        Multiplies the cosines, as there.
+    filters : sequence of filters of `ngame.negatives`
+        Leave out more: `Guide`, `NearCopies`, ... After a call, `masked_shares` has the share of
+        the comparisons that each left out, the first that of `positives`, if there are any.
+    sources : sequence of `SharedTexts`, `NegativeQueue`, or callables
+        More negatives, for all rows. A queue gets the positives of each training batch when the
+        next one begins. A callable takes the step and gives `ngame.negatives.Candidates`.
     bank : EmbeddingBank, optional
         Stores the vectors of the anchors by their ids during training; only with `positives`.
         `RefreshCallback` clusters these instead of encoding all anchors again.
+    **options
+        `scale`, `similarity_fct`, `gather_across_devices`, `directions`, `partition_mode`,
+        `hardness_mode` and `hardness_strength`, as there.
+
+    Attributes
+    ----------
+    memory
+        The training batches so far and the queues: hand it to `RefreshCallback`, which saves and
+        restores it, so that a resumed run goes on with the same draws.
 
     Raises
     ------
@@ -194,45 +301,291 @@ class MaskedMultipleNegativesRankingLoss(torch.nn.Module):
         model: SentenceTransformer,
         positives: sp.csr_matrix | None = None,
         *,
-        scale: float = 20.0,
+        filters: Sequence[Filter] = (),
+        sources: Sequence[Source] = (),
         bank: EmbeddingBank | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale is {scale}, expected more than 0")
+        super().__init__(model, **options)
         if bank is not None and positives is None:
             raise ValueError("bank is given without positives, whose rows are the ids of anchors")
-        self.model = model
-        self.positives = positives
-        self.scale = scale
+        self.filters = [*filters]
+        if positives is not None:
+            self.filters.insert(0, KnownPositives(positives))
+        self.sources = [*sources]
         self.bank = bank
+        self.memory = LossMemory([each for each in sources if isinstance(each, NegativeQueue)])
+
+    @property
+    def masked_shares(self) -> list[float]:
+        """For each filter, the share it left out of the last batch's comparisons."""
+        loss = self.memory.loss
+        return [] if loss is None else loss.masked_shares
 
     def forward(
-        self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor | None
+        self, sentence_features: Iterable[dict[str, Any]], labels: torch.Tensor | None
     ) -> torch.Tensor:
         """The loss of a batch, from the features of its columns and its label column."""
-        anchors, *others = (
-            F.normalize(self.model(dict(features))["sentence_embedding"], dim=1)
-            for features in sentence_features
-        )
-        rows = len(anchors)
-        shape = (rows,) if self.positives is None else (rows, 2)
-        if labels is None or labels.shape != shape:
-            came = "missing" if labels is None else f"of shape {tuple(labels.shape)}"
-            raise ValueError(f"the label column is {came}, expected {shape} in this batch")
-        if self.positives is None:
-            known = CooIndex(*torch.nonzero(labels[:, None] == labels, as_tuple=True))
-        else:
-            ids = labels.cpu().numpy()
-            known = CooIndex.of(in_batch_positives(self.positives, *ids.T), anchors.device)
-            if self.bank is not None and self.model.training:
-                self.bank.update(ids[:, 0], anchors)
-        own = torch.arange(rows, device=anchors.device)
-        # A row's own pair is never its negative, even if `positives` lacks that pair.
-        known = CooIndex(torch.cat([known.rows, own]), torch.cat([known.columns, own]))
-        scores = anchors @ torch.cat(others).T
-        return decoupled_softmax(scores, known, CooIndex(own, own), temperature=1 / self.scale)
+        features = [*sentence_features]
+        drawn = self.begin(features)
+        embeddings = embed_columns(self.model, features, separate_first=_pads_much(features))
+        embeddings += [self.model(each)["sentence_embedding"] for each in drawn]
+        return self.compute_loss_from_embeddings(embeddings, labels)
 
-    def get_config_dict(self) -> dict[str, float]:
+    def begin(self, features: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Begin a batch, if these features are not still those of the last; the texts drawn for it.
+
+        Losses that call this one several times a batch give it the same features each time, and
+        find the same texts again.
+        """
+        memory = self.memory
+        if memory.begin(features, self.model.training):
+            for source in self.sources:
+                if isinstance(source, SharedTexts):
+                    drawn = source.draw(memory.step)
+                    if len(drawn.ids):
+                        memory.drawn.append((source, drawn, source.features(self.model, drawn.ids)))
+        return [each for _, _, each in memory.drawn]
+
+    def compute_loss_from_embeddings(
+        self,
+        embeddings: list[torch.Tensor],
+        labels: torch.Tensor | None,
+        *,
+        rows_at_once: int | None = None,
+    ) -> torch.Tensor:
+        """The loss of the batch's columns, and of the texts drawn for it after these."""
+        memory = self.memory
+        cosine = self.similarity_fct is cos_sim
+        if cosine:
+            embeddings = [F.normalize(each, dim=1) for each in embeddings]
+        count = len(embeddings) - len(memory.drawn)
+        if count < 2:
+            raise ValueError(f"the data set has {count} columns of texts, expected at least 2")
+        (anchors, *documents), texts = embeddings[:count], embeddings[count:]
+        rows, offset = len(anchors), 0
+        ids = self._ids(labels, rows, len(documents))
+        if self.bank is not None and self.model.training and memory.first:
+            self.bank.update(ids[:, 0], anchors)
+        if self.gather_across_devices:
+            anchors = all_gather_with_grad(anchors)
+            documents = [all_gather_with_grad(each) for each in documents]
+            ids = all_gather(torch.from_numpy(ids).to(anchors.device)).cpu().numpy()
+            offset = get_rank() * rows
+        memory.remember(ids[:, 1], documents[0])
+        own = torch.arange(offset, offset + rows, device=anchors.device)
+        mined = self.hardness_strength * (self.hardness_mode in ("hard_negatives", "all_negatives"))
+        loss = memory.loss = ContrastiveLoss(
+            temperature=1 / self.scale,
+            hardness=self.hardness_strength
+            * (self.hardness_mode in ("in_batch_negatives", "all_negatives")),
+            mined_hardness=mined,
+            directions=[_DIRECTIONS[name] for name in self.directions],
+            joint=self.partition_mode == "joint",
+            filters=self.filters,
+            similarity=None if cosine or self.similarity_fct is dot_score else self.similarity_fct,
+            rows_at_once=rows_at_once,
+        )
+        value: torch.Tensor = loss(
+            Candidates(ids[:, 0], anchors),
+            Candidates(
+                ids[:, 1:].T.ravel(),
+                torch.cat(documents),
+                rows=np.tile(np.arange(len(anchors)), len(documents)),
+            ),
+            CooIndex(own, own),
+            [self._fitted(each, anchors) for each in self._offered(texts, ids[:, 1:])],
+            step=memory.step,
+        )
+        return value
+
+    def _offered(self, texts: list[torch.Tensor], batch: Ids) -> Iterator[Candidates]:
+        """What the sources offer; `texts` are the vectors of those drawn."""
+        for (source, drawn, _), vectors in zip(self.memory.drawn, texts, strict=True):
+            yield source.candidates(drawn, vectors, batch)
+        for other in self.sources:
+            if isinstance(other, NegativeQueue):
+                yield other.offer()
+            elif not isinstance(other, SharedTexts):
+                yield other(self.memory.step)
+
+    def _fitted(self, candidates: Candidates, anchors: torch.Tensor) -> Candidates:
+        """Candidates on the device of the anchors, and of their width, which others may cut."""
+        vectors = candidates.vectors.to(anchors)[..., : anchors.shape[1]]
+        if self.similarity_fct is cos_sim:
+            vectors = F.normalize(vectors, dim=-1)
+        return dataclasses.replace(candidates, vectors=vectors)
+
+    def _ids(self, labels: torch.Tensor | None, rows: int, documents: int) -> Ids:
+        """Ids of the anchor and of every document in each row, int64 [rows, 1 + documents]."""
+        shapes: list[tuple[int, ...]] = [(rows, 2), (rows, 1 + documents)]
+        if not self.filters:
+            shapes.insert(0, (rows,))
+        if labels is None or tuple(labels.shape) not in shapes:
+            came = "missing" if labels is None else f"of shape {tuple(labels.shape)}"
+            expected = " or ".join(map(str, dict.fromkeys(shapes)))
+            raise ValueError(f"the label column is {came}, expected {expected} in this batch")
+        if labels.is_floating_point():
+            raise TypeError(f"the label column is of {labels.dtype}, expected integers")
+        given = labels.cpu().numpy()
+        if given.ndim == 1:  # which are the rows of one anchor makes no difference then
+            given = np.stack([given, given], axis=1)
+        ids = np.full((rows, 1 + documents), ANONYMOUS)
+        ids[:, : given.shape[1]] = given
+        return ids
+
+    def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""
-        return {"scale": self.scale}
+        config: dict[str, Any] = super().get_config_dict()
+        for name in ("filters", "sources"):
+            if getattr(self, name):
+                config[name] = [type(each).__name__ for each in getattr(self, name)]
+        return config
+
+
+class CachedMaskedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingLoss):
+    """`MaskedMultipleNegativesRankingLoss` for batches larger than their gradients' memory.
+
+    The batch is encoded in parts, twice (GradCache, as in `CachedMultipleNegativesRankingLoss`),
+    and the scores of `mini_batch_size` anchors are in memory at once. Loss and gradients are those
+    of the whole batch, to the rounding.
+
+    Parameters
+    ----------
+    model, positives : as in `MaskedMultipleNegativesRankingLoss`
+    mini_batch_size : int
+        Texts encoded at once.
+    mini_batch_num_tokens : int, optional
+        Tokens encoded at once, instead.
+    show_progress_bar : bool
+    **options
+        The other options of `MaskedMultipleNegativesRankingLoss`, which is the attribute `loss`.
+    """
+
+    loss: MaskedMultipleNegativesRankingLoss
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        positives: sp.csr_matrix | None = None,
+        *,
+        mini_batch_size: int = 32,
+        mini_batch_num_tokens: int | None = None,
+        show_progress_bar: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            mini_batch_size=mini_batch_size,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            show_progress_bar=show_progress_bar,
+        )
+        self.loss = MaskedMultipleNegativesRankingLoss(model, positives, **options)
+
+    @property
+    def memory(self) -> "LossMemory":
+        """As in `MaskedMultipleNegativesRankingLoss`."""
+        return self.loss.memory
+
+    @property
+    def masked_shares(self) -> list[float]:
+        """As in `MaskedMultipleNegativesRankingLoss`."""
+        return self.loss.masked_shares
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Any) -> torch.Tensor:
+        """The loss of a batch, from the features of its columns and its label column."""
+        features = [*sentence_features]
+        return super().forward([*features, *self.loss.begin(features)], labels)
+
+    def calculate_loss(
+        self,
+        reps: list[list[torch.Tensor]],
+        labels: torch.Tensor | None = None,
+        *,
+        with_backward: bool = False,
+    ) -> torch.Tensor:
+        """The loss of the batch from the embeddings of its parts; `labels` are needed."""
+        embeddings = [torch.cat(column) for column in reps]
+        loss = self.loss.compute_loss_from_embeddings(
+            embeddings, labels, rows_at_once=self.mini_batch_size
+        )
+        if with_backward:
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings for the model card."""
+        return {**super().get_config_dict(), **self.loss.get_config_dict()}
+
+
+MaskedLoss = MaskedMultipleNegativesRankingLoss | CachedMaskedMultipleNegativesRankingLoss
+
+
+class LossMemory:
+    """What a loss knows of the training: the batch in progress, the steps so far, its queues."""
+
+    def __init__(self, queues: list[NegativeQueue]) -> None:
+        self._queues = queues
+        self._begun = 0
+        self._waiting: tuple[Ids, torch.Tensor] | None = None
+        self._features: Callable[[], torch.Tensor | None] = lambda: None
+        self._training = False
+        self.step = 0
+        self.first = True
+        """Whether the loss of this batch was not computed yet."""
+        self.drawn: list[tuple[SharedTexts, Drawn, dict[str, Any]]] = []
+        self.loss: ContrastiveLoss | None = None
+
+    def begin(self, features: list[dict[str, Any]], training: bool) -> bool:
+        """Begin a batch; False if these are the features of the one in progress."""
+        here = next(each for each in features[0].values() if isinstance(each, torch.Tensor))
+        if self._features() is here:
+            return False
+        self._features = weakref.ref(here)
+        self._training, self.first, self.drawn = training, True, []
+        self.step = self._begun
+        if training:
+            self._push()
+            self._begun += 1
+        return True
+
+    def remember(self, ids: Ids, positives: torch.Tensor) -> None:
+        """Keep a training batch's positives for the queues, the first time it is asked to."""
+        if self.first and self._training and self._queues:
+            self._waiting = ids, positives.detach()
+        self.first = False
+
+    def _push(self) -> None:
+        if self._waiting is not None:
+            for queue in self._queues:
+                queue.push(*self._waiting)
+        self._waiting = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs: `step`, the training batches so far, and the queues' states."""
+        self._push()
+        queues = {
+            f"{number}.{name}": value
+            for number, queue in enumerate(self._queues)
+            for name, value in queue.state_dict().items()
+        }
+        return {"step": self._begun, **queues}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            As in `NegativeQueue.load_state_dict`.
+        """
+        self._begun = int(state["step"])
+        for number, queue in enumerate(self._queues):
+            queue.load_state_dict(take_prefix(state, f"{number}."))
+
+
+def _pads_much(features: list[dict[str, Any]]) -> bool:
+    """Whether one forward pass of all columns would be a quarter larger than one for each."""
+    widths = [each["input_ids"].shape[-1] for each in features if "input_ids" in each]
+    return bool(widths) and max(widths) * len(widths) > 1.25 * sum(widths)

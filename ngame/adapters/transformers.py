@@ -84,6 +84,8 @@ class SamplerCallback(TrainerCallback, ABC):
     ----------
     bank : EmbeddingBank or None
         The bank that `refresh` takes vectors from, if any; it is saved and restored too.
+    memory : object with `state_dict` and `load_state_dict`, or None
+        What else is saved and restored.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class SamplerCallback(TrainerCallback, ABC):
     """
 
     bank: EmbeddingBank | None = None
+    memory: Any = None
     _epoch = 0
 
     @abstractmethod
@@ -131,8 +134,8 @@ class SamplerCallback(TrainerCallback, ABC):
             tensors = load_file(path)
             for number, sampler in enumerate(samplers):
                 sampler.load_state_dict(from_tensors(take_prefix(tensors, f"{number}.")))
-            if self.bank is not None:
-                self.bank.load_state_dict(from_tensors(take_prefix(tensors, "bank.")))
+            for name, kept in self._kept():
+                kept.load_state_dict(from_tensors(take_prefix(tensors, f"{name}.")))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refresh what is due, before the trainer asks for the epoch's first batch."""
@@ -149,9 +152,13 @@ class SamplerCallback(TrainerCallback, ABC):
                 str(number): to_tensors(sampler.state_dict())
                 for number, (sampler, _) in enumerate(clustered(kwargs["train_dataloader"]))
             }
-            if self.bank is not None:
-                parts["bank"] = to_tensors(self.bank.state_dict())
+            parts |= {name: to_tensors(kept.state_dict()) for name, kept in self._kept()}
             write_tensors(_state_file(args, state), with_prefixes(**parts))
+
+    def _kept(self) -> Iterator[tuple[str, Any]]:
+        """What is saved beside the batches, with its name in the file."""
+        parts = {"bank": self.bank, "memory": self.memory}
+        return ((name, kept) for name, kept in parts.items() if kept is not None)
 
 
 class RefreshCallback(SamplerCallback):

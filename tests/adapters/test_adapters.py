@@ -16,6 +16,7 @@ import torch
 
 from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatchSampler
 from ngame.encoders.bank import EmbeddingBank
+from ngame.negatives import NegativeQueue
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -34,6 +35,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ngame.adapters.sentence_transformers import (
     BatchSamplerFactory,
     MaskedMultipleNegativesRankingLoss,
+    SharedTexts,
 )
 from ngame.adapters.sentence_transformers import RefreshCallback as TextRefreshCallback
 from ngame.adapters.transformers import BatchSamplerMixin, RefreshCallback
@@ -180,6 +182,28 @@ def test_trainer_killed_and_resumed_goes_on_with_the_same_batches(
     second.train(resume_from_checkpoint=True)
     saved = killed // save_steps * save_steps
     assert first.loss.batches[:saved] + second.loss.batches == whole.loss.batches
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def test_resumed_with_the_same_draws_and_queue(tiny_model: Path, tmp_path: Path) -> None:
+    def run(folder: str, *more: Any) -> Any:
+        trainer = text_run(tmp_path / folder, tiny_model, *more, **options)
+        texts = trainer.train_dataset["positive"]
+        sources = [SharedTexts(texts, 6), NegativeQueue(20, 16)]
+        trainer.loss = Recording(trainer.model, sources=sources)
+        trainer.pop_callback(Vectors)
+        trainer.add_callback(TextRefreshCallback(loss=trainer.loss))
+        return trainer
+
+    options = {"save_strategy": "steps", "save_steps": 4}
+    whole = run("whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", Killed(10)).train()
+    second = run("cut")
+    second.train(resume_from_checkpoint=True)
+    assert second.loss.memory.step == whole.loss.memory.step == 3 * STEPS - 1
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
 
@@ -394,6 +418,7 @@ def test_loss_by_the_slow_way() -> None:
     a, *others = (m / np.linalg.norm(m, axis=1, keepdims=True) for m in (x, y, z))
     scores = 3.0 * a @ np.concatenate(others).T
     dense = known.toarray() != 0
+    dense[rows, columns] = True  # a pair of the batch is a positive, whichever row has it
     expected = 0.0
     for i in range(9):
         negatives = [
@@ -406,15 +431,17 @@ def test_loss_by_the_slow_way() -> None:
 
 def test_loss_refuses_labels_of_another_form() -> None:
     x = np.eye(3)
-    with pytest.raises(ValueError, match=r"of shape \(3, 2\), expected \(3,\)"):
-        loss_of([x, x], np.zeros((3, 2), int))
+    with pytest.raises(ValueError, match=r"of shape \(3, 4\), expected \(3,\) or \(3, 2\) in"):
+        loss_of([x, x], np.zeros((3, 4), int))
+    with pytest.raises(TypeError, match=r"of torch.float32, expected integers"):
+        loss_of([x, x], [0.0, 1.0, 2.0])
     with pytest.raises(ValueError, match=r"of shape \(3,\), expected \(3, 2\)"):
         loss_of([x, x], [0, 1, 2], sp.csr_matrix(np.eye(3)))
     with pytest.raises(IndexError):
         loss_of([x, x], [[0, 3]] * 3, sp.csr_matrix(np.eye(3)))
     with pytest.raises(ValueError, match="label column is missing"):
         MaskedMultipleNegativesRankingLoss(Given())(embeddings(x, x), None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scale is 0"):
+    with pytest.raises(ValueError, match="Scale must be a positive"):
         loss_of([x, x], [0, 1, 2], scale=0)
 
 
@@ -557,6 +584,17 @@ trainer = table_run(folder, sampler=sampler, **options)
 callback(trainer, RefreshCallback).bank = EmbeddingBank(ROWS, 6)
 with pytest.raises(ValueError, match="a bank, and 2 processes"):
     trainer.train()
+whole = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
+labels = torch.tensor([0, 1, 2, 3, 1, 5, 6, 0])  # two of them on both ranks
+every = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
+for options in ({}, {"directions": every}):
+    own = whole[:, rank * 4 :][:, :4]
+    gathering = MaskedMultipleNegativesRankingLoss(Given(), gather_across_devices=True, **options)
+    loss = gathering.compute_loss_from_embeddings([*own], labels[rank * 4 :][:4])
+    dist.all_reduce(loss)
+    alone = MaskedMultipleNegativesRankingLoss(Given(), **options)
+    expected = alone.compute_loss_from_embeddings([*whole], labels)
+    torch.testing.assert_close(loss / 2, expected)
 own = pairs()
 with pytest.raises(ValueError, match="dataloader_drop_last is False with 2 processes"):
     BatchSamplerFactory(own, cluster_size=4)(own, BATCH, False)
