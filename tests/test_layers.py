@@ -62,7 +62,19 @@ ROOMS: dict[str, set[str]] = {
         "topk",
     },
     # those who use it all
-    "adapters": {"batches", "encoders", "files", "loss", "negatives", "state"},
+    "adapters": {
+        "arrays",
+        "batches",
+        "config",
+        "data",
+        "encoders",
+        "files",
+        "loss",
+        "negatives",
+        "prediction",
+        "state",
+        "training",
+    },
     "compat": {
         "arrays",
         "cluster",
@@ -101,7 +113,14 @@ TORCH = {
     "state",
     "training",
 }
-FOREIGN = {"accelerate", "datasets", "lightning", "sentence_transformers", "transformers"}
+FOREIGN = {
+    "accelerate",
+    "datasets",
+    "lightning",
+    "sentence_transformers",
+    "sklearn",
+    "transformers",
+}
 MODULES = sorted(
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py")
 )
@@ -203,6 +222,8 @@ def test_import_loads_no_torch():
         ("ngame.batches", set()),
         ("ngame.adapters.torch", set()),
         ("ngame.adapters", set()),
+        ("ngame.adapters.onnx", set()),
+        ("ngame.adapters.sklearn", {"sklearn"}),
         ("ngame.adapters.transformers", {"accelerate", "transformers"}),
     ],
 )

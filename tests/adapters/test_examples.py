@@ -66,6 +66,7 @@ def test_example_is_short(path: Path) -> None:
         ("sentence-transformers", ["docs/loops.md", "ngame/adapters/sentence_transformers.py"]),
         ("transformers", ["docs/loops.md", "ngame/adapters/transformers.py"]),
         ("accelerate", ["ngame/adapters/transformers.py"]),
+        ("scikit-learn", ["docs/export.md", "ngame/adapters/sklearn.py"]),
     ],
 )
 def test_versions_that_are_stated_are_those_that_tests_run_with(
