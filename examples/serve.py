@@ -1,0 +1,45 @@
+"""A run behind HTTP, with starlette and uvicorn.
+
+RUN=my-run uvicorn --app-dir examples serve:app
+curl localhost:8000/predict -d '{"texts": ["solve a linear system"], "k": 5}'
+"""
+
+import asyncio
+import os
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import ngame
+
+model = ngame.Model.load(os.environ["RUN"])
+model.predict(["warm up"], 1)  # the first search prepares the indexes
+labels = len(model.label_texts)
+one_at_a_time = asyncio.Lock()  # a prediction uses all processors
+
+
+async def predict(request):
+    try:
+        given = await request.json()
+        texts, k = given["texts"], given.get("k", 5)
+        if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            raise TypeError("texts is not a list of strings")
+        if type(k) is not int or k < 1:
+            raise ValueError("k is not a number from 1 on")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return JSONResponse({"error": str(error)}, status_code=400)
+    async with one_at_a_time:
+        return JSONResponse(await asyncio.to_thread(best, texts, min(k, labels)))
+
+
+def best(texts, k):
+    rows = ((row, np.argsort(-row.data)) for row in model.predict(texts, k))
+    return [
+        [[model.label_texts[row.indices[at]], float(row.data[at])] for at in order]
+        for row, order in rows
+    ]
+
+
+app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
