@@ -25,7 +25,7 @@ constexpr int32_t kMostSum = 32000;
 constexpr int kShift = 16;
 
 // With more columns than this the sums of a query are too coarse to tell items apart.
-constexpr int64_t kMostTerms = 1 << 10;
+constexpr int32_t kMostTerms = 700;
 
 constexpr int64_t kQueriesOfJob = 32;
 
@@ -246,7 +246,7 @@ class Search {
     const auto count = static_cast<double>(terms_.size());
     const double per_unit = most_ / kMostSum;
     // Half a code of each term, half a unit for each rounding, and one for that of the scores.
-    error_ = 1.0 * kMostSum / SparseItems::kLargestCode / 2 + 0.52 * count + 1;
+    error_ = static_cast<int32_t>(0.5 * kMostSum / SparseItems::kLargestCode + 0.52 * count) + 2;
     for (Term& term : terms_) {
       const double units = term.most / per_unit / SparseItems::kLargestCode * (1 << kShift);
       term.factor = (term.factor < 0 ? -1 : 1) * static_cast<int32_t>(std::lrint(units));
@@ -285,25 +285,25 @@ class Search {
                norms_[left_out + 1] * heaviest <= kLeftOut * kth_) {
           ++left_out;
         }
-        slacks_.push_back(norms_[left_out] * heaviest);
+        slacks_.push_back(static_cast<int32_t>(std::ceil(norms_[left_out] * heaviest)));
         const int64_t here = std::min(kBlock, rows - first);
         for (size_t t = left_out; t < terms_.size(); ++t) {
-          add(terms_[t], static_cast<uint32_t>(first), t + 1 < norms_.size());
+          add(terms_[t], static_cast<uint32_t>(first));
         }
         collect(here, block_number);
       }
     }
     tighten();
-    if (cut(*std::max_element(slacks_.begin(), slacks_.end())) < 1) return false;
+    if (cut() - *std::max_element(slacks_.begin(), slacks_.end()) < 1) return false;
     score_candidates(per_unit);
     return static_cast<int64_t>(found_.size()) >= k_;
   }
 
   // Adds what a term adds to the items of a block.
-  void add(Term& term, uint32_t first, bool may_be_behind) {
+  void add(Term& term, uint32_t first) {
     const uint32_t* next = term.next;
     const uint32_t* const end = term.end;
-    if (may_be_behind) {
+    if (next != end && (*next & kPlaceMask) < first) {  // it was left out before
       next = std::partition_point(next, end,
                                   [&](uint32_t entry) { return (entry & kPlaceMask) < first; });
     }
@@ -321,21 +321,21 @@ class Search {
     term.next = next;
   }
 
-  // The least sum that a candidate must have where common columns may add `slack`.
-  int32_t cut(double slack) const {
-    return static_cast<int32_t>(std::ceil(static_cast<double>(kth_) - 2 * error_ - slack));
-  }
+  // The least sum that a candidate must have where common columns add nothing.
+  int32_t cut() const { return kth_ - 2 * error_; }
 
   // Takes the candidates of a block, and clears its sums.
   void collect(int64_t count, int64_t block_number) {
+    constexpr int64_t kUnit = 64;
     const int64_t scanned = (count + kUnit - 1) / kUnit * kUnit;
     const size_t before = places_.size();
     sums_of_.resize(before + static_cast<size_t>(scanned));
     places_.resize(before + static_cast<size_t>(scanned));
-    const auto least = static_cast<int16_t>(std::max(1, cut(slacks_.back())));
-    const size_t found =
-        use_.take_sums(sums_.data(), static_cast<size_t>(scanned), least,
-                       static_cast<int32_t>(block_number * kBlock), sums_of_.data() + before, places_.data() + before);
+    const auto least = static_cast<int16_t>(std::max(1, cut() - slacks_.back()));
+    const size_t found = use_.take_sums(
+        sums_.data(), static_cast<size_t>(scanned), least,
+        static_cast<int32_t>(block_number * kBlock), sums_of_.data() + before,
+        places_.data() + before);
     sums_of_.resize(before + found);
     places_.resize(before + found);
     std::fill_n(sums_.begin(), scanned, int16_t{0});
@@ -344,22 +344,27 @@ class Search {
 
   // Raises the k-th best sum to that of the candidates, and drops those that are below the cut.
   void tighten() {
-    const auto count = static_cast<int64_t>(places_.size());
-    if (count < wanted()) return;
-    ranking_ = sums_of_;
-    const auto kth = ranking_.begin() + wanted() - 1;
-    std::nth_element(ranking_.begin(), kth, ranking_.end(), std::greater<>());
-    kth_ = std::max<int32_t>(kth_, *kth);
-    int64_t kept = 0;
-    const int32_t most = cut(0);
-    for (int64_t i = 0; i < count; ++i) {
-      const auto slack = slacks_[places_[i] / kBlock];
-      if (sums_of_[i] < most && sums_of_[i] < cut(slack)) continue;
-      sums_of_[kept] = sums_of_[i];
-      places_[kept++] = places_[i];
+    const size_t count = places_.size();
+    if (static_cast<int64_t>(count) < wanted()) return;
+    int32_t low = kth_;  // at least as many as wanted are not below it, fewer are not below `high`
+    int32_t high = kMostSum + kMostTerms;
+    while (high - low > 1) {
+      const auto middle = static_cast<int16_t>((low + high) / 2);
+      int32_t reached = 0;
+      for (size_t i = 0; i < count; ++i) reached += sums_of_[i] >= middle;
+      (reached >= wanted() ? low : high) = middle;
     }
-    sums_of_.resize(static_cast<size_t>(kept));
-    places_.resize(static_cast<size_t>(kept));
+    kth_ = low;
+    size_t kept = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const int16_t sum = sums_of_[i];
+      const int32_t place = places_[i];
+      sums_of_[kept] = sum;
+      places_[kept] = place;
+      kept += sum + slacks_[static_cast<size_t>(place / kBlock)] >= cut() ? 1 : 0;
+    }
+    sums_of_.resize(kept);
+    places_.resize(kept);
   }
 
   // Scores first what seems best, then what can still be better than the k-th of these.
@@ -458,8 +463,6 @@ class Search {
     found_.erase(last, found_.end());
   }
 
-  static constexpr int64_t kUnit = 64;
-
   const WeightedRows<Index>& queries_;
   const WeightedRows<Index>& items_;
   const SparseItems& prepared_;
@@ -473,13 +476,13 @@ class Search {
   std::vector<Term> terms_;
   Lookup lookup_;
   double most_ = 0;            // that a score can be
-  double error_ = 0;           // of a sum, in units
+  int32_t error_ = 0;          // of a sum, in units
   std::vector<double> norms_;  // [c]: of the query in its c most common columns
   int32_t kth_ = 0;            // the k-th best sum so far
   AlignedVector<int16_t> sums_;               // of the items of a block
-  AlignedVector<int16_t> sums_of_, ranking_;  // of the candidates
+  AlignedVector<int16_t> sums_of_;            // of the candidates
   AlignedVector<int32_t> places_;             // of the candidates
-  std::vector<double> slacks_;              // what left-out columns may add in each block
+  std::vector<int32_t> slacks_;             // what left-out columns may add in each block
   std::vector<int32_t> rows_to_score_;
   std::vector<Scored> found_;
 };
