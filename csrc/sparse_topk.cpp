@@ -201,6 +201,7 @@ class Search {
     terms_.clear();
     lookup_.clear(entries.size());
     most_ = 0;
+    negative_ = prepared_.negative;
     for (const Index* entry = entries.begin; entry != entries.end; ++entry, ++value) {
       const int64_t column = *entry;
       // It may have changed since it was checked.
@@ -210,6 +211,7 @@ class Search {
       const double weight = std::fabs(static_cast<double>(*value));
       terms_.push_back({column, weight, weight * static_cast<double>(largest),
                         *value < 0 ? -1 : 1, nullptr, nullptr});
+      negative_ |= *value < 0;
       lookup_.put(column, *value);
       most_ += terms_.back().most;
     }
@@ -281,7 +283,7 @@ class Search {
         if (block_number % 64 == 0) cancel_.check();
         const double heaviest = static_cast<double>(part.heaviest[first / kBlock]) / per_unit;
         size_t left_out = 0;
-        while (left_out + 1 < norms_.size() &&
+        while (!negative_ && left_out + 1 < norms_.size() &&
                norms_[left_out + 1] * heaviest <= kLeftOut * kth_) {
           ++left_out;
         }
@@ -476,6 +478,7 @@ class Search {
   std::vector<Term> terms_;
   Lookup lookup_;
   double most_ = 0;            // that a score can be
+  bool negative_ = false;      // whether a product may be; sums then leave out nothing
   int32_t error_ = 0;          // of a sum, in units
   std::vector<double> norms_;  // [c]: of the query in its c most common columns
   int32_t kth_ = 0;            // the k-th best sum so far
@@ -508,6 +511,7 @@ SparseItems prepare_sparse_items(const WeightedRows<Index>& items, Cancel& cance
       if (c >= counts.size()) pattern.reject_change();
       ++counts[c];
       out.largest[c] = std::max(out.largest[c], std::fabs(*value));
+      out.negative |= *value < 0;
     }
   }
   out.longest = std::sqrt(longest);

@@ -43,6 +43,7 @@ struct SparseItems {
   int64_t rows = 0;
   int64_t cols = 0;
   double longest = 0;           // the largest norm of a row
+  bool negative = false;        // whether a value is
   std::vector<float> largest;   // of each column, without signs
   std::vector<uint8_t> common;  // whether a column is among the most frequent ones
   std::vector<Part> parts;

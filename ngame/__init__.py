@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from ngame.shortlist import drop_pairs as drop_pairs
     from ngame.shortlist import keep_topk as keep_topk
     from ngame.shortlist import merge as merge
+    from ngame.sparse_topk import SparseIndex as SparseIndex
+    from ngame.sparse_topk import sparse_topk as sparse_topk
     from ngame.topk import ExactIndex as ExactIndex
     from ngame.topk import topk as topk
     from ngame.topk import topk_arrays as topk_arrays
@@ -65,6 +67,7 @@ _HOMES = {
     "Model": "ngame.prediction.model",
     "NeighbourBatchSampler": "ngame.batches",
     "RefreshTimer": "ngame.batches.timer",
+    "SparseIndex": "ngame.sparse_topk",
     "TransformerEncoder": "ngame.encoders.transformer",
     "balanced_clusters": "ngame.cluster",
     "cluster_shortlist": "ngame.shortlist",
@@ -80,6 +83,7 @@ _HOMES = {
     "metrics": "ngame",
     "mine_hard_negatives": "ngame.mining",
     "refresh_sampler": "ngame.adapters.torch",
+    "sparse_topk": "ngame.sparse_topk",
     "topk": "ngame.topk",
     "topk_arrays": "ngame.topk",
     "train": "ngame.training.loops",
@@ -100,5 +104,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# A file's name too: importing `ngame.topk` would put the module in the function's place.
+# Files' names too: importing `ngame.topk` would put the module in the function's place.
 __getattr__("topk")
+__getattr__("sparse_topk")

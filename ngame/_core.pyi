@@ -94,6 +94,19 @@ def cluster_shortlist(
     limit: int | None,
     threads: int,
 ) -> _Sparse: ...
+class SparseItems: ...
+
+def prepare_sparse_items(items: _Csr, values: npt.NDArray[np.float32]) -> SparseItems: ...
+def sparse_topk(
+    queries: _Csr,
+    query_values: npt.NDArray[np.float32],
+    items: _Csr,
+    item_values: npt.NDArray[np.float32],
+    prepared: SparseItems,
+    k: int,
+    drop: _Csr | None,
+    threads: int,
+) -> _Sparse: ...
 def keep_topk(matrix: _Csr, values: npt.NDArray[Any], k: int, threads: int) -> _Sparse: ...
 def merge(
     first: _Csr,

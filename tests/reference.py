@@ -44,6 +44,26 @@ def topk(queries, items, k, metric="cosine", drop=None):
     return best_scores, best_ids
 
 
+def sparse_topk(queries, items, k, drop=None):
+    """Per row the k largest scores other than 0, ties by lower id.
+
+    A score is rounded once, to float32, and compared as such.
+    """
+    queries, items = entries(queries), entries(items)
+    rows = []
+    for number, query in enumerate(queries):
+        scores = {}
+        for i, item in enumerate(items):
+            if drop is not None and drop[number, i]:
+                continue
+            products = [query[c] * item[c] for c in sorted(query.keys() & item.keys())]
+            score = float(np.float32(sum(products)))
+            if score != 0:
+                scores[i] = score
+        rows.append({i: scores[i] for i in sorted(scores, key=lambda i: (-scores[i], i))[:k]})
+    return rows
+
+
 def hard_negatives(
     queries,
     items,

@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"arrays", "files"},
     # the doors to C++
     "topk": {"_core", "arrays", "dispatch", "files"},
+    "sparse_topk": {"_core", "arrays"},
     "cluster": {"_core", "arrays", "dispatch", "files", "topk"},
     "shortlist": {"_core", "arrays", "cluster"},
     "positives": {"_core", "arrays", "dispatch"},
@@ -249,6 +250,7 @@ def test_a_library_is_loaded_by_its_adapter_alone(module, wanted):
         "negatives.sources",
         "neighbours",
         "positives",
+        "sparse_topk",
         "topk",
     ],
 )

@@ -37,6 +37,8 @@ WEIGHTS = np.ones(COLUMNS, np.float32)
 # core must hold where they change later.
 CALLS = {
     "keep_topk": lambda m: ngame.keep_topk(m, 3, threads=2),
+    "sparse_topk queries": lambda m: ngame.sparse_topk(m, OTHER, 3, threads=2),
+    "sparse_topk items": lambda m: ngame.sparse_topk(OTHER, m, 3, threads=2),
     "merge first": lambda m: ngame.merge([m, OTHER], "sum", threads=2),
     "merge second": lambda m: ngame.merge([OTHER, m], threads=2),
     "drop_pairs matrix": lambda m: ngame.drop_pairs(m, OTHER, threads=2),

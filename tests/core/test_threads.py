@@ -34,6 +34,7 @@ def everything(case, threads):
         ngame.cluster_shortlist(y, clusters, limit=5, threads=threads),
         ngame.cluster_shortlist(y, clusters, threads=threads),
         ngame.keep_topk(y, 2, threads=threads),
+        ngame.sparse_topk(y[:2000], other, 9, threads=threads),
         ngame.merge([y, other], "sum", threads=threads),
         ngame.merge([y, other], threads=threads),
         ngame.drop_pairs(y, other, threads=threads),
