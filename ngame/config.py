@@ -177,6 +177,11 @@ class PredictionConfig(_Section):
     vote_temperature: float = setting(
         0.05, "Temperature of the softmax over their similarities.", above=0
     )
+    fuse_for: Literal["precision", "psp"] = setting(
+        "precision",
+        "What the weights of the fusion are fitted for: precision, or propensity-scored precision "
+        "(PSP), by which rare labels count more.",
+    )
     search: Literal["exact", "hnsw"] = setting(
         "exact",
         "How labels and training points are searched: exactly, or by an approximate index (of "
@@ -196,7 +201,8 @@ class Config(_Section):
     validation: float = setting(
         0.05,
         "Share of the training points held out, to choose weights by and to fit the fusion on; "
-        "but at least 100 of them, and at most a fifth of all.",
+        "but at least 100 of them, and at most a fifth of all. None are where the data set has "
+        "validation points.",
         above=0,
         below=1,
     )

@@ -1,12 +1,15 @@
 """A data set that trains in a second, and settings for it."""
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 
 from ngame.config import Config
 from ngame.data.dataset import Dataset
 
 LABELS = 24
+few_held_out = pytest.mark.filterwarnings("ignore:held-out points with a label to predict")
+"""Mark of tests that train on so few points that the fusion is not fitted."""
 _SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 
 

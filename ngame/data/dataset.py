@@ -40,9 +40,12 @@ class Dataset:
         Texts of the labels; several may be the same.
     test_texts, test_labels : optional
         The test points, in the same form. Both or neither.
-    drop_train, drop_test : integer array of shape [n, 2], optional
+    val_texts, val_labels : optional
+        Validation points, in the same form: training holds these out instead of a part of the
+        training points. Both or neither.
+    drop_train, drop_test, drop_val : integer array of shape [n, 2], optional
         Pairs of (row, label) to leave out of predictions and truth.
-    same_train, same_test : integer array of shape [n, 2], optional
+    same_train, same_test, same_val : integer array of shape [n, 2], optional
         Pairs of (row, label) in which the point and the label are the same thing.
     name : str, optional
         Name of the data in tables.
@@ -50,10 +53,12 @@ class Dataset:
     Attributes
     ----------
     train_texts, label_texts : list of str
-    test_texts : list of str or None
+    test_texts, val_texts : list of str or None
     train_labels : csr_matrix, float32 [N, L]
-        Sorted indices, each pair once, all stored values 1. So is `test_labels`, or it is None.
-    drop_train, drop_test, same_train, same_test : int64 array of shape [n, 2] or None
+        Sorted indices, each pair once, all stored values 1. So are `test_labels` and `val_labels`,
+        or they are None.
+    drop_train, drop_test, drop_val : int64 array of shape [n, 2] or None
+    same_train, same_test, same_val : int64 array of shape [n, 2] or None
     name : str
     path : str
         Where `load_dataset` read the data; empty for data made in memory.
@@ -82,17 +87,16 @@ class Dataset:
         *,
         test_texts: Sequence[str] | None = None,
         test_labels: Any = None,
+        val_texts: Sequence[str] | None = None,
+        val_labels: Any = None,
         drop_train: npt.ArrayLike | None = None,
         drop_test: npt.ArrayLike | None = None,
+        drop_val: npt.ArrayLike | None = None,
         same_train: npt.ArrayLike | None = None,
         same_test: npt.ArrayLike | None = None,
+        same_val: npt.ArrayLike | None = None,
         name: str = "",
     ) -> None:
-        if (test_texts is None) != (test_labels is None):
-            raise ValueError("test_texts and test_labels must be given together")
-        for argument, pairs in (("drop_test", drop_test), ("same_test", same_test)):
-            if test_texts is None and pairs is not None:
-                raise ValueError(f"{argument} was given without test_texts")
         self.name = name
         self.path = ""
         self.label_texts = _checked_texts(label_texts, "label_texts")
@@ -102,22 +106,18 @@ class Dataset:
         )
         self.drop_train = _checked_pairs(drop_train, "drop_train", self.train_labels.shape)
         self.same_train = _checked_pairs(same_train, "same_train", self.train_labels.shape)
-        self.test_texts: list[str] | None = None
-        self.test_labels: sparse.csr_matrix | None = None
-        self.drop_test: npt.NDArray[np.int64] | None = None
-        self.same_test: npt.NDArray[np.int64] | None = None
-        if test_texts is not None:
-            self.test_texts = _checked_texts(test_texts, "test_texts")
-            self.test_labels = _checked_labels(
-                test_labels, "test", len(self.test_texts), len(self.label_texts)
-            )
-            self.drop_test = _checked_pairs(drop_test, "drop_test", self.test_labels.shape)
-            self.same_test = _checked_pairs(same_test, "same_test", self.test_labels.shape)
+        n_labels = len(self.label_texts)
+        self.test_texts, self.test_labels, self.drop_test, self.same_test = _checked_split(
+            "test", test_texts, test_labels, drop_test, same_test, n_labels
+        )
+        self.val_texts, self.val_labels, self.drop_val, self.same_val = _checked_split(
+            "val", val_texts, val_labels, drop_val, same_val, n_labels
+        )
         self._warn_of_empty_texts()
 
     def _warn_of_empty_texts(self) -> None:
         found = []
-        for name in ("train_texts", "test_texts", "label_texts"):
+        for name in ("train_texts", "test_texts", "val_texts", "label_texts"):
             texts = getattr(self, name) or []
             empty = [row for row, text in enumerate(texts) if not text or text.isspace()]
             if empty:
@@ -126,26 +126,30 @@ class Dataset:
             warnings.warn(f"empty texts are kept: {', '.join(found)}", stacklevel=3)
 
     def __repr__(self) -> str:
+        validation = f"{len(self.val_texts)} validation points, " if self.val_texts else ""
         return (
             f"<Dataset{self.name and ' ' + self.name}: {len(self.train_texts)} training points, "
-            f"{len(self.test_texts or [])} test points, {len(self.label_texts)} labels>"
+            f"{validation}{len(self.test_texts or [])} test points, {len(self.label_texts)} labels>"
         )
 
 
 def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Read a data set from a folder, or from one file of texts with tags.
 
-    **A folder** holds ``trn``, ``lbl`` and, if there are test points, ``tst``, each as
-    ``.json.gz``, ``.json``, ``.jsonl.gz`` or ``.jsonl``: one JSON object a line, the line's number,
-    from 0, is the row or label id. A text is ``title`` and ``content`` joined by a space; either
-    may be missing or null. ``target_ind`` lists a point's label ids; ``target_rel``, if there, must
-    be of the same length and is not used. Where there is a ``trn_X_Y.txt`` or ``tst_X_Y.txt``, in
-    the sparse text format of the extreme-classification repository (a header ``rows columns``, then
-    a row a line, ``label:value`` pairs counted from 0), the labels come from there; values must be
-    positive and are not used. ``filter_labels_train.txt`` and ``filter_labels_test.txt`` hold the
-    ``row label`` pairs of `Dataset.drop_train` and `Dataset.drop_test`. A point with the ``uid`` of
-    a label is in `Dataset.same_train` or `Dataset.same_test`; uids that are numbers, as those of
-    counted lines, are not used. Other files are ignored.
+    **A folder** holds ``trn``, ``lbl`` and, if there are test or validation points, ``tst`` and
+    ``val``, each as ``.json.gz``, ``.json``, ``.jsonl.gz`` or ``.jsonl``: one JSON object a line,
+    the line's number, from 0, is the row or label id. A text is ``title`` and ``content`` joined by
+    a space; either may be missing or null. ``target_ind`` lists a point's label ids;
+    ``target_rel``, if there, must be of the same length and is not used. Where there is a
+    ``trn_X_Y.txt``, ``tst_X_Y.txt`` or ``val_X_Y.txt``, in the sparse text format of the
+    extreme-classification repository (a header ``rows columns``, then a row a line, ``label:value``
+    pairs counted from 0), the labels come from there; values must be positive and are not used.
+    ``filter_labels_train.txt``, ``filter_labels_test.txt`` and ``filter_labels_val.txt`` hold the
+    ``row label`` pairs of `Dataset.drop_train`, `Dataset.drop_test` and `Dataset.drop_val`. Where
+    the last is missing, its pairs are the other labels of training points that have a validation
+    point's text. A point with the ``uid`` of a label is in `Dataset.same_train`, `same_test` or
+    `same_val`; uids that are numbers, as those of counted lines, are not used. Other files are
+    ignored.
 
     **A file** (``.jsonl`` or ``.jsonl.gz``) has lines ``{"text": "...", "labels": ["...", ...]}``.
     Empty labels are left out. The others are numbered in sorted order. A line is a test point where
@@ -211,7 +215,12 @@ def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
             _write_rows(
                 aside / "tst.json.gz", dataset.test_texts, dataset.test_labels, dataset.same_test
             )
-        for split, pairs in (("train", dataset.drop_train), ("test", dataset.drop_test)):
+        if dataset.val_texts is not None:
+            _write_rows(
+                aside / "val.json.gz", dataset.val_texts, dataset.val_labels, dataset.same_val
+            )
+        for split in ("train", "test", "val"):
+            pairs = getattr(dataset, f"drop_{split}")
             if pairs is not None:
                 np.savetxt(aside / _PAIRS.format(split), pairs, fmt="%d")
 
@@ -242,6 +251,34 @@ def _checked_texts(texts: Sequence[str], name: str) -> list[str]:
         if wrong := _text_fault(text):
             raise ValueError(f"{name}[{row}] {wrong}")
     return texts
+
+
+def _checked_split(
+    split: str,
+    texts: Sequence[str] | None,
+    labels: Any,
+    drop: npt.ArrayLike | None,
+    same: npt.ArrayLike | None,
+    n_labels: int,
+) -> tuple[
+    list[str] | None,
+    sparse.csr_matrix | None,
+    npt.NDArray[np.int64] | None,
+    npt.NDArray[np.int64] | None,
+]:
+    """Texts, labels and both kinds of pairs of a split that may be missing."""
+    if (texts is None) != (labels is None):
+        raise ValueError(f"{split}_texts and {split}_labels must be given together")
+    pairs = {f"drop_{split}": drop, f"same_{split}": same}
+    if texts is None:
+        for name, given in pairs.items():
+            if given is not None:
+                raise ValueError(f"{name} was given without {split}_texts")
+        return None, None, None, None
+    checked = _checked_texts(texts, f"{split}_texts")
+    matrix = _checked_labels(labels, split, len(checked), n_labels)
+    dropped, equal = (_checked_pairs(given, name, matrix.shape) for name, given in pairs.items())
+    return checked, matrix, dropped, equal
 
 
 def _text_fault(text: str) -> str | None:
@@ -327,10 +364,29 @@ def _load_folder(folder: Path) -> Dataset:
             uids[uid] = len(label_texts)
         label_texts.append(_text(row, where))
     arguments = _read_split(folder, "trn", "train", len(label_texts), uids)
-    of_test = [*_candidates(folder, "tst"), folder / "tst_X_Y.txt", folder / _PAIRS.format("test")]
-    if any(path.exists() for path in of_test):
-        arguments |= _read_split(folder, "tst", "test", len(label_texts), uids)
+    for stem, split in (("tst", "test"), ("val", "val")):
+        own = [*_candidates(folder, stem), folder / f"{stem}_X_Y.txt"]
+        if any(path.exists() for path in (*own, folder / _PAIRS.format(split))):
+            arguments |= _read_split(folder, stem, split, len(label_texts), uids)
+    if "val_texts" in arguments and "drop_val" not in arguments:
+        arguments["drop_val"] = _known_pairs(arguments)
     return Dataset(label_texts=label_texts, name=folder.resolve().name, **arguments)
+
+
+def _known_pairs(arguments: dict[str, Any]) -> npt.NDArray[np.int64]:
+    """Labels of training points with a validation point's text, but for its own: [pairs, 2]."""
+    rows_of: dict[str, list[int]] = {text: [] for text in arguments["val_texts"]}
+    for row, text in enumerate(arguments["train_texts"]):
+        if text in rows_of:
+            rows_of[text].append(row)
+    counts = [len(rows_of[text]) for text in arguments["val_texts"]]
+    same = [row for text in arguments["val_texts"] for row in rows_of[text]]
+    shape = len(counts), len(arguments["train_texts"])
+    ones = np.ones(len(same), np.float32)
+    equal = sparse.csr_matrix((ones, same, np.append(0, np.cumsum(counts))), shape=shape)
+    known = sparse.csr_matrix(equal @ arguments["train_labels"]).astype(bool)
+    known = known > arguments["val_labels"].astype(bool)
+    return np.stack(known.nonzero(), axis=1).astype(np.int64)
 
 
 def _read_split(

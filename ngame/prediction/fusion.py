@@ -1,33 +1,47 @@
-"""Fuses the scores of a (point, label) pair by a linear model."""
+"""Fuses the scores of a (point, label) pair: a weighted sum, fitted on held-out points."""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
+from scipy.optimize import minimize
 
 from ngame.files import write_json
 
-# L2 penalty: keeps the weights finite with few held-out points or uninformative features.
-_RIDGE = 1e-4
+FEWEST_POINTS = 10
+"""With fewer held-out points than this the weights are not fitted: see `Fusion.fit`."""
+
+# Weight of a vote for weight 1 of a similarity, in units of their standard deviations, before any
+# point is seen: with few training points most labels have no votes.
+_PRIOR_OF_VOTES = 0.1
+# Penalties on weights in units of these: on their spread, divided by the number of points, so that
+# a few points move them little; and on their distance from 1, which keeps them finite and leaves
+# them at 1 where the points say nothing.
+_SPREAD, _RIDGE = 1.0, 1e-4
+_VOTE_FLOOR = 1e-3
 
 Features = Mapping[str, npt.NDArray[np.float32]]
-"""Score of every candidate pair by each scorer: name -> float32 [pairs]."""
+"""Features of every candidate pair: name -> float32 [pairs]."""
+
+
+def log_votes(votes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logarithm of shares of votes, which may be 0."""
+    return np.log(votes + np.float32(_VOTE_FLOOR))
 
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """One weight per scorer; the fused score of a pair is the weighted sum of its scores."""
+    """One weight per feature; the fused score of a pair is the weighted sum of its features."""
 
     weights: dict[str, float]
 
     def __call__(self, features: Features) -> npt.NDArray[np.float32]:
-        """Fused scores, float32 [pairs]."""
+        """Fused scores, float32 [pairs]; only features with a weight are read."""
         total = np.zeros(len(next(iter(features.values()))), np.float32)
         for name, weight in self.weights.items():
             total += np.float32(weight) * features[name]
@@ -39,52 +53,123 @@ class Fusion:
         features: Features,
         rows: npt.NDArray[np.integer],
         relevant: npt.NDArray[np.bool_],
+        gains: npt.NDArray[np.floating[Any]] | None = None,
     ) -> "Fusion":
         """Fit the weights so that relevant candidates of a point outrank its other candidates.
 
-        Minimises the decoupled softmax of the fused scores (see `ngame.loss`) by L-BFGS, averaged
-        over the points that have a relevant candidate.
+        The weights are at least 0. They minimise the decoupled softmax of the fused scores (see
+        `ngame.loss`), averaged over the points that have a relevant candidate, plus a penalty on
+        their distance from fixed weights that fades as points increase. The fixed weights are 1
+        for features of unit variance, and a tenth for votes, whose names start with "log". Fewer
+        than `FEWEST_POINTS` such points leave the fixed weights.
+
+        If the best candidates are then worse than those of the best feature alone, by more than
+        one standard deviation of the difference, the other weights are halved until they are not.
 
         Parameters
         ----------
-        features : scores of candidate pairs, of points that no scorer was trained on
+        features : of candidate pairs, of points that no scorer was trained on
         rows : integer array of shape [pairs], the point of each pair
         relevant : bool array of shape [pairs]
+        gains : array of shape [pairs], optional
+            What a relevant candidate counts; by default each counts 1.
         """
-        names = list(features)
-        x = torch.from_numpy(np.stack([features[name] for name in names], axis=1)).double()
-        scale = x.std(dim=0, correction=0)
-        scale[scale == 0] = 1
-        x = x / scale
-        row = torch.from_numpy(rows.astype(np.int64))
-        positive = torch.from_numpy(np.flatnonzero(relevant))
-        weights = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
-        if len(positive) == 0:
-            return cls(dict.fromkeys(names, 1.0))
-        points = int(row.max()) + 1
-        share = 1 / torch.bincount(row[positive], minlength=points)[row[positive]].double()
-        irrelevant = torch.from_numpy(~relevant).double()
-        optimizer = torch.optim.LBFGS(
-            [weights], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-7
+        order = np.argsort(rows, kind="stable")
+        candidates = _Candidates(
+            {name: values[order] for name, values in features.items()},
+            rows[order],
+            relevant[order],
+            np.ones(len(rows)) if gains is None else gains[order].astype(np.float64),
         )
+        weights = np.ones(len(features))
+        if candidates.answered >= FEWEST_POINTS:
+            weights = minimize(
+                candidates.loss,
+                weights,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(0, None)] * len(weights),
+                options={"maxiter": 200},
+            ).x
+        if candidates.answered:
+            weights = candidates.not_below_best(weights)
+        weights = weights / candidates.scale
+        return cls(dict(zip(features, weights.tolist(), strict=True)))
 
-        def loss() -> torch.Tensor:
-            optimizer.zero_grad()
-            score = x @ weights
-            top = torch.full((points,), -torch.inf, dtype=torch.float64)
-            top = top.scatter_reduce(0, row, score.detach(), "amax")
-            others = torch.zeros(points, dtype=torch.float64).index_add(
-                0, row, torch.exp(score - top[row]) * irrelevant
-            )
-            above = torch.log(others[row[positive]] + 1e-30) + top[row[positive]] - score[positive]
-            value = (share * F.softplus(above)).sum() / share.sum()
-            value = value + _RIDGE * weights.square().sum()
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-        found = (weights.detach() / scale).tolist()
-        return cls(dict(zip(names, found, strict=True)))
+class _Candidates:
+    """Candidates of held-out points, sorted by point.
+
+    Attributes
+    ----------
+    x : float64 [features, pairs], scaled so that the fixed weights are 1
+    scale : float64 [features], what each feature was divided by
+    answered : number of points that have a relevant candidate
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        rows: npt.NDArray[np.integer],
+        relevant: npt.NDArray[np.bool_],
+        gains: npt.NDArray[np.float64],
+    ) -> None:
+        self.x = np.stack(list(features.values())).astype(np.float64)
+        deviation = self.x.std(axis=1) if self.x.size else np.ones(len(self.x))
+        prior = [_PRIOR_OF_VOTES if name.startswith("log") else 1 for name in features]
+        self.scale = np.where(deviation > 0, deviation, 1) / prior
+        self.x /= self.scale[:, None]
+        # Points are numbered anew, without gaps.
+        self._starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        sizes = np.diff(self._starts, append=len(rows))
+        self._points = np.repeat(np.arange(len(self._starts)), sizes)
+        self._relevant, self._gains = relevant, gains
+        self._positives = np.flatnonzero(relevant)
+        self._point = self._points[self._positives]
+        counts = np.bincount(self._point, minlength=len(self._starts))
+        self.answered = int((counts > 0).sum())
+        share = gains[self._positives] / counts[self._point]
+        self._share = share / share.sum() if len(share) else share
+
+    def loss(self, weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        """What `Fusion.fit` minimises, and its gradient."""
+        # Not by BLAS, whose sums depend on the number of threads.
+        scores = np.einsum("fp,f->p", self.x, weights)
+        top = np.maximum.reduceat(scores, self._starts)
+        others = np.where(self._relevant, 0, np.exp(scores - top[self._points]))
+        total = np.add.reduceat(others, self._starts) + 1e-30
+        above = (np.log(total) + top)[self._point] - scores[self._positives]
+        slope = self._share / (1 + np.exp(-above))
+        pull = np.bincount(self._point, slope, minlength=len(total)) / total
+        slopes = pull[self._points] * others
+        slopes[self._positives] -= slope
+        spread = weights - weights.mean()
+        even = _SPREAD / self.answered
+        value = (self._share * np.logaddexp(0, above)).sum()
+        value += even * (spread**2).sum() + _RIDGE * ((weights - 1) ** 2).sum()
+        gradient = np.einsum("fp,p->f", self.x, slopes)
+        return value, gradient + 2 * even * spread + 2 * _RIDGE * (weights - 1)
+
+    def not_below_best(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Weights that are not worse at rank 1 than the best feature alone, beyond noise."""
+        alone = [self._hits(feature) for feature in self.x]
+        best = int(np.argmax([hits.sum() for hits in alone]))
+        for _ in range(20):
+            lost = alone[best] - self._hits(np.einsum("fp,f->p", self.x, weights))
+            if lost.sum() <= np.sqrt((lost**2).sum()):
+                break
+            others = weights / 2
+            others[best] = max(weights[best], weights.max())
+            weights = others
+        return weights
+
+    def _hits(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What the best candidate of each point counts: the mean of those that share rank 1."""
+        top = np.maximum.reduceat(scores, self._starts)
+        first = scores == top[self._points]
+        counts = np.where(first & self._relevant, self._gains, 0)
+        hits: npt.NDArray[np.float64] = np.add.reduceat(counts, self._starts)
+        return hits / np.add.reduceat(first.astype(np.float64), self._starts)
 
 
 def save(fusions: Mapping[str, Fusion], path: str | os.PathLike[str]) -> None:

@@ -32,7 +32,7 @@ from ngame.encoders.vectors import (
 )
 from ngame.files import atomic_folder, atomic_write, write_json, write_tensors
 from ngame.prediction import fusion
-from ngame.prediction.fusion import Features, Fusion
+from ngame.prediction.fusion import Features, Fusion, log_votes
 from ngame.prediction.hnsw import HnswIndex
 from ngame.shortlist import drop_pairs, keep_topk, merge
 from ngame.topk import ExactIndex, ranked_csr, topk_arrays
@@ -223,6 +223,7 @@ class Model:
             features["classifier"] = pair_products(vectors, self.classifier, *pairs)
         if not seen:
             features["neighbours"] = _values_at(votes, *pairs)
+            features["log neighbours"] = log_votes(features["neighbours"])
         return pattern, features, found
 
     def _votes(self, vectors: Vectors) -> sp.csr_matrix:

@@ -44,8 +44,10 @@ class EncodedTexts:
         return self._encode(self._run.points.tokens.take(rows))
 
     def all_points(self) -> Vectors:
-        """float16 [training and held-out points, dim], in the order of the data set."""
+        """float16 [training points, dim], those held out among them, in the data set's order."""
         run, device = self._run, self._run.core_device
+        if run.dataset.val_texts is not None:
+            return self.points
         shape = len(run.rows), run.encoder.dim
         vectors: Any = to_device(torch.empty(shape, dtype=torch.float16, device=device), device)
         vectors[np.searchsorted(run.rows, run.points.rows)] = self.points

@@ -1,6 +1,7 @@
 """Training: a loop for each of the two stages of NGAME, and the model they give."""
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ngame.encoders.base import Encoder
 from ngame.encoders.encode import check_vectors, encode
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
 from ngame.negatives import BatchLabels, SharedRandom, batch_labels
-from ngame.prediction.fusion import Fusion
+from ngame.prediction.fusion import FEWEST_POINTS, Fusion
 from ngame.prediction.model import Model
 from ngame.state import take_prefix
 from ngame.topk import topk, topk_arrays
@@ -190,12 +191,8 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
         config=config.prediction,
         threads=config.threads,
     )
-    truth = run.held_out.truth
     for name, seen in (("all", False), ("trained", True)):
-        candidates, features, _ = model.candidates(encoded.held_out, drop=truth.dropped, seen=seen)
-        rows = np.repeat(np.arange(candidates.shape[0]), np.diff(candidates.indptr))
-        relevant = np.asarray(truth.targets[rows, candidates.indices]).ravel() > 0
-        model.fusions[name] = Fusion.fit(features, rows, relevant)
+        model.fusions[name] = _fit_fusion(run, model, encoded.held_out, seen)
     model.point_vectors = encoded.all_points()
     model.point_labels = run.all_targets
     if dataset.test_texts is not None and dataset.test_labels is not None:
@@ -211,6 +208,27 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
     if run.folder is not None:
         model.save(run.folder)
     return model
+
+
+def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion:
+    """Fit the fusion of all scorers, or of those for training points, on the held-out points."""
+    truth = run.held_out.truth
+    candidates, features, _ = model.candidates(held_out, drop=truth.dropped, seen=seen)
+    rows = np.repeat(np.arange(candidates.shape[0]), np.diff(candidates.indptr))
+    relevant = np.asarray(truth.targets[rows, candidates.indices]).ravel() > 0
+    points = len(np.unique(rows[relevant]))
+    if points < FEWEST_POINTS and not seen:
+        warnings.warn(
+            f"held-out points with a label to predict: {points}, fewer than {FEWEST_POINTS}: the "
+            "scorers are fused by fixed weights",
+            stacklevel=4,
+        )
+    gains = None
+    if run.config.prediction.fuse_for == "psp":
+        gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
+    # The logarithm of votes is the better feature.
+    used = {name: values for name, values in features.items() if name != "neighbours"}
+    return Fusion.fit(used, rows, relevant, gains)
 
 
 def _batch_labels(

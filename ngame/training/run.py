@@ -85,7 +85,8 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Some of the data set's points: their rows in it, texts and labels."""
+    """Some points of the data set: their rows among its training points (or, if they are held out
+    and it has its own, among its validation points), texts and labels."""
 
     rows: npt.NDArray[np.int64]
     tokens: Tokens
@@ -101,8 +102,9 @@ class Run:
     device : where the encoder and the classifier are trained
     core_device : where vectors are clustered and searched; None is the host
     labels : tokens of the label texts
-    points, held_out : the points to train on, and those to validate and fit the fusion on
-    rows : rows of both in the data set, ascending
+    points, held_out : the points to train on, and those to validate and fit the fusion on: the
+        data set's validation points if it has any, else some of its training points
+    rows : rows of the training points among both, ascending
     all_targets : CSR matrix, the labels of `rows`
     log : one dictionary per epoch
     about : versions, name and path of the data, and seconds of the parts of the run outside its
@@ -130,7 +132,10 @@ class Run:
             require_hnswlib()
         checked = None if encoder is None else as_encoder(encoder)
         truth = Truth.of(dataset.train_labels, dataset.drop_train)
-        trained, held_out = split_held_out(truth, config)
+        val = None
+        if dataset.val_texts is not None:
+            val = Truth.of(dataset.val_labels, dataset.drop_val)
+        trained, held_out = split_held_out(truth, config, val)
         # Last of the checks: an error in settings or data must leave no folder behind.
         self._lock: IO[str] | None = None
         if folder is not None:
@@ -144,8 +149,12 @@ class Run:
             texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
             self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
         self.points = Points(trained, texts.take(trained), truth.take(trained))
-        self.held_out = Points(held_out, texts.take(held_out), truth.take(held_out))
-        self.rows = np.sort(np.concatenate([trained, held_out]))
+        self.rows = trained
+        if val is None:
+            self.rows = np.sort(np.concatenate([trained, held_out]))
+        else:
+            texts = _tokenize(self.encoder, dataset.val_texts, folder, "validation")
+        self.held_out = Points(held_out, texts.take(held_out), (val or truth).take(held_out))
         self.all_targets = truth.targets[self.rows]
         self.checkpoint = Checkpoint(
             folder / "checkpoint" if folder is not None else None, config.checkpoint_minutes
@@ -176,9 +185,12 @@ class Run:
 
 
 def split_held_out(
-    truth: Truth, config: Config
+    truth: Truth, config: Config, val: Truth | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Split the points that have a label: rows to train on and rows held out, both sorted."""
+    """Rows to train on and rows held out, both sorted: of the points that have a label.
+
+    The latter are rows of the validation points, if their labels `val` are given.
+    """
     labelled = np.flatnonzero(np.diff(truth.targets.indptr))
     missing = truth.targets.shape[0] - len(labelled)
     if missing:
@@ -188,11 +200,17 @@ def split_held_out(
         )
     if len(labelled) < 2:
         raise ValueError(f"{len(labelled)} training points have a label, expected at least 2")
+    seeds = np.random.SeedSequence(config.seed, spawn_key=(HELD_OUT,))
+    rng = np.random.default_rng(seeds)
+    if val is not None:
+        shuffled = rng.permutation(np.flatnonzero(np.diff(val.targets.indptr)))
+        if not len(shuffled):
+            raise ValueError("no validation point has a label that is not dropped")
+        return labelled, np.sort(shuffled[: config.max_validation])
     # At least 100, because a fusion fitted on a few points is worse than none.
     count = min(config.max_validation, max(100, round(config.validation * len(labelled))))
     count = max(1, min(count, len(labelled) // 5))
-    seeds = np.random.SeedSequence(config.seed, spawn_key=(HELD_OUT,))
-    shuffled = np.random.default_rng(seeds).permutation(labelled)
+    shuffled = rng.permutation(labelled)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
 
@@ -305,14 +323,15 @@ def _about(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
 def digest(dataset: Dataset) -> dict[str, Any]:
     """Sizes and a hash of the data set: a resumed run must have the same."""
     hashed = hashlib.blake2b(digest_size=8)
-    for labels in (dataset.train_labels, dataset.test_labels):
+    for labels in (dataset.train_labels, dataset.test_labels, dataset.val_labels):
         if labels is not None:
             hashed.update(labels.indptr.astype(np.int64).tobytes())
             hashed.update(labels.indices.astype(np.int32).tobytes())
-    for pairs in (dataset.drop_train, dataset.drop_test):
+    for pairs in (dataset.drop_train, dataset.drop_test, dataset.drop_val):
         hashed.update(b"" if pairs is None else pairs.tobytes())
         hashed.update(b"|")
-    for texts in (dataset.train_texts, dataset.label_texts, dataset.test_texts or []):
+    all_texts = (dataset.train_texts, dataset.label_texts, dataset.test_texts, dataset.val_texts)
+    for texts in filter(None, all_texts):
         for text in texts:
             hashed.update(text.encode("utf8") + b"\0")
     points, labels = dataset.train_labels.shape

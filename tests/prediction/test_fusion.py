@@ -19,15 +19,21 @@ def candidates(rng, points=40, each=12):
     return features, rows, relevant
 
 
-def slow_loss(weights, features, rows, relevant):
+def slow_loss(weights, features, rows, relevant, gains=None):
+    """Of weights in units of the fixed weights: 1 for unit variance, a tenth for votes."""
+    gains = np.ones(len(rows)) if gains is None else gains
+    prior = [0.1 if name.startswith("log") else 1 for name in features]
     x = np.stack([f.astype(float) / f.astype(float).std() for f in features.values()], axis=1)
-    scores = x @ weights
-    per_point = []
-    for row in np.unique(rows[relevant]):
+    scores = x * prior @ weights
+    loss = total = 0
+    points = np.unique(rows[relevant])
+    for row in points:
         others = np.exp(scores[(rows == row) & ~relevant])
-        good = scores[(rows == row) & relevant]
-        per_point.append(np.mean(np.log1p(others.sum() * np.exp(-good))))
-    return np.mean(per_point) + 1e-4 * np.sum(weights**2)
+        good = (rows == row) & relevant
+        loss += np.mean(gains[good] * np.log1p(others.sum() * np.exp(-scores[good])))
+        total += np.mean(gains[good])
+    even = np.sum((weights - np.mean(weights)) ** 2) / len(points)
+    return loss / total + even + 1e-4 * np.sum((weights - 1) ** 2)
 
 
 def test_score_is_the_weighted_sum():
@@ -37,13 +43,67 @@ def test_score_is_the_weighted_sum():
     assert scores.dtype == np.float32
 
 
-def test_weights_minimise_the_loss(rng):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weights_minimise_the_loss(rng, weighted):
     features, rows, relevant = candidates(rng)
-    found = Fusion.fit(features, rows, relevant)
-    best = minimize(slow_loss, np.zeros(2), args=(features, rows, relevant)).x
-    scale = [f.astype(float).std() for f in features.values()]
-    np.testing.assert_allclose(list(found.weights.values()), best / scale, rtol=2e-3, atol=1e-5)
-    assert found.weights["good"] * scale[0] > 10 * abs(found.weights["noise"] * scale[1])
+    features["log votes"] = features["good"] + rng.normal(0, 1, len(rows)).astype(np.float32)
+    gains = rng.uniform(1, 9, len(rows)) if weighted else None
+    found = Fusion.fit(features, rows, relevant, gains)
+    best = minimize(
+        slow_loss,
+        np.ones(3),
+        args=(features, rows, relevant, gains),
+        bounds=[(0, None)] * 3,
+        method="L-BFGS-B",
+    ).x
+    scale = np.array([f.astype(float).std() for f in features.values()]) / [1, 1, 0.1]
+    expected = best / scale
+    np.testing.assert_allclose(list(found.weights.values()), expected, rtol=5e-3, atol=1e-4)
+    assert found.weights["good"] * scale[0] > 10 * found.weights["noise"] * scale[1]
+
+
+def test_no_weight_is_negative(rng):
+    """Nor is that of a feature that is high where candidates are irrelevant."""
+    features, rows, relevant = candidates(rng, points=200)
+    features["misleading"] = -features["good"] + rng.normal(0, 0.3, len(rows)).astype(np.float32)
+    weights = Fusion.fit(features, rows, relevant).weights
+    assert weights["misleading"] == 0
+    assert min(weights.values()) >= 0
+
+
+@pytest.mark.parametrize("points", [1, 2, 9])
+def test_few_points_leave_the_fixed_weights(rng, points):
+    features, rows, relevant = candidates(rng, points=points)
+    features = {"good": features["good"], "log votes": features["good"] * 2}
+    weights = Fusion.fit(features, rows, relevant).weights
+    deviation = features["good"].astype(float).std()
+    assert weights == pytest.approx({"good": 1 / deviation, "log votes": 0.05 / deviation})
+
+
+@pytest.mark.parametrize("points", [6, 400])
+def test_a_fusion_is_not_below_its_best_part(rng, points):
+    """The loss of a pair whose score has heavy tails says little of the best candidate."""
+    each = 12
+    rows = np.repeat(np.arange(points), each)
+    relevant = np.tile(np.arange(each) < 1, points)
+    best = np.where(relevant, 1.0, rng.uniform(0, 0.9, len(rows)))
+    other = np.where(relevant, rng.uniform(0, 1, len(rows)), rng.uniform(0, 5, len(rows)))
+    features = {"best": best.astype(np.float32)}
+    features |= {f"other {n}": other.astype(np.float32) for n in range(5)}
+    fused = Fusion.fit(features, rows, relevant)(features).reshape(points, each)
+    right = (fused.argmax(axis=1) == 0).sum()
+    lost = points - right
+    assert lost <= np.sqrt(lost)
+
+
+def test_gains_move_the_weights(rng):
+    """A feature that finds what counts more gets more weight."""
+    features, rows, relevant = candidates(rng, points=300)
+    rare = relevant & (np.arange(len(rows)) % 2 == 0)
+    features["rare"] = (rare + rng.normal(0, 0.7, len(rows))).astype(np.float32)
+    even = Fusion.fit(features, rows, relevant).weights
+    uneven = Fusion.fit(features, rows, relevant, np.where(rare, 20.0, 1.0)).weights
+    assert uneven["rare"] / uneven["good"] > 1.5 * even["rare"] / even["good"]
 
 
 def test_order_of_the_candidates_does_not_matter(rng):
@@ -57,17 +117,19 @@ def test_order_of_the_candidates_does_not_matter(rng):
     )
 
 
+@pytest.mark.parametrize("points", [1, 20])
 @pytest.mark.parametrize("relevant", [[0, 0, 0], [1, 1, 1], [1, 0, 0]])
-def test_weights_are_finite_in_degenerate_cases(relevant):
+def test_scores_rank_in_degenerate_cases(points, relevant):
     """Nothing relevant, all relevant, perfect separation, and a constant feature."""
     features = {
-        "a": np.array([3, 2, 1], np.float32),
-        "constant": np.full(3, 7, np.float32),
+        "a": np.tile(np.array([3, 2, 1], np.float32), points),
+        "constant": np.full(3 * points, 7, np.float32),
     }
-    found = Fusion.fit(features, np.zeros(3, int), np.array(relevant, bool))
+    rows = np.repeat(np.arange(points), 3)
+    found = Fusion.fit(features, rows, np.tile(np.array(relevant, bool), points))
     assert np.isfinite(list(found.weights.values())).all()
-    if relevant == [1, 0, 0]:
-        assert found(features)[0] > found(features)[1:].max()
+    scores = found(features)[:3]
+    assert scores[0] > scores[1] > scores[2] > 0
 
 
 def test_save_and_load(tmp_path):

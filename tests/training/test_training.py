@@ -24,7 +24,7 @@ from ngame.training import loops as training
 from ngame.training import stage as stage_module
 from ngame.training.checkpoint import Checkpoint
 from ngame.training.optimizer import Optimizer
-from ngame.training.run import Truth, split_held_out
+from ngame.training.run import Run, Truth, split_held_out
 
 ENCODER_ONLY = ("classifier_stage.epochs=0",)
 CLASSIFIER_ONLY = ("encoder_stage.epochs=0", "classifier_stage.epochs=1")
@@ -534,6 +534,31 @@ def test_held_out_and_test_points_are_never_trained_on():
     assert {words[number] for number in encoder.trained_on} == points | set(dataset.label_texts)
 
 
+@tiny.few_held_out
+def test_validation_points_are_held_out():
+    """All training points are then trained on and vote; validation points do neither."""
+    val = {"val_texts": ["val0", "val1", "val2"], "val_labels": np.eye(6)[[3, 4, 5]]}
+    dataset, encoder = numbered(**val, drop_val=[(2, 5)]), Words()
+    config = tiny.config("classifier_stage.finetune=true")
+    model = ngame.train(dataset, config, encoder=encoder)
+    words = {number: word for word, number in encoder.vocabulary.items()}
+    trained = {words[number] for number in encoder.trained_on}
+    assert trained == {*dataset.train_texts, *dataset.label_texts}
+    assert len(model.point_vectors) == 60
+    assert (model.point_labels != dataset.train_labels).nnz == 0
+    none = numbered(val_texts=["val0"], val_labels=np.eye(6)[:1], drop_val=[(0, 0)])
+    with pytest.raises(ValueError, match="no validation point has a label that is not dropped"):
+        ngame.train(none, tiny.config())
+
+
+def test_at_most_so_many_validation_points_are_held_out():
+    y = np.eye(6)[np.arange(30) % 6]
+    dataset = numbered(val_texts=[f"val{row}" for row in range(30)], val_labels=y)
+    run = Run(dataset, tiny.config("max_validation=10"), None, False, Words())
+    assert len(run.held_out.tokens) == len(set(run.held_out.rows)) == 10
+    assert len(run.points.tokens) == 60
+
+
 def test_test_points_change_nothing_but_the_metrics():
     models = [
         ngame.train(dataset, tiny.config())
@@ -548,6 +573,7 @@ def test_test_points_change_nothing_but_the_metrics():
     assert models[0].metrics != models[1].metrics
 
 
+@tiny.few_held_out
 def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
     """The targets and known positives that the loss gets, batch by batch."""
     y = np.zeros((30, 5), np.float32)
@@ -594,6 +620,7 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
     assert met > 10
 
 
+@tiny.few_held_out
 def test_points_without_a_label_are_dropped_and_counted():
     whole = tiny.dataset()
     y = whole.train_labels.tolil()
@@ -663,6 +690,7 @@ def test_random_state_and_threads_of_the_caller_do_not_change(dataset):
 # Small and invalid inputs
 
 
+@tiny.few_held_out
 @pytest.mark.parametrize("loss", ["triplet", "softmax"])
 def test_one_label(loss):
     texts = [f"text {tiny.word(row)}" for row in range(20)]
@@ -675,6 +703,7 @@ def test_one_label(loss):
     assert np.isfinite(model.classifier).all()
 
 
+@tiny.few_held_out
 def test_two_points():
     dataset = ngame.Dataset(
         ["red apple", "green pear"],

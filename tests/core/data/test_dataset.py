@@ -37,14 +37,15 @@ def folder(tmp_path):
 
 def same(left, right):
     """Whether two data sets hold the same, but for their names."""
-    for field in ("train_labels", "test_labels"):
+    for field in ("train_labels", "test_labels", "val_labels"):
         a, b = getattr(left, field), getattr(right, field)
         if (a is None) != (b is None) or (a is not None and (a.toarray() != b.toarray()).any()):
             return False
-    for field in ("drop_train", "drop_test", "same_train", "same_test"):
+    pairs = ("drop_train", "drop_test", "drop_val", "same_train", "same_test", "same_val")
+    for field in pairs:
         if not np.array_equal(getattr(left, field), getattr(right, field)):
             return False
-    texts = ("train_texts", "test_texts", "label_texts")
+    texts = ("train_texts", "test_texts", "val_texts", "label_texts")
     return all(getattr(left, field) == getattr(right, field) for field in texts)
 
 
@@ -135,6 +136,8 @@ TWICE = ([True, True], ([0, 0], [1, 1]))
         ({"train_labels": OUT_OF_RANGE}, IndexError, "label id 2 in row 0; there are 2 labels"),
         ({"test_texts": ["t"]}, ValueError, "test_texts and test_labels must be given together"),
         ({"drop_test": [(0, 0)]}, ValueError, "drop_test was given without test_texts"),
+        ({"val_labels": [[1]]}, ValueError, "val_texts and val_labels must be given together"),
+        ({"drop_val": [(0, 0)]}, ValueError, "drop_val was given without val_texts"),
         (
             {"drop_train": [(0.0, 1.0)]},
             TypeError,
@@ -161,7 +164,7 @@ def test_folder(tmp_path, suffix):
     write(tmp_path / f"lbl{suffix}", LABELS)
     write(tmp_path / "filter_labels_test.txt", b"0 1\n0 2\n")
     write(tmp_path / "filter_labels_train.txt", b"")
-    write(tmp_path / "val.json.gz", b"ignored")
+    write(tmp_path / "raw.json.gz", b"ignored")
     data = load_dataset(tmp_path)
     assert data.train_texts == ["red apple", "green pear", "Öl"]
     assert data.test_texts == ["red apple"]
@@ -172,6 +175,27 @@ def test_folder(tmp_path, suffix):
     assert data.drop_test.tolist() == [[0, 1], [0, 2]]
     assert data.drop_train.shape == (0, 2)
     assert data.name == tmp_path.name
+
+
+def test_validation_points(folder):
+    """Without a filter file, labels of training points with the same text are left out."""
+    val = [
+        {"title": "red apple", "target_ind": [1]},
+        {"title": "blue", "target_ind": [0]},
+        {"title": "red", "content": "apple", "target_ind": [0]},
+    ]
+    write(folder / "val.jsonl", val)
+    dataset = load_dataset(folder)
+    assert dataset.val_texts == ["red apple", "blue", "red apple"]
+    assert dataset.val_labels.toarray().tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]]
+    assert dataset.drop_val.tolist() == [[0, 0], [0, 2], [2, 2]]
+    assert repr(dataset).endswith(
+        "3 training points, 3 validation points, 0 test points, 3 labels>"
+    )
+    write(folder / "filter_labels_val.txt", b"1 1\n")
+    assert load_dataset(folder).drop_val.tolist() == [[1, 1]]
+    save_dataset(dataset, folder / "saved")
+    assert same(load_dataset(folder / "saved"), dataset)
 
 
 def test_sparse_text_stands_in_for_target_ind(folder):
