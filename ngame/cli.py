@@ -160,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
         "points, or all three fused (default: %(default)s)",
     )
     predict.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="say how likely each label is right, calibrated on held-out points, instead of the "
+        "fused score, which only ranks the labels of one text",
+    )
+    predict.add_argument(
         "-o",
         "--output",
         type=_output,
@@ -313,7 +319,13 @@ def _predict(options: argparse.Namespace) -> None:
     if k is None and not (options.output or "").endswith(".npz"):
         k = min(10, len(model.label_texts))
     rows = [row for row, text in enumerate(texts) if text or options.data]
-    found = model.predict([texts[row] for row in rows], k, scorer=options.scorer, drop=drop)
+    found = model.predict(
+        [texts[row] for row in rows],
+        k,
+        scorer=options.scorer,
+        drop=drop,
+        probabilities=options.probabilities,
+    )
     if len(rows) < len(texts):
         counts = np.zeros(len(texts), np.int64)
         counts[rows] = np.diff(found.indptr)

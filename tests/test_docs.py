@@ -44,7 +44,7 @@ def commands():
 
 
 @pytest.mark.parametrize("code", list(blocks("python")))
-@pytest.mark.filterwarnings("ignore:.*pin_memory")
+@pytest.mark.filterwarnings("ignore:.*pin_memory", "ignore:held-out points with a label")
 def test_python_runs(code, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     if "sentence_transformers" in code:

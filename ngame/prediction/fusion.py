@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from ngame.files import write_json
 
@@ -24,6 +25,7 @@ _PRIOR_OF_VOTES = 0.1
 # them at 1 where the points say nothing.
 _SPREAD, _RIDGE = 1.0, 1e-4
 _VOTE_FLOOR = 1e-3
+_CALIBRATED_RANKS = 10
 
 Features = Mapping[str, npt.NDArray[np.float32]]
 """Features of every candidate pair: name -> float32 [pairs]."""
@@ -36,9 +38,15 @@ def log_votes(votes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """One weight per feature; the fused score of a pair is the weighted sum of its features."""
+    """One weight per feature; the fused score of a pair is the weighted sum of its features.
+
+    `calibration` turns fused scores into probabilities, by Platt's sigmoid of a score and of the
+    logarithm of the sum of exponentials of its point's scores: two factors and a constant. It is
+    None where there were too few points to fit it.
+    """
 
     weights: dict[str, float]
+    calibration: tuple[float, float, float] | None = None
 
     def __call__(self, features: Features) -> npt.NDArray[np.float32]:
         """Fused scores, float32 [pairs]; only features with a weight are read."""
@@ -46,6 +54,31 @@ class Fusion:
         for name, weight in self.weights.items():
             total += np.float32(weight) * features[name]
         return total
+
+    def probabilities(
+        self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.float32]:
+        """Probability that each candidate is relevant, float32 [pairs].
+
+        Parameters
+        ----------
+        scores : fused scores of all candidates
+        rows : integer array of shape [pairs], the point of each candidate, ascending
+
+        Raises
+        ------
+        ValueError
+            The fusion is not calibrated.
+        """
+        if self.calibration is None:
+            raise ValueError(
+                "there are no probabilities: scores are calibrated on held-out points, and this "
+                f"model was made before that, or with fewer than {FEWEST_POINTS} of them"
+            )
+        of_score, of_sum, constant = self.calibration
+        exact = scores.astype(np.float64)
+        logits = of_score * exact + of_sum * _log_sum_exp(exact, rows) + constant
+        return expit(logits).astype(np.float32)
 
     @classmethod
     def fit(
@@ -55,7 +88,7 @@ class Fusion:
         relevant: npt.NDArray[np.bool_],
         gains: npt.NDArray[np.floating[Any]] | None = None,
     ) -> "Fusion":
-        """Fit the weights so that relevant candidates of a point outrank its other candidates.
+        """Fit the weights so that relevant candidates of a point outrank its others; calibrate.
 
         The weights are at least 0. They minimise the decoupled softmax of the fused scores (see
         `ngame.loss`), averaged over the points that have a relevant candidate, plus a penalty on
@@ -94,7 +127,12 @@ class Fusion:
         if candidates.answered:
             weights = candidates.not_below_best(weights)
         weights = weights / candidates.scale
-        return cls(dict(zip(features, weights.tolist(), strict=True)))
+        fusion = cls(dict(zip(features, weights.tolist(), strict=True)))
+        if candidates.answered < FEWEST_POINTS:
+            return fusion
+        return cls(
+            fusion.weights, _calibrate(fusion(features)[order], rows[order], relevant[order])
+        )
 
 
 class _Candidates:
@@ -172,12 +210,61 @@ class _Candidates:
         return hits / np.add.reduceat(first.astype(np.float64), self._starts)
 
 
+def _calibrate(
+    scores: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.integer],
+    relevant: npt.NDArray[np.bool_],
+) -> tuple[float, float, float]:
+    """Fit `Fusion.calibration` by maximum likelihood, with Platt's smoothed targets.
+
+    Only the best candidates of each point count: among all, the irrelevant ones far below would
+    determine the fit.
+    """
+    exact = scores.astype(np.float64)
+    order = np.lexsort((-exact, rows))
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    ranks = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+    best = order[ranks < _CALIBRATED_RANKS]
+    x = np.stack([exact, _log_sum_exp(exact, rows), np.ones(len(rows))])[:, best]
+    good = relevant[best]
+    count = good.sum()
+    target = np.where(good, (count + 1) / (count + 2), 1 / (len(good) - count + 2))
+
+    def loss(w: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        logits = np.einsum("fp,f->p", x, w)
+        value = (np.logaddexp(0, logits) - target * logits).mean()
+        return value, np.einsum("fp,p->f", x, expit(logits) - target) / len(best)
+
+    # The first factor is positive, so that probabilities rank as scores do.
+    bounds = [(1e-3, None), (None, None), (None, None)]
+    start = np.array([1.0, 0.0, 0.0])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(found[0]), float(found[1]), float(found[2])
+
+
+def _log_sum_exp(
+    scores: npt.NDArray[np.float64], rows: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """Of the scores of each pair's point: float64 [pairs]. Rows are ascending."""
+    if not len(scores):
+        return scores
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    sizes = np.diff(starts, append=len(rows))
+    top = np.maximum.reduceat(scores, starts)
+    total = np.add.reduceat(np.exp(scores - np.repeat(top, sizes)), starts)
+    return np.repeat(top + np.log(total), sizes)
+
+
 def save(fusions: Mapping[str, Fusion], path: str | os.PathLike[str]) -> None:
     """Write the fusions as JSON."""
-    write_json(path, {name: fusion.weights for name, fusion in fusions.items()})
+    write_json(path, {name: asdict(fusion) for name, fusion in fusions.items()})
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Fusion]:
-    """Read what `save` wrote."""
-    saved = json.loads(Path(path).read_text(encoding="utf8"))
-    return {name: Fusion(weights) for name, weights in saved.items()}
+    """Read what `save` wrote, or the weights alone that it wrote before there was calibration."""
+    fusions = {}
+    for name, saved in json.loads(Path(path).read_text(encoding="utf8")).items():
+        calibration = saved.get("calibration")
+        weights = saved.get("weights", saved)
+        fusions[name] = Fusion(weights, calibration and tuple(calibration))
+    return fusions

@@ -99,6 +99,7 @@ class Model:
         scorer: Scorer = "fused",
         drop: Any = None,
         seen: bool = False,
+        probabilities: bool = False,
     ) -> sp.csr_matrix:
         """Find the best labels of every text.
 
@@ -112,6 +113,8 @@ class Model:
             (text, label) pairs to leave out.
         seen : set it if the texts are training points. The neighbours then do not vote, because
             each text would find itself among them.
+        probabilities : give the fused scores as probabilities that a label is relevant, calibrated
+            on held-out points. The ranking stays the same.
 
         Returns
         -------
@@ -122,12 +125,17 @@ class Model:
         Raises
         ------
         ValueError
-            The model has no such scorer, or k is not in 1 .. L.
+            The model has no such scorer, or k is not in 1 .. L; or probabilities are asked of a
+            single scorer, or of a model that is not calibrated.
         """
         if scorer not in self.scorers or (seen and scorer == "neighbours"):
             known = [name for name in self.scorers if not (seen and name == "neighbours")]
             raise ValueError(f"scorer is {scorer!r}, expected one of {', '.join(known)}")
-        return self.scores(self.encode(texts), k, drop=drop, seen=seen)[scorer]
+        if probabilities and scorer != "fused":
+            raise ValueError(f"probabilities are of fused scores, scorer is {scorer!r}")
+        return self.scores(
+            self.encode(texts), k, drop=drop, seen=seen, probabilities=probabilities
+        )[scorer]
 
     def scores(
         self,
@@ -136,6 +144,7 @@ class Model:
         *,
         drop: Any = None,
         seen: bool = False,
+        probabilities: bool = False,
     ) -> Scores:
         """Predict with every scorer at once, for texts already encoded by `encode`.
 
@@ -154,9 +163,13 @@ class Model:
             )
             fused.data = fusion(features)
             found["fused"] = fused
+            found = {name: keep_topk(m, k, threads=self.threads) for name, m in found.items()}
+            if probabilities:
+                pairs = _pairs(fused)
+                fused.data = fusion.probabilities(fused.data, pairs[0])
+                found["fused"].data = _values_at(fused, *_pairs(found["fused"]))
             for name, matrix in found.items():
-                kept = keep_topk(matrix, k, threads=self.threads)
-                parts.setdefault(name, []).append(kept)
+                parts.setdefault(name, []).append(matrix)
         if not parts:
             empty = sp.csr_matrix((0, len(self.label_texts)), dtype=np.float32)
             return {name: empty for name in self.scorers if not (seen and name == "neighbours")}
@@ -216,8 +229,7 @@ class Model:
         if most > depth:
             proposed = [keep_topk(matrix, depth, threads=threads) for matrix in proposed]
         pattern = merge([_ones(matrix) for matrix in proposed], "max", threads=threads)
-        rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
-        pairs = rows, pattern.indices
+        pairs = _pairs(pattern)
         features = {"encoder": pair_products(vectors, self.label_vectors, *pairs)}
         if self.classifier is not None:
             features["classifier"] = pair_products(vectors, self.classifier, *pairs)
@@ -409,6 +421,11 @@ def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_m
 def _drop_matrix(drop: Any, rows: int, labels: int) -> Any:
     """The pairs to leave out, in any accepted form, as a CSR matrix."""
     return None if drop is None else as_pairs(drop, "drop", (rows, labels))
+
+
+def _pairs(matrix: sp.csr_matrix) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+    """Rows and columns of the stored entries."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
 def _values_at(

@@ -132,7 +132,50 @@ def test_scores_rank_in_degenerate_cases(points, relevant):
     assert scores[0] > scores[1] > scores[2] > 0
 
 
+def test_probabilities_are_calibrated(rng):
+    """Of candidates given about the same probability that share is relevant, on other points."""
+    chances = rng.uniform(0, 1, (4000, 8)) ** 3
+    score = np.log(chances / (1 - chances)).ravel().astype(np.float32)
+    relevant = rng.uniform(size=score.shape) < chances.ravel()
+    rows = np.repeat(np.arange(4000), 8)
+    half = rows < 2000
+    fusion = Fusion.fit({"score": score[half]}, rows[half], relevant[half])
+    fused = fusion({"score": score[~half]})
+    found = fusion.probabilities(fused, rows[~half])
+    assert found.dtype == np.float32
+    for low in np.arange(0, 1, 0.2):
+        near = (found >= low) & (found < low + 0.2)
+        assert abs(relevant[~half][near].mean() - found[near].mean()) < 0.05
+    for point in range(2000, 2100):
+        own = rows[~half] == point
+        assert np.array_equal(np.argsort(-found[own]), np.argsort(-fused[own]))
+
+
+@pytest.mark.parametrize("relevant", [[0, 0, 0], [1, 1, 1], [1, 0, 0]])
+def test_probabilities_in_degenerate_cases(relevant):
+    features = {"a": np.tile(np.array([3, 2, 1], np.float32), 20)}
+    rows = np.repeat(np.arange(20), 3)
+    fusion = Fusion.fit(features, rows, np.tile(np.array(relevant, bool), 20))
+    if not any(relevant):
+        assert fusion.calibration is None
+        return
+    found = fusion.probabilities(fusion(features), rows)
+    assert ((found > 0) & (found < 1)).all()
+    assert len(fusion.probabilities(found[:0], rows[:0])) == 0
+
+
 def test_save_and_load(tmp_path):
-    fusions = {"all": Fusion({"a": 0.1, "b": -1e-30}), "trained": Fusion({"a": 1 / 3})}
+    fusions = {
+        "all": Fusion({"a": 0.1, "b": -1e-30}, (1.5, -0.5, 1 / 3)),
+        "trained": Fusion({"a": 1 / 3}),
+    }
     fusion.save(fusions, tmp_path / "fusion.json")
     assert fusion.load(tmp_path / "fusion.json") == fusions
+
+
+def test_weights_of_older_runs_are_read(tmp_path):
+    (tmp_path / "fusion.json").write_text('{"all": {"encoder": 2.5, "neighbours": -0.5}}')
+    loaded = fusion.load(tmp_path / "fusion.json")
+    assert loaded == {"all": Fusion({"encoder": 2.5, "neighbours": -0.5})}
+    with pytest.raises(ValueError, match="there are no probabilities"):
+        loaded["all"].probabilities(np.ones(1, np.float32), np.zeros(1, int))

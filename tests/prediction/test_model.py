@@ -104,6 +104,20 @@ def test_k_does_not_change_the_ranking(model, dataset, seen):
             assert equal(found, first), (scorer, k)
 
 
+def test_probabilities_rank_as_the_scores(model, dataset):
+    scores = model.predict(dataset.test_texts, 5)
+    found = model.predict(dataset.test_texts, 5, probabilities=True)
+    assert np.array_equal(found.indices, scores.indices)
+    assert ((found.data > 0) & (found.data < 1)).all()
+    for row in range(60):
+        assert np.array_equal(np.argsort(found[row].data), np.argsort(scores[row].data))
+    # They do not depend on k, as they are of all candidates.
+    most = model.predict(dataset.test_texts, probabilities=True)
+    assert equal(ngame.keep_topk(most, 5), found)
+    with pytest.raises(ValueError, match="probabilities are of fused scores, scorer is 'encoder'"):
+        model.predict(["a"], scorer="encoder", probabilities=True)
+
+
 def test_predict_gives_the_scores(model, dataset):
     found = model.scores(model.encode(dataset.test_texts))
     for scorer in model.scorers:
