@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 import ngame
 from ngame import metrics
 from ngame.arrays import as_threads
+from ngame.config import SCORERS
 from ngame.files import atomic_write
 
 # What the user can put right, in arguments or files.
@@ -155,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--scorer",
         default="fused",
-        choices=["encoder", "classifier", "neighbours", "fused"],
+        choices=[*SCORERS, "fused"],
         help="who scores: labels' embeddings, their classifier vectors, the nearest training "
-        "points, or all three fused (default: %(default)s)",
+        "points, labels or training points by TF-IDF, or all of them fused (default: %(default)s)",
     )
     predict.add_argument(
         "--probabilities",
@@ -380,7 +381,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         model = _model(path)
         texts, truth, drop = _test_points(_without_self_pairs(_dataset(options.data), path))
         k = min(max(options.k), len(model.label_texts))
-        scores = model.scores(model.encode(texts), k, drop=drop)
+        scores = model.scores(texts, k, drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
     with _reading():

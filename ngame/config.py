@@ -168,10 +168,20 @@ class ClassifierStageConfig(StageConfig):
     )
 
 
+ScorerName = Literal["encoder", "classifier", "neighbours", "tfidf", "tfidf_neighbours"]
+SCORERS: tuple[ScorerName, ...] = typing.get_args(ScorerName)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionConfig(_Section):
-    """Prediction: three scorers and their fusion."""
+    """Prediction: scorers and their fusion."""
 
+    scorers: tuple[ScorerName, ...] = setting(
+        SCORERS,
+        "Scorers that are on: the labels' embeddings, their classifier vectors, votes of the "
+        "nearest training points; and the same by words alone, untrained: TF-IDF cosines with the "
+        "labels' texts, and votes of the training points nearest by TF-IDF.",
+    )
     k: int = setting(100, "Labels kept a text.", least=1)
     neighbours: int = setting(100, "Training points that vote.", least=1)
     vote_temperature: float = setting(
@@ -364,6 +374,12 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if value not in choices:
             raise ValueError(f"{key} is {value!r}, expected one of {', '.join(map(repr, choices))}")
         return value
+    if typing.get_origin(kind) is tuple:  # a list of choices, kept in the order of the choices
+        if not isinstance(value, list | tuple) or not value:
+            raise TypeError(f"{key} is {value!r}, expected a list")
+        choice = typing.get_args(kind)[0]
+        chosen = {_convert(one, choice, f"{key}[{i}]") for i, one in enumerate(value)}
+        return tuple(one for one in typing.get_args(choice) if one in chosen)
     if typing.get_origin(kind) is dict:  # the keys of a TOML table are text
         try:
             sizes = {int(epoch): _convert(size, int, key) for epoch, size in value.items()}
@@ -407,6 +423,8 @@ def _limits(one: dataclasses.Field[Any]) -> str:
     """The choices or bounds of a setting as a sentence; empty if it has neither."""
     if typing.get_origin(one.type) is Literal:
         return f"One of {', '.join(map(_literal, typing.get_args(one.type)))}."
+    if typing.get_origin(one.type) is tuple:
+        return "Any of these."
     bounds = _in_words(one.metadata.get("bounds", {}))
     return bounds and f"{bounds[0].upper()}{bounds[1:]}."
 
@@ -441,7 +459,7 @@ def _toml(table: Mapping[str, Any], name: str = "") -> str:
     return text
 
 
-def _literal(value: str | bool | int | float) -> str:
+def _literal(value: str | bool | int | float | Sequence[str]) -> str:
     """A value in TOML, which differs from JSON in infinity and in the escape of DEL."""
     if isinstance(value, float):
         return repr(value)
@@ -456,11 +474,13 @@ for _kind in (
     _kind.__doc__ = f"{_kind.__doc__}{_attributes(_kind)}"
 
 __all__ = [
+    "SCORERS",
     "ClassifierStageConfig",
     "Config",
     "EncoderConfig",
     "EncoderStageConfig",
     "PredictionConfig",
+    "ScorerName",
     "StageConfig",
     "defaults_for",
     "described",

@@ -45,6 +45,7 @@ ROOMS: dict[str, set[str]] = {
         "files",
         "metrics",
         "shortlist",
+        "sparse_topk",
         "topk",
     },
     "training": {

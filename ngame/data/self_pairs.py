@@ -21,15 +21,15 @@ def drop_self_pairs(dataset: Dataset) -> tuple[Dataset, int]:
     label is the nearest to its text and hardly ever right. A point's own label has its ``uid``
     (`Dataset.same_train`), or else its text. Such pairs are left out if at least ten training
     points have one and at most a tenth of these pairs are positive, judged apart for uids and for
-    texts. Test pairs are left out by that alone, whatever the test labels are.
+    texts. Test and validation pairs are left out by that alone, whatever the labels are.
 
     Returns
     -------
     Dataset
-        With the pairs in `drop_train` and `drop_test`; all else is shared. `dataset` itself if
+        With the pairs in `drop_train`, `drop_test` and `drop_val`; all else is shared. `dataset` itself if
         there are none.
     int
-        Number of points, of both splits, whose own label is left out.
+        Number of points, of all splits, whose own label is left out.
     """
     by_text: dict[str, list[int]] = {}
     for label, text in enumerate(dataset.label_texts):
@@ -38,13 +38,15 @@ def drop_self_pairs(dataset: Dataset) -> tuple[Dataset, int]:
     found = {
         "train": _pairs(dataset.train_texts, dataset.same_train, by_text),
         "test": _pairs(dataset.test_texts or [], dataset.same_test, by_text),
+        "val": _pairs(dataset.val_texts or [], dataset.same_val, by_text),
     }
-    kept: dict[str, list[_Pairs]] = {"train": [], "test": []}
-    for of_train, of_test in zip(found["train"], found["test"], strict=True):
+    kept: dict[str, list[_Pairs]] = {"train": [], "test": [], "val": []}
+    for of_train, of_test, of_val in zip(*found.values(), strict=True):
         positive = np.asarray(dataset.train_labels[of_train[:, 0], of_train[:, 1]]).sum()
         if len(of_train) >= _LEAST_PAIRS and positive <= _MOST_POSITIVE * len(of_train):
             kept["train"].append(of_train)
             kept["test"].append(of_test)
+            kept["val"].append(of_val)
     if not kept["train"]:
         return dataset, 0
     changed = copy.copy(dataset)

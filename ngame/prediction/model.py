@@ -1,4 +1,4 @@
-"""A trained model predicts labels by encoder, classifier, nearest training points, or all fused."""
+"""A trained model predicts labels by each of its scorers, or by all of them fused."""
 
 import json
 import os
@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 import safetensors.torch
 import scipy.sparse as sp
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from ngame import metrics
 from ngame.arrays import as_count, as_pairs
-from ngame.config import Config, PredictionConfig
+from ngame.config import Config, PredictionConfig, ScorerName
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
 from ngame.encoders.load import load_encoder
@@ -34,13 +35,15 @@ from ngame.files import atomic_folder, atomic_write, write_json, write_tensors
 from ngame.prediction import fusion
 from ngame.prediction.fusion import Features, Fusion, log_votes
 from ngame.prediction.hnsw import HnswIndex
+from ngame.prediction.lexical import Lexical
 from ngame.shortlist import drop_pairs, keep_topk, merge
 from ngame.topk import ExactIndex, ranked_csr, topk_arrays
 
-Scorer = Literal["encoder", "classifier", "neighbours", "fused"]
+Scorer = Literal[ScorerName, "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
 
 _QUERIES_PER_CHUNK = 4096
+VOTERS = ("neighbours", "tfidf_neighbours")
 
 
 @dataclass(eq=False)
@@ -59,10 +62,11 @@ class Model:
     point_vectors : float16 [N, dim], unit length; the training points
     point_labels : csr_matrix [N, L], their labels
     classifier : float32 [L, dim], unit length; None without a classifier stage
-    fusions : "all" fuses all scorers, "trained" all but the neighbours
-    config : number of labels to keep, votes of the neighbours, kind of search
+    fusions : "all" fuses all scorers, "trained" all in which training points do not vote
+    config : scorers, number of labels to keep, votes of the neighbours, kind of search
     threads : threads of searches; 0 means the CPUs this process may use
     metrics : of each scorer on the data set's test points; empty if it has none
+    lexical : TF-IDF of labels and training points; None if no scorer needs it
     """
 
     encoder: Encoder
@@ -75,6 +79,7 @@ class Model:
     config: PredictionConfig
     threads: int = 0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    lexical: Lexical | None = None
     _indexes: dict[Scorer, tuple[Vectors, ExactIndex | HnswIndex]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -82,8 +87,16 @@ class Model:
     @property
     def scorers(self) -> tuple[Scorer, ...]:
         """Names of the model's scorers."""
-        classifier: tuple[Scorer, ...] = () if self.classifier is None else ("classifier",)
-        return ("encoder", *classifier, "neighbours", "fused")
+        return (*self._on(seen=False), "fused")
+
+    def _on(self, seen: bool) -> list[ScorerName]:
+        """The scorers that are on and that the model has, without voters for points seen before."""
+        missing: set[str] = set(VOTERS) if seen else set()
+        if self.classifier is None:
+            missing.add("classifier")
+        if self.lexical is None:
+            missing |= {"tfidf", "tfidf_neighbours"}
+        return [name for name in self.config.scorers if name not in missing]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of texts, float32 [n, dim], on the device of the model's vectors."""
@@ -108,7 +121,7 @@ class Model:
         texts : sequence of str, length n
         k : labels per text; by default the number in the config. A smaller k gives the first of
             the same labels.
-        scorer : "encoder", "classifier", "neighbours" or "fused"
+        scorer : "fused", or one of `scorers`
         drop : CSR matrix of shape [n, L] or integer array of shape [p, 2], optional
             (text, label) pairs to leave out.
         seen : set it if the texts are training points. The neighbours then do not vote, because
@@ -128,30 +141,33 @@ class Model:
             The model has no such scorer, or k is not in 1 .. L; or probabilities are asked of a
             single scorer, or of a model that is not calibrated.
         """
-        if scorer not in self.scorers or (seen and scorer == "neighbours"):
-            known = [name for name in self.scorers if not (seen and name == "neighbours")]
+        known = [*self._on(seen), "fused"]
+        if scorer not in known:
             raise ValueError(f"scorer is {scorer!r}, expected one of {', '.join(known)}")
         if probabilities and scorer != "fused":
             raise ValueError(f"probabilities are of fused scores, scorer is {scorer!r}")
-        return self.scores(
-            self.encode(texts), k, drop=drop, seen=seen, probabilities=probabilities
-        )[scorer]
+        return self.scores(texts, k, drop=drop, seen=seen, probabilities=probabilities)[scorer]
 
     def scores(
         self,
-        vectors: Vectors,
+        texts: Sequence[str],
         k: int | None = None,
         *,
+        vectors: Vectors | None = None,
         drop: Any = None,
         seen: bool = False,
         probabilities: bool = False,
     ) -> Scores:
-        """Predict with every scorer at once, for texts already encoded by `encode`.
+        """Predict with every scorer at once.
 
-        The other arguments are those of `predict`.
+        `vectors` are what `encode` gives for the texts, if that is known already. The other
+        arguments are those of `predict`.
         """
         labels = len(self.label_texts)
         k = min(self.config.k, labels) if k is None else as_count(k, "k", 1, labels)
+        if not self._on(seen):
+            raise ValueError("no scorer is on that serves training points")
+        vectors = self.encode(texts) if vectors is None else vectors
         fusion = self.fusions["trained" if seen else "all"]
         parts: dict[Scorer, list[sp.csr_matrix]] = {}
         chunks = _chunks(len(vectors), drop, labels)
@@ -159,7 +175,7 @@ class Model:
         bar = tqdm(chunks, "predicting", total, disable=None, delay=2, leave=False)
         for rows, dropped in bar:
             fused, features, found = self.candidates(
-                vectors[rows], drop=dropped, seen=seen, at_least=k
+                texts[rows], vectors[rows], drop=dropped, seen=seen, at_least=k
             )
             fused.data = fusion(features)
             found["fused"] = fused
@@ -171,8 +187,8 @@ class Model:
             for name, matrix in found.items():
                 parts.setdefault(name, []).append(matrix)
         if not parts:
-            empty = sp.csr_matrix((0, len(self.label_texts)), dtype=np.float32)
-            return {name: empty for name in self.scorers if not (seen and name == "neighbours")}
+            empty = sp.csr_matrix((0, labels), dtype=np.float32)
+            return dict.fromkeys([*self._on(seen), "fused"], empty)
         return {name: sp.vstack(part, format="csr") for name, part in parts.items()}
 
     def evaluate(
@@ -193,7 +209,13 @@ class Model:
         }
 
     def candidates(
-        self, vectors: Vectors, *, drop: Any = None, seen: bool = False, at_least: int = 0
+        self,
+        texts: Sequence[str],
+        vectors: Vectors,
+        *,
+        drop: Any = None,
+        seen: bool = False,
+        at_least: int = 0,
     ) -> tuple[sp.csr_matrix, Features, Scores]:
         """The (text, label) pairs to fuse, their scores, and the best labels by each scorer.
 
@@ -202,40 +224,55 @@ class Model:
 
         Parameters
         ----------
-        vectors, drop, seen : as in `scores`
+        texts : length n
+        vectors : what `encode` gives for them
+        drop, seen : as in `predict`
         at_least : labels by each scorer, if more than `config.k` are wanted
 
         Returns
         -------
         candidates : csr_matrix [n, L]; its values mean nothing
-        features : scores of the candidates by every scorer, float32 [candidates]
+        features : of the candidates by every scorer, float32 [candidates]; of votes also the
+            logarithm, such as "log neighbours"
         found : by each scorer but the fused one, its best labels
         """
         labels, threads = len(self.label_texts), self.threads
         depth = min(self.config.k, labels)
         most = max(depth, at_least)
         drop = _drop_matrix(drop, len(vectors), labels)
-        found: Scores = {
-            name: ranked_csr(*self._search(name, vectors, most, drop), labels)
-            for name in self._items
-            if name != "neighbours"
-        }
-        if not seen:
-            votes = self._votes(vectors)
-            if drop is not None:
-                votes = drop_pairs(votes, drop, threads=threads)
-            found["neighbours"] = keep_topk(votes, most, threads=threads)
-        proposed = found.values()
+        lexical = cast(Lexical, self.lexical)  # None where no scorer that is on reads it
+        terms = None if self.lexical is None else lexical.tfidf(texts)
+        found: Scores = {}
+        votes: dict[str, sp.csr_matrix] = {}
+        for name in self._on(seen):
+            if name in VOTERS:
+                if name == "neighbours":
+                    counted = self._votes(vectors)
+                else:
+                    near = min(self.config.neighbours, lexical.points.shape[0])
+                    counted = lexical.votes(terms, near, self.point_labels, threads=threads)
+                if drop is not None:
+                    counted = drop_pairs(counted, drop, threads=threads)
+                votes[name], found[name] = counted, keep_topk(counted, most, threads=threads)
+            elif name == "tfidf":
+                found[name] = lexical.search_labels(terms, most, drop=drop, threads=threads)
+            else:
+                found[name] = ranked_csr(*self._search(name, vectors, most, drop), labels)
+        proposed = [_ones(matrix) for matrix in found.values()]
         if most > depth:
-            proposed = [keep_topk(matrix, depth, threads=threads) for matrix in proposed]
-        pattern = merge([_ones(matrix) for matrix in proposed], "max", threads=threads)
+            kept = [keep_topk(matrix, depth, threads=threads) for matrix in found.values()]
+            proposed = [_ones(matrix) for matrix in kept]
+        pattern = merge(proposed, "max", threads=threads)
         pairs = _pairs(pattern)
-        features = {"encoder": pair_products(vectors, self.label_vectors, *pairs)}
-        if self.classifier is not None:
-            features["classifier"] = pair_products(vectors, self.classifier, *pairs)
-        if not seen:
-            features["neighbours"] = _values_at(votes, *pairs)
-            features["log neighbours"] = log_votes(features["neighbours"])
+        features: dict[str, npt.NDArray[np.float32]] = {}
+        for name in found:
+            if name in votes:
+                features[name] = _values_at(votes[name], *pairs)
+                features[f"log {name}"] = log_votes(features[name])
+            elif name == "tfidf":
+                features[name] = lexical.cosines(terms, *pairs)
+            else:
+                features[name] = pair_products(vectors, self._items[name], *pairs)
         return pattern, features, found
 
     def _votes(self, vectors: Vectors) -> sp.csr_matrix:
@@ -311,6 +348,12 @@ class Model:
             classifier.unlink(missing_ok=True)  # of the model saved here before
         else:
             write_tensors(classifier, {"weight": torch.as_tensor(self.classifier)})
+        lexical = folder / "lexical.safetensors"
+        if self.lexical is None:
+            lexical.unlink(missing_ok=True)
+        else:
+            arrays = self.lexical.arrays()
+            write_tensors(lexical, {name: torch.as_tensor(arrays[name]) for name in arrays})
         if self.config.search == "hnsw":
             with atomic_folder(folder / "index") as aside:
                 for name in self._items:
@@ -383,6 +426,7 @@ class Model:
             vectors[f"point_labels.{name}"].numpy() for name in ("indptr", "indices")
         )
         classifier = folder / "classifier.safetensors"
+        lexical = folder / "lexical.safetensors"
         measured = folder / "metrics.json"
         model = cls(
             encoder=load_encoder(folder / "encoder").to(encoder_device)
@@ -402,6 +446,9 @@ class Model:
             config=config.prediction,
             threads=config.threads,
             metrics=json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {},
+            lexical=Lexical.from_arrays(safetensors.numpy.load_file(lexical))
+            if lexical.exists()
+            else None,
         )
         if model.config.search == "hnsw" and (folder / "index").exists():
             for name, items in model._items.items():

@@ -21,7 +21,8 @@ from ngame.encoders.encode import check_vectors, encode
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
 from ngame.negatives import BatchLabels, SharedRandom, batch_labels
 from ngame.prediction.fusion import FEWEST_POINTS, Fusion
-from ngame.prediction.model import Model
+from ngame.prediction.lexical import Lexical
+from ngame.prediction.model import VOTERS, Model
 from ngame.state import take_prefix
 from ngame.topk import topk, topk_arrays
 from ngame.training.encoded import EncodedTexts
@@ -191,12 +192,20 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
         config=config.prediction,
         threads=config.threads,
     )
+    lexical = None
+    if {"tfidf", "tfidf_neighbours"} & {*config.prediction.scorers}:
+        texts = [dataset.train_texts[row] for row in run.rows]
+        lexical = Lexical.fit(texts, dataset.label_texts)
+        model.lexical = lexical.take(np.searchsorted(run.rows, run.points.rows))
     for name, seen in (("all", False), ("trained", True)):
+        if seen and {*model.scorers} <= {*VOTERS, "fused"}:
+            continue
         model.fusions[name] = _fit_fusion(run, model, encoded.held_out, seen)
+    model.lexical = lexical
     model.point_vectors = encoded.all_points()
     model.point_labels = run.all_targets
     if dataset.test_texts is not None and dataset.test_labels is not None:
-        found = model.scores(model.encode(dataset.test_texts), drop=dataset.drop_test)
+        found = model.scores(dataset.test_texts, drop=dataset.drop_test)
         scored = model.evaluate(found, dataset.test_labels, drop=dataset.drop_test)
         # Usual in the literature: recall at 10 and 100, the other metrics at 1, 3 and 5.
         for name, values in scored.items():
@@ -213,7 +222,9 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
 def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion:
     """Fit the fusion of all scorers, or of those for training points, on the held-out points."""
     truth = run.held_out.truth
-    candidates, features, _ = model.candidates(held_out, drop=truth.dropped, seen=seen)
+    candidates, features, _ = model.candidates(
+        run.held_out_texts(), held_out, drop=truth.dropped, seen=seen
+    )
     rows = np.repeat(np.arange(candidates.shape[0]), np.diff(candidates.indptr))
     relevant = np.asarray(truth.targets[rows, candidates.indices]).ravel() > 0
     points = len(np.unique(rows[relevant]))
@@ -227,7 +238,7 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
     if run.config.prediction.fuse_for == "psp":
         gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
     # The logarithm of votes is the better feature.
-    used = {name: values for name, values in features.items() if name != "neighbours"}
+    used = {name: values for name, values in features.items() if f"log {name}" not in features}
     return Fusion.fit(used, rows, relevant, gains)
 
 

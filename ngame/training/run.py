@@ -176,6 +176,12 @@ class Run:
         if self.folder is not None:
             write_json(self.folder / "run.json", self.about)
 
+    def held_out_texts(self) -> list[str]:
+        """Texts of the held-out points."""
+        own = self.dataset.val_texts
+        texts = self.dataset.train_texts if own is None else own
+        return [texts[row] for row in self.held_out.rows]
+
     def write_log(self) -> None:
         """Write ``log.jsonl``, one epoch a line."""
         if self.folder is not None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngame.config import (
+    SCORERS,
     ClassifierStageConfig,
     Config,
     EncoderConfig,
@@ -40,7 +41,26 @@ def test_file_comes_back(tmp_path, config):
 def test_file_holds_every_setting(tmp_path):
     Config().save(tmp_path / "config.toml")
     table = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf8"))
-    assert table == dataclasses.asdict(Config())
+    assert table == settings()
+
+
+def settings():
+    """Every setting as TOML gives it."""
+    table = dataclasses.asdict(Config())
+    table["prediction"]["scorers"] = list(SCORERS)
+    return table
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+def test_scorers(form):
+    chosen = PredictionConfig(scorers=form(["tfidf", "encoder", "tfidf"]))
+    assert chosen.scorers == ("encoder", "tfidf")
+    assert PredictionConfig().scorers == SCORERS
+    for wrong in ([], "encoder", 5):
+        with pytest.raises(TypeError, match=r"scorers is .*, expected a list"):
+            PredictionConfig(scorers=wrong)
+    with pytest.raises(ValueError, match=r"scorers\[1\] is 'bm25', expected one of 'encoder', "):
+        PredictionConfig(scorers=["encoder", "bm25"])
 
 
 @given(
@@ -212,7 +232,7 @@ def test_the_list_of_settings_changes_nothing_until_it_is_edited(tmp_path):
     lines = [re.sub("^#(?! )", "", line) for line in described().splitlines()]
     assert max(map(len, lines)) <= 100
     path.write_text("\n".join(lines), encoding="utf8")
-    assert tomllib.loads(path.read_text(encoding="utf8")) == dataclasses.asdict(Config())
+    assert tomllib.loads(path.read_text(encoding="utf8")) == settings()
 
 
 def test_set_within_what_is_no_section(tmp_path):

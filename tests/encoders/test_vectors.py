@@ -283,8 +283,8 @@ def test_predictions_on_device_and_host_are_the_same(dataset, device, monkeypatc
     here = Model.load(tmp_path)
     with Stay():
         queries = there.encode(dataset.test_texts)
-        found = there.scores(queries, drop=dataset.drop_test)
-    expected = here.scores(here.encode(dataset.test_texts), drop=dataset.drop_test)
+        found = there.scores(dataset.test_texts, vectors=queries, drop=dataset.drop_test)
+    expected = here.scores(dataset.test_texts, drop=dataset.drop_test)
     assert found.keys() == expected.keys()
     for scorer, matrix in expected.items():
         assert (found[scorer].indptr == matrix.indptr).all()
@@ -293,7 +293,7 @@ def test_predictions_on_device_and_host_are_the_same(dataset, device, monkeypatc
     asked = here.encode(dataset.test_texts)
     np.testing.assert_allclose(queries, asked, atol=1e-6)
     # Queries may be an array too.
-    again = there.scores(asked, drop=dataset.drop_test)["fused"]
+    again = there.scores(dataset.test_texts, vectors=asked, drop=dataset.drop_test)["fused"]
     np.testing.assert_allclose(again.data, expected["fused"].data, rtol=1e-4, atol=1e-6)
 
 

@@ -23,10 +23,10 @@ def test_predictions_are_nearly_exact(folder, monkeypatch):
     model = Model.load(folder)
     texts = tiny.dataset().test_texts
     monkeypatch.setattr(HnswIndex, "__init__", None)  # the run has the indexes: none is built
-    found = model.scores(model.encode(texts))
+    found = model.scores(texts)
     exact = Model.load(folder)
     exact.config = tiny.config("prediction.k=10").prediction
-    expected = exact.scores(exact.encode(texts))
+    expected = exact.scores(texts)
     assert found.keys() == expected.keys()
     for name, matrix in found.items():
         # With so few vectors every search reaches all of them.
@@ -35,7 +35,7 @@ def test_predictions_are_nearly_exact(folder, monkeypatch):
 
 def test_indexes_follow_the_model(folder, tmp_path):
     model = Model.load(folder)
-    queries = model.encode(tiny.dataset().test_texts)
+    queries = tiny.dataset().test_texts
     model.point_vectors = model.point_vectors[::-1].copy()
     model.point_labels = model.point_labels[::-1].tocsr()
     before = Model.load(folder).scores(queries)["neighbours"].toarray()

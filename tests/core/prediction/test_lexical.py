@@ -1,0 +1,111 @@
+"""TF-IDF rows against scikit-learn's formula, and what is searched and voted by them."""
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from ngame.prediction.lexical import Lexical, Tfidf
+
+TEXTS = ["Red apple, red pear", "green pear", "", "red apple red", "Öl und Essig"]
+
+
+def slow_rows(fitted, texts):
+    """Unit TF-IDF rows of words and pairs of words: a dictionary a text."""
+
+    def terms(text):
+        words = re.findall(r"\w+", text.lower())
+        return words + [f"{a} {b}" for a, b in pairwise(words)]
+
+    frequency = {}
+    for text in fitted:
+        for term in set(terms(text)):
+            frequency[term] = frequency.get(term, 0) + 1
+    rows = []
+    for text in texts:
+        counts = {term: terms(text).count(term) for term in terms(text) if term in frequency}
+        row = {
+            term: (1 + np.log(count)) * (np.log((1 + len(fitted)) / (1 + frequency[term])) + 1)
+            for term, count in counts.items()
+        }
+        norm = np.sqrt(sum(value**2 for value in row.values()))
+        rows.append({term: value / norm for term, value in row.items()})
+    return rows
+
+
+def slow_cosines(fitted, left, right):
+    left, right = slow_rows(fitted, left), slow_rows(fitted, right)
+    return np.array([[sum(a[term] * b.get(term, 0) for term in a) for b in right] for a in left])
+
+
+QUERIES = ["a red apple", "pear green pear", "unknown words", "", "ÖL UND"]
+
+
+def test_rows_are_tf_idf():
+    tfidf = Tfidf.fit(TEXTS)
+    x, y = tfidf(QUERIES), tfidf(TEXTS)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose((x @ y.T).toarray(), slow_cosines(TEXTS, QUERIES, TEXTS), rtol=1e-5)
+    norms = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
+    np.testing.assert_allclose(norms, [1, 1, 0, 0, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "?!"]])
+def test_texts_without_words(texts):
+    tfidf = Tfidf.fit(texts)
+    assert tfidf(["red"]).shape == (1, 0)
+    assert tfidf([]).shape == (0, 0)
+
+
+@pytest.fixture
+def lexical():
+    return Lexical.fit(TEXTS, ["apple", "green pear", "oil"])
+
+
+def test_labels_are_searched_exactly(lexical):
+    fitted = [*TEXTS, "apple", "green pear", "oil"]
+    expected = slow_cosines(fitted, QUERIES, ["apple", "green pear", "oil"])
+    queries = lexical.tfidf(QUERIES)
+    np.testing.assert_allclose(
+        lexical.search_labels(queries, 3).toarray(), expected, rtol=1e-5, atol=1e-7
+    )
+    rows, labels = np.divmod(np.arange(15), 3)
+    found = lexical.cosines(queries, rows, labels)
+    np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5, atol=1e-7)
+    dropped = lexical.search_labels(queries, 3, drop=[(0, 0)])
+    assert dropped[0].nnz == 0
+
+
+def test_cosines_are_found_chunk_by_chunk(lexical, monkeypatch):
+    queries = lexical.tfidf(QUERIES)
+    rows, labels = np.divmod(np.arange(15), 3)
+    whole = lexical.cosines(queries, rows, labels)
+    monkeypatch.setattr("ngame.prediction.lexical._PAIRS_PER_CHUNK", 4)
+    assert np.array_equal(lexical.cosines(queries, rows, labels), whole)
+    assert lexical.cosines(queries, rows[:0], labels[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_votes(lexical, k):
+    labels = sp.csr_matrix(np.eye(5, 4, dtype=np.float32) + np.eye(5, 4, 1, dtype=np.float32))
+    queries = lexical.tfidf(QUERIES)
+    found = lexical.votes(queries, k, labels)
+    cosines = (queries @ lexical.points.T).toarray()
+    for row, scores in enumerate(cosines):
+        near = np.argsort(-scores, kind="stable")[:k]
+        votes = scores[near] / max(scores[near].sum(), 1e-30) @ labels.toarray()[near]
+        np.testing.assert_allclose(found[row].toarray()[0], votes, rtol=1e-5)
+    assert found.has_sorted_indices
+
+
+def test_some_points_and_arrays(lexical):
+    queries = lexical.tfidf(QUERIES)
+    some = lexical.take(np.array([0, 3]))
+    assert (some.points != lexical.points[[0, 3]]).nnz == 0
+    same = Lexical.from_arrays(lexical.arrays())
+    assert (same.tfidf(QUERIES) != queries).nnz == 0
+    assert (same.search_labels(queries, 2) != lexical.search_labels(queries, 2)).nnz == 0
+    labels = sp.identity(5, dtype=np.float32, format="csr")
+    assert (same.votes(queries, 2, labels) != lexical.votes(queries, 2, labels)).nnz == 0
