@@ -66,7 +66,11 @@ class EncoderConfig(_Section):
     model: str = setting(
         "", "transformer: a Hugging Face or sentence-transformers model, by name or folder."
     )
-    max_length: int = setting(128, "transformer: tokens of a text that are read.", least=1)
+    max_length: int = setting(
+        0,
+        "Tokens of a text that are read; 0 is 512 for a bag and 128 for a transformer.",
+        least=0,
+    )
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto",
         'transformer: precision of the forward pass; "auto" is bf16 on a GPU that has it, else '
@@ -301,16 +305,21 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
 
     Measured in bench/results/defaults.md.
 
-    - Fewer points are trained on for more epochs, with more dropout of tokens.
+    - Eight epochs, fewer for many points. More of them fit the training points and no others.
+    - Fewer than 16,384 points make smaller batches, so that an epoch has about 16 updates.
+    - Fewer points, seen oftener, need more dropout of tokens.
     - If there are no more labels than a batch has points, the triplet loss and fine-tuning the
       encoder in the classifier stage give the better P@1. With more labels, the softmax and a
       frozen encoder do.
     - A transformer trains on small clustered batches, one positive a point, with small steps.
     """
-    epochs = min(max(round(2500 / math.sqrt(max(points, 1))), 3), 60)
-    encoder: dict[str, Any] = {"dropout": round(max(0.0, 0.4 * (1 - 5 / epochs)), 2)}
-    stage: dict[str, Any] = {"epochs": epochs}
-    classifier: dict[str, Any] = {}
+    points = max(points, 1)
+    dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
+    batch_size = min(max(2 ** round(math.log2(points / 16)), 32), StageConfig().batch_size)
+    encoder: dict[str, Any] = {"dropout": round(dropout, 2)}
+    stage: dict[str, Any] = {"epochs": min(max(round(2500 / math.sqrt(points)), 3), 8)}
+    stage |= {"batch_size": batch_size}
+    classifier: dict[str, Any] = {"batch_size": batch_size}
     if kind == "transformer":
         return {
             "encoder_stage": {

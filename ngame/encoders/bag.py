@@ -19,7 +19,11 @@ from ngame.encoders.modules import Module, write_modules
 from ngame.files import atomic_write, write_json, write_tensors
 
 _UNKNOWN, _CONTINUATION = "[UNK]", "##"
-_TEXTS_PER_CHUNK = 8192
+# The tokenizer's results take a hundred bytes a token until they are plain numbers.
+_TEXTS_PER_CHUNK = 1024
+# Before it is tokenized, a text is cut after so many characters for each token that is read: three
+# times the length of a usual token with its space, so that as good as always enough is left.
+_CHARACTERS_PER_TOKEN = 16
 # More texts than this cost memory and do not improve the vocabulary: every n-th text is used then.
 _MAX_TEXTS_TO_FIT = 1_000_000
 # The default vocabulary has one sub-word per 64 words of text, within these limits. A larger one
@@ -40,6 +44,8 @@ class BagEncoder(Encoder):
     ----------
     dim : int
         Width of the vectors.
+    max_length : int
+        Number of tokens of a text that are read.
     embedding : torch.nn.EmbeddingBag
         One row per token, with sparse gradients.
     """
@@ -51,11 +57,14 @@ class BagEncoder(Encoder):
         dim: int,
         layers: int,
         dropout: float = 0.0,
+        max_length: int = 512,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.dropout = dropout
+        self.max_length = max_length
         self.tokenizer = tokenizer
+        tokenizer.enable_truncation(max_length)
         self.embedding = torch.nn.EmbeddingBag(
             tokenizer.get_vocab_size(),
             dim,
@@ -79,6 +88,7 @@ class BagEncoder(Encoder):
         layers: int = 1,
         dropout: float = 0.0,
         vocab_size: int = 0,
+        max_length: int = 512,
         seed: int = 0,
     ) -> "BagEncoder":
         """Train the tokenizer on `texts` and draw the initial weights.
@@ -90,6 +100,7 @@ class BagEncoder(Encoder):
         layers : number of residual layers
         dropout : share of a text's tokens that training mode drops at random
         vocab_size : maximum number of sub-words; 0 derives it from the amount of text
+        max_length : number of tokens of a text that are read, from its start
         seed : seed of the initial weights
 
         Raises
@@ -100,11 +111,12 @@ class BagEncoder(Encoder):
         if len(texts) == 0:
             raise ValueError("texts is empty, expected at least one text")
         texts = texts[:: -(-len(texts) // _MAX_TEXTS_TO_FIT)]
+        texts = [text[: max_length * _CHARACTERS_PER_TOKEN] for text in texts]
         if vocab_size == 0:
             words = sum(len(text.split()) for text in texts)
             vocab_size = min(max(words // _WORDS_PER_SUBWORD, _MIN_VOCABULARY), _MAX_VOCABULARY)
         tokenizer = _train_tokenizer(texts, vocab_size)
-        encoder = cls(tokenizer, dim=dim, layers=layers, dropout=dropout)
+        encoder = cls(tokenizer, dim=dim, layers=layers, dropout=dropout, max_length=max_length)
         encoder._initialize(texts, seed)
         return encoder
 
@@ -130,7 +142,7 @@ class BagEncoder(Encoder):
             outer.bias.zero_()
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Texts to the ids of their sub-words.
+        """Texts to the ids of their first `max_length` sub-words.
 
         Raises
         ------
@@ -142,11 +154,12 @@ class BagEncoder(Encoder):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {row} is a {type(text).__name__}, expected a str")
+        characters = self.max_length * _CHARACTERS_PER_TOKEN
         return Tokens.concatenate(
             Tokens.from_lists(
                 encoding.ids
                 for encoding in self.tokenizer.encode_batch_fast(
-                    texts[start : start + _TEXTS_PER_CHUNK]
+                    [text[:characters] for text in texts[start : start + _TEXTS_PER_CHUNK]]
                 )
             )
             for start in tqdm(
@@ -208,7 +221,12 @@ class BagEncoder(Encoder):
         write_tensors(folder / "model.safetensors", tensors)
         write_json(
             folder / "config.json",
-            {"dim": self.dim, "layers": len(self.layers), "dropout": self.dropout},
+            {
+                "dim": self.dim,
+                "layers": len(self.layers),
+                "dropout": self.dropout,
+                "max_length": self.max_length,
+            },
         )
         # StaticEmbedding reads the tokenizer and the embedding above. It takes the mean, which
         # Normalize makes the same as the sum.

@@ -1,5 +1,6 @@
 """Training: a loop for each of the two stages of NGAME, and the model they give."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ngame import metrics
-from ngame.config import Config
+from ngame.config import Config, StageConfig
 from ngame.data.dataset import Dataset
 from ngame.data.tokens import Tokens
 from ngame.encoders.bank import EmbeddingBank
@@ -32,6 +33,12 @@ from ngame.training.stage import Stage
 
 # Hard-negative recall: hard negatives per point, and number of points it is measured on.
 _HARD_NEGATIVES, _MEASURED_POINTS = 10, 2048
+
+# What parts of the work cost, where encoding a token is 1: training on a token, and a pair of a
+# point and a label in a loss and in a search. Measured with the bag encoder.
+_TRAINED_TOKEN, _LOSS_PAIR, _SEARCH_PAIR = 4, 1 / 11, 1 / 250
+# Scoring an epoch takes at most this share of the work of training, or is too little to matter.
+_SCORING_SHARE, _LITTLE_WORK = 0.05, 50_000
 
 # The labels of a batch, from its number in the epoch and its rows.
 _LabelsOf = Callable[[int, npt.NDArray[np.int64]], BatchLabels]
@@ -118,6 +125,7 @@ def train_encoder(run: Run) -> None:
     stage = Stage(run, "encoder", ENCODER, config, {"encoder": group})
     if config.embeddings == "bank" and stage.last_refresh >= 0:
         stage.bank = EmbeddingBank(len(points.tokens), encoder.dim, device=run.core_device)
+    stage.score_every = _score_every(run, config, encodes=True, trains_labels=True)
     stage.restore(saved)
     one = config.positives == "one"
     labels_of = partial(_batch_labels, stage, one=one, random_labels=config.random_labels)
@@ -133,8 +141,11 @@ def train_encoder(run: Run) -> None:
             if stage.bank is not None:
                 stage.bank.update(rows, x)
             stage.step(stage.loss(x @ z.T, known, targets))
-        encoded = EncodedTexts(run)
-        stage.end_epoch(_measure(stage, encoded, encoded.labels, labels_of))
+        measured = None
+        if stage.scores_epoch:
+            encoded = EncodedTexts(run)
+            measured = _measure(stage, encoded, encoded.labels, labels_of)
+        stage.end_epoch(measured)
 
 
 def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
@@ -158,6 +169,7 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
         rate = config.encoder_learning_rate
         modules["encoder"] = ParameterGroup(encoder, rate, rate)
     stage = Stage(run, "classifier", CLASSIFIER, config, modules)
+    stage.score_every = _score_every(run, config, encodes=config.finetune)
     stage.restore(saved)
     frozen = None if config.finetune else encoded
     labels_of = partial(_batch_labels, stage)
@@ -173,8 +185,11 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
             x = F.normalize(F.dropout(x, config.dropout), dim=1)
             w = F.normalize(classifier(torch.from_numpy(pool).to(run.device).long()), dim=1)
             stage.step(stage.loss(x @ w.T, known, targets))
-        weight = normalize(to_device(classifier.weight, run.core_device))
-        stage.end_epoch(_measure(stage, frozen or EncodedTexts(run), weight, labels_of))
+        measured = None
+        if stage.scores_epoch:
+            weight = normalize(to_device(classifier.weight, run.core_device))
+            measured = _measure(stage, frozen or EncodedTexts(run), weight, labels_of)
+        stage.end_epoch(measured)
     return normalize(to_device(classifier.weight, run.core_device))
 
 
@@ -285,6 +300,35 @@ def _point_vectors(run: Run, bank: EmbeddingBank | None) -> Vectors:
     bank.update(rows, encode(run.encoder, tokens.take(rows), device=run.core_device))
     vectors: Vectors = bank.vectors
     return vectors
+
+
+def _score_every(
+    run: Run, config: StageConfig, *, encodes: bool, trains_labels: bool = False
+) -> int:
+    """Epochs from one scoring to the next, by the work that training and scoring are.
+
+    By work and not by time, so that a resumed run scores the same epochs. Where scores choose the
+    weights, it is every epoch. `encodes`: each batch encodes its points; `trains_labels`: and its
+    labels, so that scoring must encode all labels anew.
+    """
+    if run.config.keep == "best":
+        return 1
+    points, held_out, labels = run.points.tokens, run.held_out.tokens, run.labels
+    measured = min(len(points), _MEASURED_POINTS)
+    per_point = len(points.ids) / len(points)
+    scoring = (len(held_out) + measured) * len(labels) * _SEARCH_PAIR
+    trained = len(points) * (per_point if encodes else 1.0)
+    pool = min(len(labels), config.batch_size * run.points.truth.targets.nnz / len(points))
+    if encodes:
+        scoring += len(held_out.ids) + measured * per_point
+    if trains_labels:
+        scoring += len(labels.ids)
+        batches = math.ceil(len(points) / config.batch_size)
+        trained += batches * pool * len(labels.ids) / len(labels)
+    training = _TRAINED_TOKEN * trained + _LOSS_PAIR * len(points) * pool
+    if scoring <= _LITTLE_WORK:
+        return 1
+    return math.ceil(scoring / (_SCORING_SHARE * training))
 
 
 def _measure(

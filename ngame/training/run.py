@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 # First word of each spawn key: gives every part of a run a random stream of its own.
 HELD_OUT, ENCODER, CLASSIFIER = range(3)
+# Tokens of a text that are read by default. A bag reads more than a transformer, whose work and
+# memory a token costs; the rest of a long text costs a bag memory and adds little.
+_BAG_LENGTH, _TRANSFORMER_LENGTH = 512, 128
 
 _LOCK = "run.lock"
 
@@ -234,6 +237,7 @@ def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> Enco
             layers=settings.layers,
             dropout=settings.dropout,
             vocab_size=settings.vocab_size,
+            max_length=settings.max_length or _BAG_LENGTH,
             seed=config.seed,
         )
     else:
@@ -248,7 +252,8 @@ def _transformer(settings: EncoderConfig) -> Encoder:
     from ngame.encoders.transformer import TransformerEncoder
 
     bf16 = {"auto": None, "float32": False, "bf16": True}[settings.precision]
-    return TransformerEncoder(settings.model, max_length=settings.max_length, bf16=bf16)
+    length = settings.max_length or _TRANSFORMER_LENGTH
+    return TransformerEncoder(settings.model, max_length=length, bf16=bf16)
 
 
 def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name: str) -> Tokens:

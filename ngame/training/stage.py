@@ -39,6 +39,7 @@ class Stage:
     ----------
     bank : the vectors to cluster, if they come from training; part of the checkpoint
     last_refresh : the last epoch that starts with a refresh of the batches; -1 if none does
+    score_every : epochs from one scoring to the next; the last epoch is always scored
     neighbor_share : NN10 of the clusters in use (`Clusters.neighbor_share`), by the vectors they
         were made from; None before the first refresh, and for vectors on a GPU
     """
@@ -73,6 +74,7 @@ class Stage:
         self.bank: EmbeddingBank | None = None
         self.last_refresh = self.sampler.last_refresh(config.epochs)
         self.neighbor_share: float | None = None
+        self.score_every = 1
         self.epoch = self.batch = 0
         self.total_loss = torch.zeros((), dtype=torch.float64, device=run.device)
         self.best = -math.inf
@@ -180,14 +182,21 @@ class Stage:
 
     def _status(self, loss: float, log: Sequence[Mapping[str, Any]]) -> str:
         status = f"epoch {self.epoch + 1}/{self.config.epochs}, loss {loss:.4f}"
-        if log and log[-1]["stage"] == self.name:
-            recall, best = log[-1]["hard_negative_recall"], log[-1]["P@1"]
+        entries = [entry for entry in log if entry["stage"] == self.name]
+        if scored := [entry for entry in entries if entry["P@1"] is not None]:
+            recall, best = scored[-1]["hard_negative_recall"], scored[-1]["P@1"]
             status += f", hard-negative recall {recall:.3f}, held-out P@1 {100 * best:.2f}"
-            status += f", refresh {100 * log[-1]['refresh_share']:.1f} % of the time"
+        if entries:
+            status += f", refresh {100 * entries[-1]['refresh_share']:.1f} % of the time"
         return status
 
-    def end_epoch(self, measured: Mapping[str, float]) -> None:
-        """Log the epoch, and keep its weights if they are the best so far.
+    @property
+    def scores_epoch(self) -> bool:
+        """Whether the held-out points are scored at the end of this epoch."""
+        return (self.config.epochs - 1 - self.epoch) % self.score_every == 0
+
+    def end_epoch(self, measured: Mapping[str, float] | None) -> None:
+        """Log the epoch, with what was measured, and keep its weights if they are the best so far.
 
         Where there is no terminal for the bar, as in a log file, say it in a line.
         """
@@ -199,7 +208,7 @@ class Stage:
                 "epoch": self.epoch,
                 "cluster_size": cluster_size,
                 "loss": self.total_loss.item() / len(self.sampler),
-                **measured,
+                **(measured or {"P@1": None, "hard_negative_recall": None}),
                 "neighbor_share": self.neighbor_share if cluster_size > 1 else None,
                 "refresh_share": round(self.timer.share, 4),
                 "measure_seconds": round(time.monotonic() - self._trained, 2),
@@ -211,7 +220,7 @@ class Stage:
             status = self._status(self.run.log[-1]["loss"], self.run.log)
             took = f"{self.timer.seconds:.0f} s"
             print(f"{self.name}: {status}, {took}", file=sys.stderr, flush=True)
-        if self.run.config.keep == "best" and measured["P@1"] > self.best:
+        if self.run.config.keep == "best" and measured and measured["P@1"] > self.best:
             self.best = measured["P@1"]
             self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}
 

@@ -85,6 +85,21 @@ def test_texts_with_unknown_characters(encoder):
     np.testing.assert_array_equal(full_width, plain)
 
 
+def test_long_texts_are_cut(tmp_path):
+    """A vocabulary of the start of each text, and the first tokens of each text."""
+    texts = [f"{text} {'zebra ' * 100}" for text in TEXTS]
+    short = BagEncoder.fit(texts, dim=4, vocab_size=60, max_length=2)
+    whole = BagEncoder.fit([text[:32] for text in texts], dim=4, vocab_size=60)
+    assert short.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    cut, full = short.tokenize(texts), whole.tokenize(texts)
+    assert (cut.lengths == 2).all()
+    assert (full.lengths > 100).all()
+    np.testing.assert_array_equal(cut.ids[::2], full.ids[full.offsets[:-1]])
+    short.save(tmp_path)
+    assert BagEncoder.load(tmp_path).max_length == 2
+    assert (BagEncoder.fit(texts, dim=4).tokenize(["a b " * 999]).lengths == 512).all()
+
+
 def test_texts_without_a_token(encoder):
     """White space is a non-empty string without tokens."""
     tokens = encoder.tokenize([" ", "red", "\t"])

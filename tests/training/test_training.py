@@ -347,6 +347,33 @@ def test_hard_negative_recall(dataset, monkeypatch):
     assert values["encoder", "one"] < values["encoder", "all"]
 
 
+def test_scoring_takes_a_twentieth_of_the_work(log, monkeypatch):
+    """Many labels and few points: not every epoch is scored, but the last one of each stage."""
+    dataset = tiny.dataset(40)
+    none = sp.csr_matrix((40, 2976), dtype=np.float32)
+    labels = sp.hstack([dataset.train_labels, none], format="csr")
+    texts = [*dataset.label_texts, *(f"{tiny.word(row % 1000)} more" for row in range(2976))]
+    wide = ngame.Dataset(dataset.train_texts, labels, texts)
+    epochs = ("encoder_stage.epochs=5", "classifier_stage.epochs=3")
+
+    def scored(*sets):
+        ngame.train(wide, tiny.config(*epochs, *sets))
+        assert all((x["P@1"] is None) == (x["hard_negative_recall"] is None) for x in log())
+        return [(x["stage"], x["epoch"]) for x in log() if x["P@1"] is not None]
+
+    monkeypatch.setattr(training, "_LITTLE_WORK", 100)
+    last = [("encoder", 4), ("classifier", 2)]
+    found = scored()
+    assert found == last
+    monkeypatch.setattr(training, "_SCORING_SHARE", 6)
+    assert len(scored()) > 2
+    every = [("encoder", epoch) for epoch in range(5)] + [("classifier", row) for row in range(3)]
+    monkeypatch.setattr(training, "_SCORING_SHARE", 0.05)
+    assert scored("keep='best'") == every
+    monkeypatch.setattr(training, "_LITTLE_WORK", 50_000)
+    assert scored() == every
+
+
 @st.composite
 def batch_cases(draw):
     points, labels = draw(st.integers(1, 8)), draw(st.integers(1, 6))
