@@ -315,7 +315,7 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
     """
     points = max(points, 1)
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
-    batch_size = min(max(2 ** round(math.log2(points / 16)), 32), StageConfig().batch_size)
+    batch_size = min(max(2 ** round(math.log2(points / 16)), 16), StageConfig().batch_size)
     encoder: dict[str, Any] = {"dropout": round(dropout, 2)}
     stage: dict[str, Any] = {"epochs": min(max(round(2500 / math.sqrt(points)), 3), 8)}
     stage |= {"batch_size": batch_size}

@@ -16,6 +16,7 @@ from ngame import metrics
 from ngame.batches import ClusterBatchSampler
 from ngame.config import Config
 from ngame.data.dataset import Dataset
+from ngame.data.self_pairs import drop_self_pairs
 from ngame.encoders.vectors import to_numpy
 from ngame.prediction.model import Model
 from ngame.topk import topk_arrays
@@ -89,6 +90,8 @@ class RunReport:
             json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {}
         )
         self.model = Model.load(folder) if (folder / "fusion.json").exists() else None
+        if dataset is not None and self.config.self_pairs == "drop":
+            dataset, _ = drop_self_pairs(dataset)  # as the run did
         self.dataset = dataset
         begun = folder / "checkpoint" / "data.json"
         if dataset is not None and begun.exists():

@@ -121,6 +121,15 @@ def test_settings_suited_to_the_data(points, labels, kind):
     assert Config.load(None, chosen[:2]) == Config(encoder=EncoderConfig(kind=kind, model="m"))
 
 
+def test_few_points_make_small_batches():
+    """So that eight epochs have enough updates."""
+    sizes = {1: 16, 90: 16, 600: 32, 800: 64, 5000: 256, 12_000: 1024, 10**6: 1024}
+    for points, size in sizes.items():
+        config = Config.load(points=points, labels=500)
+        assert config.encoder_stage.batch_size == config.classifier_stage.batch_size == size
+        assert 3 <= config.encoder_stage.epochs <= 8
+
+
 def test_few_points_are_visited_more_often():
     few, many = (Config.load(points=points, labels=5000) for points in (20_000, 10**6))
     assert few.encoder_stage.epochs > many.encoder_stage.epochs
