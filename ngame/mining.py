@@ -57,6 +57,8 @@ def mine_hard_negatives(
         The window: from the first rank, inclusive, to the second, exclusive; rank 0 has the
         highest score. Ranks are counted before the bounds on the score apply. None means 10 * n
         ranks. Skip the first ranks where unlabelled positives are likely: they rank highest.
+        Coming from the function of this name in sentence-transformers: its `range_min` skips ranks
+        of what the bounds leave, and its margins count from the highest positive's score.
     min_score, max_score : float, optional
         Lowest and highest score of a negative.
     margin : float, optional

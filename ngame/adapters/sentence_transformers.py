@@ -29,7 +29,7 @@ from sentence_transformers.util import (
 )
 from torch.utils.data import RandomSampler
 
-from ngame.adapters.torch import RefreshableSampler, refresh_sampler
+from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
 from ngame.batches import ClusterBatchSampler
 from ngame.encoders.bank import EmbeddingBank
@@ -82,6 +82,8 @@ class BatchSamplerFactory:
 
     Raises
     ------
+    TypeError
+        `dataset` is iterable only.
     ValueError
         When the trainer calls: it runs several processes with ``dataloader_drop_last=False``; or
         this factory was unpickled, as from saved training arguments, which hold no data.
@@ -94,6 +96,7 @@ class BatchSamplerFactory:
     def __init__(
         self, dataset: Any, sampler: Callable[..., Any] = ClusterBatchSampler, **options: Any
     ) -> None:
+        count_rows(dataset, "dataset")
         self._dataset = dataset
         self._sampler = sampler
         self._options = options
@@ -167,7 +170,7 @@ class RefreshCallback(SamplerCallback):
     def refresh(self, sampler: RefreshableSampler, dataset: Any, model: Any, args: Any) -> None:
         """Refresh one sampler with the embeddings of a column of its data set."""
         if self.bank is not None:
-            sampler.refresh(self.bank.vectors[np.array(dataset["label"])[:, 0]])
+            sampler.refresh(self.bank.vectors[_anchors(dataset)])
             return
         columns = [name for name in dataset.column_names if name not in DEFAULT_LABEL_COLUMNS]
         column = self._column or columns[0]
@@ -186,6 +189,21 @@ class RefreshCallback(SamplerCallback):
             model=model,
             chunk_size=_ROWS_AT_ONCE,
         )
+
+
+def _anchors(dataset: Any) -> npt.NDArray[np.int64]:
+    """The ids of the anchors, by which a bank stores their vectors: first of the label column."""
+    if "label" in dataset.column_names:
+        ids = np.array(dataset["label"])
+        if ids.ndim == 2 and ids.shape[1] == 2 and ids.dtype.kind in "iu":
+            return ids[:, 0].astype(np.int64)
+        came = f"its label column has {ids.dtype} of shape {ids.shape}"
+    else:
+        came = f"the data set has {', '.join(dataset.column_names)}"
+    raise ValueError(
+        f"a bank needs a column label of pairs [id of the anchor, id of the positive]; {came}. "
+        "Add it, or leave the bank out: anchors are then encoded"
+    )
 
 
 def _prompt(prompts: Any, dataset_name: str | None, column: str) -> str:
@@ -291,7 +309,9 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     Raises
     ------
     ValueError
-        The labels of a batch do not have the shape above; there is a bank but no `positives`.
+        The labels of a batch do not have the shape above; there is a bank but no `positives`, or
+        it has another width than the vectors, as inside a ``MatryoshkaLoss`` without their full
+        width.
     IndexError
         A label is out of range for `positives`.
     """
@@ -366,6 +386,14 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         rows, offset = len(anchors), 0
         ids = self._ids(labels, rows, len(documents))
         if self.bank is not None and self.model.training and memory.first:
+            width = self.bank.vectors.shape[1]
+            if anchors.shape[1] != width:
+                raise ValueError(
+                    f"the anchors have {anchors.shape[1]} columns, the bank {width}: make the bank as "
+                    "wide as the model's vectors; or, where MatryoshkaLoss cuts them and their full "
+                    "width is not always among its widths, leave the bank out: anchors are then "
+                    "encoded"
+                )
             self.bank.update(ids[:, 0], anchors)
         if self.gather_across_devices:
             anchors = all_gather_with_grad(anchors)

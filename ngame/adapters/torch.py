@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from ngame.batches.base import refuse_rebuild
 from ngame.encoders.encode import encode_rows
 from ngame.state import from_tensors, to_tensors
 
@@ -98,6 +99,23 @@ def refresh_sampler(
         sampler.load_state_dict(state[0])
 
 
+def count_rows(dataset: Any, name: str) -> int:
+    """The length of a data set whose rows a sampler can choose.
+
+    Raises
+    ------
+    TypeError
+        It is iterable only.
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__}, which gives its rows in an order of its own: "
+            "batches of chosen rows need one with __len__ and __getitem__, such as a list of the "
+            "rows or a datasets.Dataset that is not streamed"
+        )
+    return len(dataset)
+
+
 def _gather(
     vectors: npt.NDArray[np.float32], n_rows: int, group: Any
 ) -> npt.NDArray[np.float32] | None:
@@ -153,9 +171,11 @@ class ClusterDataLoader(DataLoader[Any]):
 
     Raises
     ------
+    TypeError
+        `dataset` is iterable only: its rows cannot be chosen.
     ValueError
         `dataset` and `sampler` differ in length; or, at the first batch, a sampler made with
-        `world_size` is dealt out by accelerate once more.
+        `world_size` is dealt out by accelerate once more; or Lightning rebuilds the batches.
     """
 
     def __init__(
@@ -166,8 +186,9 @@ class ClusterDataLoader(DataLoader[Any]):
         refresh: Callable[[Any], None] | None = None,
         **options: Any,
     ) -> None:
-        if len(dataset) != sampler.n_rows:
-            raise ValueError(f"dataset has {len(dataset)} items, the sampler {sampler.n_rows} rows")
+        rows = count_rows(dataset, "dataset")
+        if rows != sampler.n_rows:
+            raise ValueError(f"dataset has {rows} items, the sampler {sampler.n_rows} rows")
         self._batches = _Batches(sampler, refresh)
         self._delivered = 0
         self._resumed: tuple[int, int] | None = None
@@ -226,6 +247,10 @@ class _Batches:
 
     accelerate builds a new loader around this object, so what every loader needs is done here.
     """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        refuse_rebuild(arguments)
+        return super().__new__(cls)
 
     def __init__(self, planner: RefreshableSampler, refresh: Callable[[Any], None] | None) -> None:
         self.planner = planner

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainerCallback
 
-from ngame.adapters.torch import RefreshableSampler, refresh_sampler
+from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
 from ngame.encoders.bank import EmbeddingBank
 from ngame.files import write_tensors
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
@@ -38,12 +38,15 @@ class BatchSamplerMixin:
 
     Raises
     ------
+    TypeError
+        From `train`: the data set is iterable only.
     ValueError
         From `train`: the sampler does not fit the data set or the number of processes.
     """
 
     accelerator: Any
     args: Any
+    train_dataset: Any
 
     def __init__(self, *args: Any, batch_sampler: RefreshableSampler, **kwargs: Any) -> None:
         self._batch_sampler = batch_sampler
@@ -51,6 +54,7 @@ class BatchSamplerMixin:
 
     def get_train_dataloader(self) -> Any:
         """The trainer's own data loader with the sampler's batches instead."""
+        count_rows(self.train_dataset, "train_dataset")
         loader = super().get_train_dataloader()  # type: ignore[misc]
         sampler = self._batch_sampler
         if len(loader.dataset) != sampler.n_rows:

@@ -4,7 +4,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class BatchSampler(ABC):
 
     _arrays: ClassVar[tuple[str, ...]] = ("_keys",)
     """Attributes that pickling drops; those with an underscore are made by the constructor."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Say what to do to trainers that would rebuild the sampler around one of their own."""
+        refuse_rebuild(arguments)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -182,7 +187,10 @@ class BatchSampler(ABC):
         self.epoch = as_count(epoch, "epoch", 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a restart needs besides the arguments, as ints and NumPy arrays.
+        """All that a restart needs besides the arguments, as ints and arrays.
+
+        Where torch is loaded the arrays are its tensors, so that plain ``torch.load`` reads them;
+        else they are NumPy's. `load_state_dict` takes either.
 
         It includes the clusters or neighbours in use, since their embeddings are gone after a
         restart; before the first refresh these arrays are empty.
@@ -340,12 +348,12 @@ class _EpochProxy:
 
 
 def _dealt_by_accelerate() -> bool:
-    """Whether accelerate's batch sampler for one of several processes is among the callers.
+    """Whether accelerate's dealing to one of several processes is among the callers.
 
     It knows nothing of `world_size`, and passes nothing on by which a sampler could know it.
     """
     frame = sys._getframe(1)
-    for _ in range(4):  # a loader's own batch sampler may lie in between
+    for _ in range(12):  # torch's loader, and a batch sampler of a loader's own, lie in between
         caller = frame.f_back
         if caller is None:
             return False
@@ -353,7 +361,32 @@ def _dealt_by_accelerate() -> bool:
         dealer = frame.f_locals.get("self")
         if type(dealer).__name__ == "BatchSamplerShard":
             return getattr(dealer, "num_processes", 1) > 1
+        if type(dealer).__name__ == "DataLoaderDispatcher":  # dispatch_batches=True
+            return getattr(getattr(dealer, "state", None), "num_processes", 1) > 1
     return False
+
+
+def refuse_rebuild(arguments: tuple[Any, ...]) -> None:
+    """Raise ValueError for the arguments by which Lightning rebuilds a batch sampler.
+
+    With several processes it makes a new one of the same class around torch's DistributedSampler,
+    which chooses the rows, so that nothing of the plan would be left.
+    """
+    kinds = type(arguments[0]).__mro__ if arguments else ()
+    if any(kind.__module__.startswith("torch.utils.data") for kind in kinds):
+        raise ValueError(
+            f"the batches would be rebuilt around a {type(arguments[0]).__name__}, as Lightning "
+            "does with several processes: make the sampler with world_size and rank, and the "
+            "trainer with use_distributed_sampler=False"
+        )
+
+
+def stored(array: npt.NDArray[Any]) -> Any:
+    """An array of a state: a tensor where torch is loaded, whose files hold no NumPy arrays."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return array
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def check_rows(name: str, rows: int, n_rows: int) -> None:

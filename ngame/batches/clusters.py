@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import as_count
+from ngame.arrays import MAX_THREADS, as_count
 from ngame.batches.base import (
     CLUSTER,
     Order,
@@ -15,6 +15,7 @@ from ngame.batches.base import (
     as_share,
     check_rows,
     draw_seed,
+    stored,
 )
 from ngame.cluster import Clusters, balanced_clusters
 
@@ -155,7 +156,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         )
         self.clusters: Clusters | None = None
         self._random_share = as_share(random_share, "random_share")
-        self._threads = as_count(threads, "threads", 0)
+        self._threads = as_count(threads, "threads", 0, MAX_THREADS)
         self._settle()
 
     @property
@@ -199,8 +200,12 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         self._require("clusters")
         return {
             **super().state_dict(),
-            "order": np.empty(0, np.int32) if self.clusters is None else self.clusters.order,
-            "offsets": np.empty(0, np.int64) if self.clusters is None else self.clusters.offsets,
+            "order": stored(
+                np.empty(0, np.int32) if self.clusters is None else self.clusters.order
+            ),
+            "offsets": stored(
+                np.empty(0, np.int64) if self.clusters is None else self.clusters.offsets
+            ),
         }
 
     def _state_names(self) -> set[str]:
@@ -210,7 +215,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         clusters = None
         if len(state["order"]):
             check_rows("order of the state", len(state["order"]), self.n_rows)
-            clusters = Clusters(state["order"], state["offsets"])
+            clusters = Clusters(np.asarray(state["order"]), np.asarray(state["offsets"]))
         super()._load(state)
         self.clusters = clusters
         self._dropped -= {"clusters"}

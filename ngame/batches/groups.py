@@ -98,6 +98,12 @@ class GroupBatchSampler(BatchSampler):
         by_group = np.argsort(group_of, kind="stable").astype(np.int32)
         self._groups = by_group, np.concatenate([[0], np.cumsum(sizes)])
         self._weights: npt.NDArray[np.float64] | None = None
+        large, wanted = int((sizes >= self._per_group).sum()), self.batch_size // self._per_group
+        if large < wanted:
+            raise ValueError(
+                f"groups has {len(sizes)} groups, {large} of them with {self._per_group} rows or "
+                f"more; a batch of {self.batch_size} rows takes {wanted} of those"
+            )
         self._settle()
         if alpha is None:
             return

@@ -8,8 +8,15 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import as_count
-from ngame.batches.base import Order, RefreshedBatchSampler, as_share, check_rows, draw_seed
+from ngame.arrays import MAX_THREADS, as_count
+from ngame.batches.base import (
+    Order,
+    RefreshedBatchSampler,
+    as_share,
+    check_rows,
+    draw_seed,
+    stored,
+)
 from ngame.neighbours import embedding_neighbours, graph_neighbours
 
 
@@ -118,7 +125,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         self._random_rows = round(as_share(random_share, "random_share") * self._most_in_batch)
         self._range = min(self._range, self.n_rows)
         self._shuffle_batches = bool(shuffle_batches)
-        self._threads = as_count(threads, "threads", 0)
+        self._threads = as_count(threads, "threads", 0, MAX_THREADS)
         self._settle()
 
     @property
@@ -176,7 +183,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         here = self.neighbours
         return {
             **super().state_dict(),
-            "neighbours": np.empty((0, 0), np.int32) if here is None else here,
+            "neighbours": stored(np.empty((0, 0), np.int32) if here is None else here),
         }
 
     def _state_names(self) -> set[str]:
@@ -186,7 +193,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         neighbours = None
         if len(state["neighbours"]):
             check_rows("neighbours of the state", len(state["neighbours"]), self.n_rows)
-            neighbours = self._checked(state["neighbours"])
+            neighbours = self._checked(np.asarray(state["neighbours"]))
         super()._load(state)
         self.neighbours = neighbours
         self._dropped -= {"neighbours"}

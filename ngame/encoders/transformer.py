@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,14 +83,15 @@ class TransformerEncoder(Encoder):
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
         longest = self.tokenizer.model_max_length
         longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
-        if not shortest <= max_length <= longest:
-            raise ValueError(
-                f"max_length is {max_length}, model {name} takes {shortest} to {longest} tokens"
-            )
         with _progress_bars(sys.stderr.isatty()):
             # Half-precision checkpoints are trained in float32 too: weights in half precision
             # would round small updates away.
             self.model: Any = transformers.AutoModel.from_pretrained(name).float()
+        longest = min(longest, _positions(self.model))
+        if not shortest <= max_length <= longest:
+            raise ValueError(
+                f"max_length is {max_length}, model {name} takes {shortest} to {longest} tokens"
+            )
         self.dim = int(config.hidden_size)
         self.max_length = max_length
         self._bf16 = bf16
@@ -177,6 +179,19 @@ class TransformerEncoder(Encoder):
         """Read what `save` wrote, with the saved `max_length`."""
         length = json.loads((folder / LENGTH_FILE).read_text(encoding="utf8"))["max_seq_length"]
         return cls(folder, max_length=length, bf16=bf16)
+
+
+def _positions(model: Any) -> float:
+    """How many tokens a model has learnt positions for; infinity if it has no such table.
+
+    In RoBERTa and its like positions begin behind the padding id, whose row of the table they keep
+    as `padding_idx`, so that 514 rows serve 512 tokens.
+    """
+    embeddings = getattr(model, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(table, torch.nn.Embedding):
+        return math.inf
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def _transformers() -> Any:

@@ -29,7 +29,10 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ngame.adapters.sentence_transformers import (
@@ -308,6 +311,46 @@ def test_column_that_is_not_there(tiny_model: Path, tmp_path: Path) -> None:
     trainer = text_run(tmp_path, tiny_model)
     callback(trainer, Vectors)._column = "label"
     with pytest.raises(ValueError, match="column is label, the data set has anchor, positive"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "the data set has anchor, positive"),
+        ([*range(ROWS)], r"its label column has int64 of shape \(42,\)"),
+        ([[0.5, 1.0]] * ROWS, r"its label column has float64 of shape \(42, 2\)"),
+    ],
+)
+def test_bank_needs_a_column_of_ids(label: Any, message: str) -> None:
+    dataset = pairs().remove_columns("label")
+    if label is not None:
+        dataset = dataset.add_column("label", label)
+    callback = TextRefreshCallback(bank=EmbeddingBank(ROWS, 4))
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    with pytest.raises(
+        ValueError, match=rf"column label of pairs.*; {message}.*or leave the bank out"
+    ):
+        callback.refresh(sampler, dataset, None, None)
+
+
+def test_bank_of_another_width_than_the_vectors(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = bank_run(tmp_path, tiny_model)
+    model = trainer.model
+    width = model.get_embedding_dimension()
+    trainer.loss = MatryoshkaLoss(model, trainer.loss, [width // 2])
+    message = f"the anchors have {width // 2} columns, the bank {width}.*leave the bank out"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
+def test_streams_have_no_rows_to_choose(tmp_path: Path) -> None:
+    stream = pairs().to_iterable_dataset()
+    with pytest.raises(TypeError, match=r"dataset is a IterableDataset, .* is not streamed"):
+        BatchSamplerFactory(stream, cluster_size=4)
+    trainer = table_run(tmp_path, max_steps=2)
+    trainer.train_dataset = stream
+    with pytest.raises(TypeError, match="train_dataset is a IterableDataset"):
         trainer.train()
 
 

@@ -6,7 +6,9 @@ import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from ngame.adapters.torch import ClusterDataLoader, refresh_sampler
-from ngame.batches import ClusterBatchSampler
+from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatchSampler
 from ngame.encoders.bank import EmbeddingBank
 
 ROWS, BATCH = 50, 8
@@ -116,6 +118,58 @@ def test_batches_are_dealt_to_processes_once(wrapped: bool) -> None:
             else:
                 seen += torch.cat(list(prepared)).tolist()
     assert sorted(seen) == sorted(2 * list(range(64)))
+
+
+def test_batches_that_accelerate_dispatches_are_dealt_once() -> None:
+    """With dispatch_batches=True, as for iterable data sets, one process reads all batches."""
+    data_loader = pytest.importorskip("accelerate.data_loader")
+    state = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    for sampler_processes in (1, 2):
+        sampler = ClusterBatchSampler(64, 8, cluster_size=2, world_size=sampler_processes)
+        prepared = data_loader.prepare_data_loader(
+            ClusterDataLoader(range(64), sampler), dispatch_batches=True, put_on_device=True
+        )
+        assert type(prepared).__name__ == "DataLoaderDispatcher"
+        if sampler_processes == 1:
+            assert sorted(torch.cat(list(prepared)).tolist()) == list(range(64))
+            continue
+        prepared.state = state
+        with pytest.raises(ValueError, match=r"dealt out twice.*leave out world_size"):
+            next(iter(prepared))
+
+
+# ---- Lightning -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("hook", [False, True])
+def test_lightning_is_told_to_leave_the_batches_alone(wrapped: bool, hook: bool) -> None:
+    """What its trainer does in several processes, to loaders made in a hook or handed over."""
+    pytest.importorskip("lightning")
+    from lightning.fabric.utilities.data import _replace_dunder_methods
+    from lightning.pytorch.utilities.data import _update_dataloader
+
+    def make() -> Any:
+        sampler = ClusterBatchSampler(64, 8, cluster_size=2, world_size=2)
+        if wrapped:
+            return ClusterDataLoader(range(64), sampler)
+        return torch.utils.data.DataLoader(range(64), batch_sampler=sampler)
+
+    if hook:
+        with _replace_dunder_methods(torch.utils.data.DataLoader, "dataset"):
+            loader = make()
+    else:
+        loader = make()
+    theirs = torch.utils.data.DistributedSampler(range(64), 2, 0)
+    with pytest.raises(ValueError, match=r"as Lightning does.*use_distributed_sampler=False"):
+        _update_dataloader(loader, theirs, mode=None)
+
+
+def test_other_samplers_are_not_rebuilt_either() -> None:
+    theirs = torch.utils.data.SequentialSampler(range(64))
+    for kind in (GroupBatchSampler, NeighbourBatchSampler):
+        with pytest.raises(ValueError, match="rebuilt around a SequentialSampler"):
+            kind(theirs, batch_size=8, drop_last=False)
 
 
 # ---- One process -----------------------------------------------------------------------------
@@ -294,6 +348,13 @@ def test_bad_arguments() -> None:
     sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
     with pytest.raises(ValueError, match="dataset has 49 items, the sampler 50 rows"):
         ClusterDataLoader(range(49), sampler)
+
+    class Stream(torch.utils.data.IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(50))
+
+    with pytest.raises(TypeError, match=r"dataset is a Stream, .* need one with __len__ and"):
+        ClusterDataLoader(Stream(), sampler)
     loader = a_loader(Table())
     with pytest.raises(ValueError, match="state lacks delivered"):
         loader.load_state_dict(sampler.state_dict())
@@ -401,3 +462,31 @@ def test_a_process_that_fails_ends_the_others(tmp_path: Any) -> None:
     done = two_processes(tmp_path, "fails")
     assert all(process.returncode for process in done)
     assert "ValueError: out of order" in done[1].stderr
+
+
+# ---- States ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["clusters", "neighbours", "groups"])
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_plain_torch_load_reads_a_state(kind: str, refreshed: bool, tmp_path: Any) -> None:
+    def make() -> Any:
+        if kind == "clusters":
+            return ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+        if kind == "neighbours":
+            return NeighbourBatchSampler(ROWS, BATCH, nearest=2, drawn=2)
+        return GroupBatchSampler(np.arange(ROWS) % 3, BATCH)
+
+    sampler = make()
+    sampler.set_epoch(3)
+    if refreshed and kind != "groups":
+        sampler.refresh(np.random.default_rng(0).standard_normal((ROWS, 4), dtype=np.float32))
+    torch.save(sampler.state_dict(), tmp_path / "state.pt")
+    for state in (
+        torch.load(tmp_path / "state.pt"),
+        {name: np.asarray(value) for name, value in torch.load(tmp_path / "state.pt").items()},
+    ):
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert list(resumed) == list(sampler)
+        assert resumed.epoch == 3

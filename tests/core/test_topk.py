@@ -1,6 +1,7 @@
 """Exact search: `topk`, `topk_arrays`, `ExactIndex` and `pair_scores`."""
 
 import functools
+import importlib
 import json
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
@@ -420,10 +421,32 @@ class TestExactIndex:
         rejected(changed(lambda h: h["__metadata__"].update(format="x")), "does not hold")
         rejected(changed(lambda h: h["__metadata__"].update(metric="l2")), "does not hold")
         rejected(changed(lambda h: h.pop("__metadata__")), "does not hold")
-        norms = header_end + header["norms"]["data_offsets"][0]
-        rejected(whole[:norms] + b"\x01" + whole[norms + 1 :], "checksum does not fit")
+        for name in ("norms", "items", "panels"):
+            first, last = (header_end + end for end in header[name]["data_offsets"])
+            for place in (first, (first + last) // 2, last - 1):
+                other = bytes([whole[place] ^ 1])
+                content = whole[:place] + other + whole[place + 1 :]
+                rejected(content, "damaged: its checksum does not fit")
         with pytest.raises(FileNotFoundError):
             ngame.ExactIndex.load(tmp_path / "absent")
+
+    def test_a_large_file_is_checked_in_blocks(self, rng, tmp_path, monkeypatch):
+        module = importlib.import_module("ngame.topk")
+        monkeypatch.setattr(module, "_WHOLE_BYTES", 1 << 14)
+        monkeypatch.setattr(module, "_BLOCKS", 4)
+        monkeypatch.setattr(module, "_BLOCK_BYTES", 1 << 9)
+        wide = rng.standard_normal((3000, 16), dtype=np.float32)
+        for items in (wide, wide[:, :7], wide[::2]):
+            ngame.ExactIndex(items).save(tmp_path / "index")
+            assert (ngame.ExactIndex.load(tmp_path / "index").items == items).all()
+        # A part that was never written, as in a cut copy that was padded.
+        content = (tmp_path / "index").read_bytes()
+        for hole in (slice(-5000, None), slice(-60_000, -30_000)):
+            holed = bytearray(content)
+            holed[hole] = bytes(len(content[hole]))
+            (tmp_path / "index").write_bytes(holed)
+            with pytest.raises(ValueError, match=r"index is damaged: its checksum does not fit"):
+                ngame.ExactIndex.load(tmp_path / "index")
 
 
 class TestPairScores:

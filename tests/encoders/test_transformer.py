@@ -228,3 +228,28 @@ def test_missing_transformers_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'pip install "ngame\[hf\]"'):
         TransformerEncoder(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "most"),
+    [("Roberta", 18, 16), ("XLMRoberta", 18, 16), ("MPNet", 18, 16), ("Bert", 16, 16)],
+)
+def test_positions_behind_the_padding_id(kind: str, rows: int, most: int, tmp_path: Path) -> None:
+    """The tables of RoBERTa and its like begin with positions that no token has."""
+    transformers = importlib.import_module("transformers")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=30_600, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=rows,
+        pad_token_id=0 if kind == "Bert" else 1,
+    )  # fmt: skip
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path)
+    for length in (most + 1, most + 2, most + 3):
+        with pytest.raises(ValueError, match=f"max_length is {length}, .* to {most} tokens"):
+            TransformerEncoder(tmp_path, max_length=length)
+    encoder = TransformerEncoder(tmp_path, max_length=most)
+    tokens = encoder.tokenize(["cat " * 50])
+    assert tokens.lengths.tolist() == [most]
+    assert encode(encoder, tokens).shape == (1, 8)

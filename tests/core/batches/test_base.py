@@ -385,3 +385,9 @@ def test_the_core_allocates_by_the_rows(huge):
     for size in (1, huge):
         rows, reached = _core.group_order(order, offsets, None, size, huge, keys, 0)
         assert (len(rows), reached) == (0, 0)
+
+
+@pytest.mark.parametrize("make", [of_clusters, of_neighbours])
+def test_too_many_threads_are_refused_at_once(make: Any) -> None:
+    with pytest.raises(ValueError, match="threads is 1000000, expected at most 1024"):
+        make(threads=10**6)

@@ -44,7 +44,7 @@ def test_batches_of_several_groups(
     n_batches = reference.reachable(chunks, n_groups) // n_groups // world_size
     options: Any = {"per_group": per_group, "world_size": world_size}
     if not n_batches:
-        with pytest.raises(ValueError, match="expected at least"):
+        with pytest.raises(ValueError, match=r"expected at least|takes"):
             GroupBatchSampler(groups, per_group * n_groups, **options)
         return
     ranks = [
@@ -132,7 +132,7 @@ def test_state_of_tempered_groups() -> None:
         ({"groups": []}, ValueError, "n_rows is 0"),
         ({"per_group": 0}, ValueError, "per_group is 0"),
         ({"per_group": 3}, ValueError, "per_group is 3, expected a divisor of 10"),
-        ({"groups": np.arange(100)}, ValueError, "n_rows is 100, of which 0 can be planned"),
+        ({"groups": np.arange(100)}, ValueError, "0 of them with 10 rows or more"),
         ({"alpha": -0.5}, ValueError, "alpha is -0.5, expected 0 or more"),
         ({"alpha": float("nan")}, ValueError, "alpha is nan"),
         ({"alpha": "0.7"}, TypeError, "alpha is a str"),
@@ -144,3 +144,15 @@ def test_bad_arguments_of_groups(
 ) -> None:
     with pytest.raises(error, match=message):
         GroupBatchSampler(**{"groups": np.zeros(100, int), "batch_size": 10, **options})
+
+
+def test_too_few_groups() -> None:
+    groups = np.repeat(np.arange(6), [9, 9, 9, 1, 1, 1])
+    with pytest.raises(
+        ValueError,
+        match="groups has 6 groups, 3 of them with 2 rows or more; a batch of 8 rows takes 4 of",
+    ):
+        GroupBatchSampler(groups, 8, per_group=2)
+    with pytest.raises(ValueError, match=r"0 of them with 12 rows or more; .* takes 1 of those"):
+        GroupBatchSampler(groups, 12)
+    assert len(GroupBatchSampler(groups, 6, per_group=2)) == 4
