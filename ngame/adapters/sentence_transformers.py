@@ -389,10 +389,9 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             width = self.bank.vectors.shape[1]
             if anchors.shape[1] != width:
                 raise ValueError(
-                    f"the anchors have {anchors.shape[1]} columns, the bank {width}: make the bank as "
-                    "wide as the model's vectors; or, where MatryoshkaLoss cuts them and their full "
-                    "width is not always among its widths, leave the bank out: anchors are then "
-                    "encoded"
+                    f"the anchors have {anchors.shape[1]} columns, the bank {width}: make the bank "
+                    "as wide as the model's vectors; or, where MatryoshkaLoss cuts them without "
+                    "keeping the full width too, leave the bank out: anchors are then encoded"
                 )
             self.bank.update(ids[:, 0], anchors)
         if self.gather_across_devices:
