@@ -99,8 +99,9 @@ def evaluate(
     >>> import numpy as np, scipy.sparse as sp
     >>> predictions = sp.csr_matrix(np.array([[0.9, 0.1, 0.0], [0.0, 0.2, 0.7]]))
     >>> truth = sp.csr_matrix(np.array([[1, 0, 0], [0, 1, 0]]))
-    >>> evaluate(predictions, truth, ks=[2])
-    {'P@2': 0.5, 'N@2': 0.8154648767857287, 'R@2': 1.0, 'MRR@2': 0.75, 'MAP@2': 0.75, 'HR@2': 1.0}
+    >>> found = evaluate(predictions, truth, ks=[2])
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'P@2': 0.5, 'N@2': 0.815, 'R@2': 1.0, 'MRR@2': 0.75, 'MAP@2': 0.75, 'HR@2': 1.0}
     """
     found = _evaluate(predictions, truth, ks, inverse_propensity, drop, threads, False)
     return {name: float(values[0]) for name, values in found.items()}

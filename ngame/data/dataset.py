@@ -10,18 +10,31 @@ from array import array
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from ngame.data.sparse_text import read_sparse_text
+from ngame.data.sparse_text import SparseText, read_sparse_text, split_labelled_text
 from ngame.files import atomic_folder
 
 _SUFFIXES = (".json.gz", ".json", ".jsonl.gz", ".jsonl")
 _PAIRS = "filter_labels_{}.txt"
+# Other names of points and labels, as public data sets have them.
+_RAW = {
+    "trn": ("trn", "train"),
+    "tst": ("tst", "test"),
+    "val": ("val",),
+    "lbl": ("lbl", "label", "labels"),
+}
+_SUPPORTED = (
+    "a folder with trn.json.gz (or .json, .jsonl), or with trn_X_Y.txt and either "
+    "raw_data/train.raw.txt or trn_X_Xf.txt, or with train.txt; or one file of texts with tags, "
+    ".jsonl or .jsonl.gz"
+)
 
 
 class Dataset:
@@ -151,6 +164,16 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     `same_val`; uids that are numbers, as those of counted lines, are not used. Other files are
     ignored.
 
+    Where there is no ``trn`` of that kind, points are read from ``trn.raw.txt`` or
+    ``train.raw.txt``, there or in ``raw_data/``, a text a line; or from ``trn_X_Xf.txt``, sparse
+    features, a row a line; both with labels in ``trn_X_Y.txt``; or from ``train.txt``, the
+    repository's older format (a header ``rows features labels``, then a line
+    ``label,label feature:value feature:value`` for each row). So are test points (``tst``,
+    ``test``) and validation points (``val``). A point of sparse features becomes a text of words, the largest value first: the
+    lines of ``Xf.txt`` if there is one, else ``f0``, ``f1``, ...; the values are not used further.
+    Where there is no ``lbl``, nor a ``lbl.raw.txt`` or ``label.raw.txt``, the labels' ids are their
+    texts. A warning says so in both cases.
+
     **A file** (``.jsonl`` or ``.jsonl.gz``) has lines ``{"text": "...", "labels": ["...", ...]}``.
     Empty labels are left out. The others are numbered in sorted order. A line is a test point where
     ``hash_bucket(text, 10) == 0``, about one in ten; so the split does not depend on the order of
@@ -180,6 +203,8 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if not path.is_dir() and not path.name.endswith(_SUFFIXES):
+        raise ValueError(f"{path} is no data set: that is {_SUPPORTED}")
     dataset = _load_folder(path) if path.is_dir() else _load_tagged(path)
     dataset.path = str(path.resolve())
     return dataset
@@ -356,18 +381,25 @@ def _checked_pairs(
 
 
 def _load_folder(folder: Path) -> Dataset:
-    label_file = _rows_file(folder, "lbl")
-    label_texts: list[str] = []
     uids: dict[str, int] = {}
-    for where, row in json_objects(label_file):
-        if uid := _uid(row):
-            uids[uid] = len(label_texts)
-        label_texts.append(_text(row, where))
-    arguments = _read_split(folder, "trn", "train", len(label_texts), uids)
+    label_texts = _label_texts(folder, uids)
+    splits = [_read_split(folder, "trn", "train", label_texts, uids)]
     for stem, split in (("tst", "test"), ("val", "val")):
         own = [*_candidates(folder, stem), folder / f"{stem}_X_Y.txt"]
-        if any(path.exists() for path in (*own, folder / _PAIRS.format(split))):
-            arguments |= _read_split(folder, stem, split, len(label_texts), uids)
+        own.append(folder / _PAIRS.format(split))
+        if any(path.exists() for path in own) or _raw_file(folder, stem, ".txt"):
+            splits.append(_read_split(folder, stem, split, label_texts, uids))
+    n_labels = max(split.n_labels for split in splits)
+    if label_texts is None:
+        warnings.warn(
+            f"{folder} has no texts of labels: their ids, 0 to {n_labels - 1}, are their texts",
+            stacklevel=3,
+        )
+        label_texts = [str(label) for label in range(n_labels)]
+    arguments: dict[str, Any] = {}
+    for split in splits:
+        split.labels.resize(split.labels.shape[0], n_labels)
+        arguments |= split.arguments(folder)
     if "val_texts" in arguments and "drop_val" not in arguments:
         arguments["drop_val"] = _known_pairs(arguments)
     return Dataset(label_texts=label_texts, name=folder.resolve().name, **arguments)
@@ -389,34 +421,130 @@ def _known_pairs(arguments: dict[str, Any]) -> npt.NDArray[np.int64]:
     return np.stack(known.nonzero(), axis=1).astype(np.int64)
 
 
+class _Split(NamedTuple):
+    """The points of one split."""
+
+    name: str
+    texts: list[str]
+    labels: sparse.csr_matrix
+    same: "array[int]"
+
+    @property
+    def n_labels(self) -> int:
+        return int(self.labels.shape[1])
+
+    def arguments(self, folder: Path) -> dict[str, Any]:
+        """Arguments of `Dataset`."""
+        found: dict[str, Any] = {
+            f"{self.name}_texts": self.texts,
+            f"{self.name}_labels": self.labels,
+        }
+        if self.same:
+            found[f"same_{self.name}"] = np.asarray(self.same).reshape(-1, 2)
+        pairs = folder / _PAIRS.format(self.name)
+        if pairs.exists():
+            found[f"drop_{self.name}"] = _read_pairs(pairs, len(self.texts), self.n_labels)
+        return found
+
+
+def _label_texts(folder: Path, uids: dict[str, int]) -> list[str] | None:
+    """Texts of the labels, or None; fills `uids` with the numbers of labels."""
+    if not _candidates(folder, "lbl"):
+        raw = _raw_file(folder, "lbl")
+        return None if raw is None else _raw_lines(raw)
+    texts: list[str] = []
+    for where, row in json_objects(_rows_file(folder, "lbl")):
+        if uid := _uid(row):
+            uids[uid] = len(texts)
+        texts.append(_text(row, where))
+    return texts
+
+
 def _read_split(
-    folder: Path, stem: str, split: str, n_labels: int, uids: dict[str, int]
-) -> dict[str, Any]:
-    """The arguments of `Dataset` for the points of one split; `uids` has the labels' numbers."""
-    path = _rows_file(folder, stem)
+    folder: Path, stem: str, split: str, label_texts: list[str] | None, uids: dict[str, int]
+) -> _Split:
+    """The points of one split; `uids` has the labels' numbers."""
+    n_labels = None if label_texts is None else len(label_texts)
     sparse_text = folder / f"{stem}_X_Y.txt"
-    has_targets = not sparse_text.exists()
+    features = folder / f"{stem}_X_Xf.txt"
     texts: list[str] = []
     same = array("q")
-    targets = _LabelRows()
-    for where, row in json_objects(path):
-        if (own := uids.get(_uid(row))) is not None:
-            same.extend((len(texts), own))
-        texts.append(_text(row, where))
+    labels: sparse.csr_matrix | None = None
+    if _candidates(folder, stem):
+        targets = _LabelRows()
+        has_targets = not sparse_text.exists()
+        for where, row in json_objects(_rows_file(folder, stem)):
+            if (own := uids.get(_uid(row))) is not None:
+                same.extend((len(texts), own))
+            texts.append(_text(row, where))
+            if has_targets:
+                most = np.iinfo(np.int32).max if n_labels is None else n_labels
+                targets.append(_targets(row, where), most, where)
         if has_targets:
-            targets.append(_targets(row, where), n_labels, where)
-    labels = (
-        targets.matrix(n_labels)
-        if has_targets
-        else _read_sparse_text(sparse_text, len(texts), n_labels)
+            most = 1 + max(targets.ids, default=-1) if n_labels is None else n_labels
+            labels = targets.matrix(most)
+    elif raw := _raw_file(folder, stem):
+        texts = _raw_lines(raw)
+    elif features.exists():
+        names = folder / "Xf.txt"
+        texts = _words_of(read_sparse_text(features), _raw_lines(names) if names.exists() else None)
+    elif both := _raw_file(folder, stem, ".txt"):
+        content, text, shape = split_labelled_text(both)
+        texts = _words_of(read_sparse_text(content), None)
+        if shape is not None and n_labels not in (None, shape[2]):
+            raise ValueError(f"{both}:1: header says {shape[2]} labels; there are {n_labels} texts")
+        if len(texts) != len(text.offsets) - 1 or (shape is not None and len(texts) != shape[0]):
+            raise ValueError(f"{both}:1: header {shape}; there are {len(texts)} rows")
+        labels = _ones(text, text.header or (0, 0))
+    else:
+        raise FileNotFoundError(f"{folder} has no {split} points: a data set is {_SUPPORTED}")
+    if labels is None:
+        if not sparse_text.exists():
+            raise FileNotFoundError(f"{sparse_text} with the labels of the points is not there")
+        labels = _read_sparse_text(sparse_text, len(texts), n_labels)
+    return _Split(split, texts, labels, same)
+
+
+def _raw_file(folder: Path, stem: str, suffix: str = ".raw.txt") -> Path | None:
+    """The file of points or labels by its other names, here or in ``raw_data``."""
+    for place in (folder, folder / "raw_data"):
+        for name in _RAW[stem]:
+            if (path := place / f"{name}{suffix}").exists():
+                return path
+    return None
+
+
+def _raw_lines(path: Path) -> list[str]:
+    """The text of every line; blank ones in between are empty texts."""
+    lines = path.read_bytes().removeprefix(BOM_UTF8).rstrip(b"\r\n").split(b"\n")
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.decode().strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None
+    return texts
+
+
+def _words_of(features: SparseText, names: list[str] | None) -> list[str]:
+    """Sparse features as texts of words, the largest value of a row first."""
+    columns = None if features.header is None else features.header[1]
+    if names is not None and columns is not None and len(names) != columns:
+        raise ValueError(f"{features.name}:1: header says {columns} features, Xf.txt {len(names)}")
+    # `read_sparse_text` reads no file without a header, unless told to.
+    most = columns or 0
+    wrong = (features.ids < 0) | (features.ids >= most)
+    features.refuse(wrong, f"feature {{id}} is out of range; there are {most}")
+    warnings.warn(
+        f"{features.name} has features instead of texts: "
+        + ("their names in Xf.txt" if names is not None else "words such as f0")
+        + " are read, in the order of their values",
+        stacklevel=5,
     )
-    arguments: dict[str, Any] = {f"{split}_texts": texts, f"{split}_labels": labels}
-    if same:
-        arguments[f"same_{split}"] = np.asarray(same).reshape(-1, 2)
-    pairs = folder / _PAIRS.format(split)
-    if pairs.exists():
-        arguments[f"drop_{split}"] = _read_pairs(pairs, len(texts), n_labels)
-    return arguments
+    rows = np.repeat(np.arange(len(features.offsets) - 1), np.diff(features.offsets))
+    order = np.lexsort((-features.values.astype(np.float64), rows))
+    words = [f"f{id}" if names is None else names[id] for id in features.ids[order].tolist()]
+    return [" ".join(words[first:last]) for first, last in pairwise(features.offsets.tolist())]
 
 
 def _load_tagged(path: Path) -> Dataset:
@@ -491,9 +619,12 @@ def _rows_file(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def _read_sparse_text(path: Path, n_rows: int, n_labels: int) -> sparse.csr_matrix:
+def _read_sparse_text(path: Path, n_rows: int, n_labels: int | None) -> sparse.csr_matrix:
+    """Labels of points; where there are no texts of labels, as many as the file says."""
     text = read_sparse_text(path)
     rows = len(text.offsets) - 1
+    if n_labels is None:
+        n_labels = 0 if text.header is None else text.header[1]
     if text.header is not None and text.header != (n_rows, n_labels):
         raise ValueError(
             f"{path}:1: header says {text.header[0]} rows and {text.header[1]} columns; "
@@ -504,7 +635,11 @@ def _read_sparse_text(path: Path, n_rows: int, n_labels: int) -> sparse.csr_matr
         raise ValueError(f"{path}:{rows + 1}: {what}")
     positive = (text.values > 0) & np.isfinite(text.values)
     text.refuse(~positive, "'{id}:{value:g}' is not label:value with a positive value")
-    matrix = text.matrix((n_rows, n_labels), sum_duplicates=True)
+    return _ones(text, (n_rows, n_labels))
+
+
+def _ones(text: SparseText, shape: tuple[int, int]) -> sparse.csr_matrix:
+    matrix = text.matrix(shape, sum_duplicates=True).astype(np.float32)
     matrix.data.fill(1)
     return matrix
 

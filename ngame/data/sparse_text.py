@@ -1,8 +1,10 @@
 """Sparse matrices as text: a header ``rows columns``, then a row a line of ``column:value`` pairs.
 
-The format of the extreme-classification repository: LIBSVM's without the targets.
+The format of the extreme-classification repository: LIBSVM's without the targets. Also its older
+one, with the labels in front.
 """
 
+import io
 import os
 from codecs import BOM_UTF8
 from collections.abc import Iterator
@@ -140,6 +142,68 @@ def read_sparse_text(
     return text.without_blank_end()
 
 
+def split_labelled_text(
+    path: str | os.PathLike[str], *, header: bool = True
+) -> tuple[BinaryIO, SparseText, tuple[int, int, int] | None]:
+    """Split a file of ``label,label column:value column:value`` into its labels and the rest.
+
+    Blanks or tabs part a line; a label may be written as ``3.0``.
+
+    Parameters
+    ----------
+    path : str or path
+    header : bool
+        Whether the first line is ``rows features labels``.
+
+    Returns
+    -------
+    features : file of bytes, of that name, for `read_sparse_text`, with its header if there is one
+    labels : SparseText of ones
+    shape : (rows, features, labels), or None without a header
+
+    Raises
+    ------
+    ValueError
+        The header or a label is malformed; the message says ``file:line: what``.
+    """
+    name = os.fspath(path)
+    labels: list[int] = []
+    ends = [0]
+    features = io.BytesIO()
+    features.name = name
+    shape: tuple[int, int, int] | None = None
+    with open(path, "rb") as file:
+        if header:
+            line = file.readline().removeprefix(BOM_UTF8)
+            try:
+                rows, columns, classes = (int(part) for part in line.split())
+            except ValueError:
+                shown = line[:40].decode("utf8", "replace").rstrip("\r\n")
+                raise ValueError(
+                    f"{name}:1: header {shown!r}; expected rows, features and labels"
+                ) from None
+            shape = rows, columns, classes
+            features.write(b"%d %d\n" % (rows, columns))
+        for number, line in enumerate(file, 2 if header else 1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
+            word = b"" if line[:1].isspace() else line.split(maxsplit=1)[0]
+            if b":" in word:  # no labels
+                word = b""
+            try:
+                labels.extend(_label(label) for label in word.split(b",") if label)
+            except ValueError:
+                shown = word[:40].decode("utf8", "replace")
+                raise ValueError(f"{name}:{number}: {shown!r} is not label,label") from None
+            ends.append(len(labels))
+            features.write(line.removeprefix(word).lstrip(b" \t") or b"\n")
+    features.seek(0)
+    ids = np.array(labels, np.int64)
+    of_labels = None if shape is None else (shape[0], shape[2])
+    text = SparseText(name, of_labels, np.array(ends), ids, np.ones(len(ids)))
+    return features, text.without_blank_end(), shape
+
+
 def write_sparse_text(path: str | os.PathLike[str], matrix: Any, *, header: bool = True) -> None:
     """Write a CSR matrix in one step; columns ascend, values are written so that they come back.
 
@@ -235,3 +299,14 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
             yield block[:cut]
     if rest:
         yield rest + b"\n"
+
+
+def _label(word: bytes) -> int:
+    """A label id; whole numbers in floating-point notation are ids too."""
+    try:
+        return int(word)
+    except ValueError:
+        number = float(word)
+        if not number.is_integer():
+            raise ValueError(f"{number} is no label id") from None
+        return int(number)

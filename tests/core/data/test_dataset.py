@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -355,10 +356,10 @@ def test_missing_files(folder):
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
         load_dataset(folder / "nowhere")
     write(folder / "tst_X_Y.txt", b"1 3\n0:1\n")
-    with pytest.raises(FileNotFoundError, match=r"none of tst\.json\.gz, .* is there"):
+    with pytest.raises(FileNotFoundError, match=r"has no test points: a data set is a folder"):
         load_dataset(folder)
     (folder / "trn.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"none of trn\.json\.gz, .* is there"):
+    with pytest.raises(FileNotFoundError, match=r"has no train points: a data set is a folder"):
         load_dataset(folder)
 
 
@@ -547,3 +548,127 @@ def test_rubbish_is_a_value_error_that_names_file_and_line(folder, parts):
     where, number, _ = str(caught.value)[len(str(folder)) :].split(":", 2)
     assert where == "/trn.json"
     assert int(number) >= 1
+
+
+# Data sets of the extreme-classification repository in other forms
+
+
+@pytest.mark.filterwarnings("ignore:empty texts are kept")
+def test_sparse_features_are_read_as_words(tmp_path):
+    folder = written(
+        tmp_path / "bags",
+        {
+            "trn_X_Xf.txt": "3 4\n3:0.5 0:0.9\n\n1:2 2:2\n",
+            "trn_X_Y.txt": "3 2\n0:1\n1:1\n0:1 1:1\n",
+            "tst_X_Xf.txt": "1 4\n2:1\n",
+            "tst_X_Y.txt": "1 2\n1:1\n",
+            "filter_labels_test.txt": "0 0\n",
+        },
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load_dataset(folder)
+    messages = [str(one.message) for one in caught]
+    assert any(
+        "trn_X_Xf.txt has features instead of texts: words such as f0" in m for m in messages
+    )
+    assert any("no texts of labels: their ids, 0 to 1, are their texts" in m for m in messages)
+    assert dataset.train_texts == ["f0 f3", "", "f1 f2"]
+    assert dataset.test_texts == ["f2"]
+    assert dataset.label_texts == ["0", "1"]
+    assert dataset.train_labels.toarray().tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert dataset.drop_test.tolist() == [[0, 0]]
+    written(folder, {"Xf.txt": "red\ngreen\nblue\nround\n", "lbl.json": '{"title": "a"}\n' * 2})
+    with pytest.warns(UserWarning, match="their names in Xf.txt are read"):
+        dataset = load_dataset(folder)
+    assert dataset.train_texts == ["red round", "", "green blue"]
+    assert dataset.label_texts == ["a", "a"]
+    written(folder, {"Xf.txt": "red\n"})
+    with pytest.raises(ValueError, match=r"trn_X_Xf.txt:1: header says 4 features, Xf.txt 1"):
+        load_dataset(folder)
+    written(folder, {"Xf.txt": "a\nb\nc\nd\n", "trn_X_Xf.txt": "3 4\n0:1\n4:1\n1:1\n"})
+    with pytest.raises(ValueError, match=r"trn_X_Xf.txt:3: feature 4 is out of range; there are 4"):
+        load_dataset(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*has features instead|.*has no texts of labels")
+def test_the_older_format_of_one_file(tmp_path):
+    folder = written(
+        tmp_path / "old",
+        {"train.txt": "3 4 3\n2,0 1:0.5 3:1\n 0:1\n1\t2:1\n", "test.txt": "1 4 3\n0 3:1\n"},
+    )
+    dataset = load_dataset(folder)
+    assert dataset.train_texts == ["f3 f1", "f0", "f2"]
+    assert dataset.train_labels.toarray().tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert dataset.test_texts == ["f3"]
+    assert dataset.label_texts == ["0", "1", "2"]
+    written(folder, {"train.txt": "4 4 3\n2 1:1\n0 1:1\n1 1:1\n"})
+    with pytest.raises(ValueError, match=r"train.txt:1: header \(4, 4, 3\); there are 3 rows"):
+        load_dataset(folder)
+    written(folder, {"train.txt": "1 4 3\n3 1:1\n"})
+    with pytest.raises(ValueError, match=r"train.txt:2: id 3 is out of range; there are 3 columns"):
+        load_dataset(folder)
+    written(folder, {"train.txt": "1 4 3\n0 1:1\n", "lbl.json": '{"title": "a"}\n'})
+    with pytest.raises(ValueError, match=r"train.txt:1: header says 3 labels; there are 1 texts"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("names", [("train", "test", "label"), ("trn", "tst", "lbl")])
+@pytest.mark.parametrize("place", ["raw_data/", ""])
+def test_raw_texts(names, place, tmp_path):
+    train, test, label = names
+    folder = written(
+        tmp_path / "raw",
+        {
+            f"{place}{train}.raw.txt": "\ufeffred apple\r\n pear \r\n",
+            f"{place}{test}.raw.txt": "plum\n",
+            f"{place}{label}.raw.txt": "fruit\nround\n",
+            "trn_X_Y.txt": "2 2\n0:1 1:1\n0:1\n",
+            "tst_X_Y.txt": "1 2\n0:1\n",
+        },
+    )
+    dataset = load_dataset(folder)
+    assert dataset.train_texts == ["red apple", "pear"]
+    assert dataset.test_texts == ["plum"]
+    assert dataset.label_texts == ["fruit", "round"]
+    assert dataset.train_labels.toarray().tolist() == [[1, 1], [1, 0]]
+    (folder / "trn_X_Y.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"trn_X_Y.txt with the labels of the points"):
+        load_dataset(folder)
+    (folder / f"{place}{train}.raw.txt").write_bytes(b"a\n\xff\n")
+    with pytest.raises(ValueError, match=r"raw.txt:2: not UTF-8 at byte 1"):
+        load_dataset(folder)
+
+
+def test_labels_without_texts(tmp_path):
+    folder = written(
+        tmp_path / "ids",
+        {
+            "trn.json": '{"title": "a", "target_ind": [2]}\n{"title": "b", "target_ind": []}\n',
+            "tst.json": '{"title": "c", "target_ind": [3, 0]}\n',
+        },
+    )
+    with pytest.warns(UserWarning, match="no texts of labels: their ids, 0 to 3, are their texts"):
+        dataset = load_dataset(folder)
+    assert dataset.label_texts == ["0", "1", "2", "3"]
+    assert dataset.train_labels.toarray().tolist() == [[0, 0, 1, 0], [0] * 4]
+    assert dataset.test_labels.toarray().tolist() == [[1, 0, 0, 1]]
+
+
+def test_what_is_no_data_set(tmp_path):
+    for name in ("train.txt", "data.csv", "x.npz"):
+        (tmp_path / name).write_text("1 2 3\n")
+        with pytest.raises(ValueError, match=rf"{name} is no data set: that is a folder with trn"):
+            load_dataset(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match="empty has no train points: a data set is a folder"
+    ):
+        load_dataset(tmp_path / "empty")
+
+
+def written(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf8")
+    return folder

@@ -1,6 +1,5 @@
 """Files of sparse matrices, of features with labels, of dense arrays and of corpora."""
 
-import io
 import os
 import warnings
 from codecs import BOM_UTF8
@@ -14,7 +13,7 @@ import scipy.sparse as sp
 
 from ngame.compat.xclib.utils.sparse import ZeroBased, from_zero
 from ngame.data.dataset import json_objects
-from ngame.data.sparse_text import SparseText, read_sparse_text, write_sparse_text
+from ngame.data.sparse_text import read_sparse_text, split_labelled_text, write_sparse_text
 
 File = str | os.PathLike[str]
 
@@ -233,57 +232,9 @@ def read_data(
     In pyxclib features take their shape from the largest id and count from 1 where there is no id
     0, both whatever the header and `zero_based` say, and an empty line is no row.
     """
-    name = os.fspath(filename)
-    labels: list[int] = []
-    ends = [0]
-    features = io.BytesIO()
-    features.name = name
-    shape: tuple[int, int, int] | None = None
-    with open(filename, "rb") as file:
-        if header:
-            line = file.readline().removeprefix(BOM_UTF8)
-            try:
-                rows, columns, classes = (int(part) for part in line.split())
-            except ValueError:
-                shown = line[:40].decode("utf8", "replace").rstrip("\r\n")
-                raise ValueError(
-                    f"{name}:1: header {shown!r}; expected rows, features and labels"
-                ) from None
-            shape = rows, columns, classes
-            features.write(b"%d %d\n" % (rows, columns))
-        for number, line in enumerate(file, 2 if header else 1):
-            if number == 1:
-                line = line.removeprefix(BOM_UTF8)
-            word = b"" if line[:1].isspace() else line.split(maxsplit=1)[0]
-            if b":" in word:  # no labels
-                word = b""
-            try:
-                labels.extend(_label(label) for label in word.split(b",") if label)
-            except ValueError:
-                shown = word[:40].decode("utf8", "replace")
-                raise ValueError(f"{name}:{number}: {shown!r} is not label,label") from None
-            ends.append(len(labels))
-            features.write(line.removeprefix(word).lstrip(b" \t") or b"\n")
-    features.seek(0)
+    features, labels, shape = split_labelled_text(filename, header=header)
     X = read_sparse_file(features, dtype=dtype, zero_based=zero_based, header=header)
-    ids = from_zero(np.array(labels, np.int64), zero_based)
-    text = SparseText(
-        name,
-        None if shape is None else (shape[0], shape[2]),
-        np.array(ends),
-        ids,
-        np.ones(len(ids)),
-    ).without_blank_end()
-    Y = text.matrix(text.header or (len(ends) - 1, int(ids.max(initial=-1)) + 1)).astype(dtype)
+    text = labels._replace(ids=from_zero(labels.ids, zero_based))
+    rows = len(text.offsets) - 1
+    Y = text.matrix(text.header or (rows, int(text.ids.max(initial=-1)) + 1)).astype(dtype)
     return X, Y, *(shape or (None, None, None))
-
-
-def _label(word: bytes) -> int:
-    """A label id; whole numbers in floating-point notation are ids too."""
-    try:
-        return int(word)
-    except ValueError:
-        number = float(word)
-        if not number.is_integer():
-            raise ValueError(f"{number} is no label id") from None
-        return int(number)
