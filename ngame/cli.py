@@ -23,7 +23,7 @@ import ngame
 from ngame import metrics
 from ngame.arrays import as_threads
 from ngame.config import SCORERS
-from ngame.files import atomic_write
+from ngame.files import DamagedFileError, atomic_write
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(stopped.code or 0)
     except (*_MISTAKES, ImportError, OSError, MemoryError) as error:
         print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
-        if isinstance(error, _InputError | FileNotFoundError):
+        if isinstance(error, _InputError | DamagedFileError | FileNotFoundError):
             return 3
         usage = isinstance(error, FileExistsError | BlockingIOError)
         return 4 if isinstance(error, OSError | MemoryError) and not usage else 2

@@ -21,6 +21,36 @@ _ASIDE = ".partial-"
 _LEFTOVERS = (f"{_ASIDE}*", ".tmp??????")
 
 
+class DamagedFileError(ValueError):
+    """A file that ngame wrote cannot be understood."""
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in whatever goes wrong with its content within the block.
+
+    Raises
+    ------
+    DamagedFileError
+        The content is not what it should be. Errors of the disk, of the memory and of imports stay
+        what they are.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, ImportError, DamagedFileError):
+        raise
+    # Any other: safetensors and tokenizers raise classes of their own, and plain Exception.
+    except Exception as error:
+        message = str(error) or type(error).__name__
+        raise DamagedFileError(f"{os.fspath(path)} is damaged: {message}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; DamagedFileError if it is none."""
+    with reading(path):
+        return json.loads(Path(path).read_text(encoding="utf8"))
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path to write to. On success it replaces `path`, on error it is removed.

@@ -7,6 +7,7 @@ import platform
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -543,12 +544,33 @@ def test_wrong_arrays(mistake, data, tmp_path):
     assert "threads is 5000, expected at most 1024" in err
 
 
-def test_damaged_run(mistake, call, data, tmp_path):
-    assert call("train", data, "-o", tmp_path / "run", *SETS)[0] == 0
-    with open(tmp_path / "run" / "vectors.safetensors", "r+b") as file:
-        file.truncate(100)
-    err = mistake("predict", tmp_path / "run", "--text", "a", status=3)
-    assert err.startswith("ngame: error: ")
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[: len(raw) // 2], lambda _: b"\xff{]" * 40], ids=["cut", "junk"]
+)
+def test_damaged_run(call, run, data, tmp_path, damage):
+    """The error names the file, whichever it is."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    checked = 0
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name in ("run.lock", "log.jsonl", "tokens/labels.ids.npy"):
+            continue
+        raw = path.read_bytes()
+        path.write_bytes(damage(raw))
+        resumed = name.startswith(("checkpoint", "tokens")) or name == "run.json"
+        status, _, err = (
+            call("train", data, "-o", folder, "--resume")
+            if resumed
+            else call("predict", folder, "--text", "a")
+        )
+        path.write_bytes(raw)
+        assert "Traceback" not in err
+        message = err.splitlines()[-1]
+        assert message.startswith(f"ngame: error: {path}"), (name, err)
+        assert status == (2 if resumed and name == "config.toml" else 3), (name, err)
+        checked += 1
+    assert checked == 18
 
 
 def test_output_that_cannot_be_written(mistake, run, tmp_path):

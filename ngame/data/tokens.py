@@ -3,12 +3,11 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ngame.files import atomic_write
+from ngame.files import atomic_write, reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +71,11 @@ class Tokens:
     @classmethod
     def load(cls, stem: str | os.PathLike[str]) -> "Tokens":
         """Open the files that `save` wrote; the ids are memory-mapped."""
-        stem = Path(stem)
-        return cls(
-            np.load(f"{stem}.ids.npy", mmap_mode="r"),
-            np.load(f"{stem}.offsets.npy"),
-        )
+        ids, offsets = f"{os.fspath(stem)}.ids.npy", f"{os.fspath(stem)}.offsets.npy"
+        with reading(offsets):
+            found = np.load(offsets)
+        with reading(ids):
+            tokens = cls(np.load(ids, mmap_mode="r"), found)
+            if len(tokens.ids) != found[-1]:
+                raise ValueError(f"it has {len(tokens.ids)} ids, expected {found[-1]}")
+        return tokens

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
 from ngame.encoders.modules import Module, write_modules
-from ngame.files import atomic_write, write_json, write_tensors
+from ngame.files import atomic_write, read_json, reading, write_json, write_tensors
 
 _UNKNOWN, _CONTINUATION = "[UNK]", "##"
 # The tokenizer's results take a hundred bytes a token until they are plain numbers.
@@ -246,12 +246,14 @@ class BagEncoder(Encoder):
     @classmethod
     def load(cls, folder: Path) -> "BagEncoder":
         """Read what `save` wrote."""
-        settings = json.loads((folder / "config.json").read_text(encoding="utf8"))
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        with torch.device("meta"):
+        settings = read_json(folder / "config.json")
+        with reading(folder / "tokenizer.json"):
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        with reading(folder / "config.json"), torch.device("meta"):
             encoder = cls(tokenizer, **settings)
-        encoder.load_state_dict(tensors, assign=True)
+        with reading(folder / "model.safetensors"):
+            tensors = safetensors.torch.load_file(folder / "model.safetensors")
+            encoder.load_state_dict(tensors, assign=True)
         return encoder
 
 

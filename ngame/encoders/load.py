@@ -5,6 +5,7 @@ from pathlib import Path
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder
 from ngame.encoders.transformer import LENGTH_FILE, TransformerEncoder
+from ngame.files import reading
 
 
 def load_encoder(folder: Path) -> Encoder:
@@ -13,10 +14,11 @@ def load_encoder(folder: Path) -> Encoder:
     Raises
     ------
     ValueError
-        The folder holds neither.
+        The folder holds neither, or a damaged one.
     """
     if (folder / LENGTH_FILE).exists():
-        return TransformerEncoder.load(folder)
+        with reading(folder):
+            return TransformerEncoder.load(folder)
     if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists():
         return BagEncoder.load(folder)
     raise ValueError(f"{folder} holds no encoder that ngame saved: pass your own as encoder=")

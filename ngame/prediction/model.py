@@ -31,7 +31,14 @@ from ngame.encoders.vectors import (
     to_numpy,
     torch_device,
 )
-from ngame.files import atomic_folder, atomic_write, write_json, write_tensors
+from ngame.files import (
+    atomic_folder,
+    atomic_write,
+    read_json,
+    reading,
+    write_json,
+    write_tensors,
+)
 from ngame.prediction import fusion
 from ngame.prediction.fusion import Features, Fusion, log_votes
 from ngame.prediction.hnsw import HnswIndex
@@ -46,7 +53,7 @@ _QUERIES_PER_CHUNK = 4096
 VOTERS = ("neighbours", "tfidf_neighbours")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """Everything that prediction needs: made by `ngame.train`, or read from a run with `load`.
 
@@ -83,6 +90,13 @@ class Model:
     _indexes: dict[Scorer, tuple[Vectors, ExactIndex | HnswIndex]] = field(
         default_factory=dict, init=False, repr=False
     )
+
+    def __repr__(self) -> str:
+        points, dim = self.point_vectors.shape
+        return (
+            f"<Model: {len(self.label_texts)} labels, {points} training points, "
+            f"{type(self.encoder).__name__} of width {dim}, scorers {', '.join(self.scorers)}>"
+        )
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
@@ -411,22 +425,44 @@ class Model:
         TypeError
             `encoder` lacks a member of `ngame.Encoder`.
         ValueError
-            torch cannot use the device, or the run has an encoder that only you can load.
+            torch cannot use the device, the run has an encoder that only you can load, or a file is
+            damaged; the message names it.
         """
         encoder_device = torch_device(device)
         folder = Path(folder)
         if not (folder / "fusion.json").exists():
             raise FileNotFoundError(f"{folder} holds no finished run: it has no fusion.json")
         config = Config.load(folder / "config.toml")
-        with open(folder / "labels.jsonl", encoding="utf8") as lines:
-            label_texts = [json.loads(line)["title"] for line in lines]
         core = core_device(encoder_device, config.prediction.search)
-        vectors = safetensors.torch.load_file(folder / "vectors.safetensors")
-        indptr, indices = (
-            vectors[f"point_labels.{name}"].numpy() for name in ("indptr", "indices")
-        )
+        with reading(folder / "vectors.safetensors"):
+            vectors = safetensors.torch.load_file(folder / "vectors.safetensors")
+            indptr, indices = (
+                vectors[f"point_labels.{name}"].numpy() for name in ("indptr", "indices")
+            )
+            labels = len(vectors["labels"])
+        with (
+            reading(folder / "labels.jsonl"),
+            open(folder / "labels.jsonl", encoding="utf8") as lines,
+        ):
+            label_texts = [json.loads(line)["title"] for line in lines]
+            if len(label_texts) != labels:
+                raise ValueError(f"it has {len(label_texts)} labels, expected {labels}")
+        weight = None
         classifier = folder / "classifier.safetensors"
-        lexical = folder / "lexical.safetensors"
+        if classifier.exists():
+            with reading(classifier):
+                weight = to_device(safetensors.torch.load_file(classifier)["weight"], core)
+                if len(weight) != labels:
+                    raise ValueError(f"it has {len(weight)} labels, expected {labels}")
+        lexical = None
+        terms = folder / "lexical.safetensors"
+        if terms.exists():
+            with reading(terms):
+                lexical = Lexical.from_arrays(safetensors.numpy.load_file(terms))
+        with reading(folder / "fusion.json"):
+            fusions = fusion.load(folder / "fusion.json")
+            if not {"all", "trained"} <= fusions.keys():
+                raise ValueError("it lacks a fusion")
         measured = folder / "metrics.json"
         model = cls(
             encoder=load_encoder(folder / "encoder").to(encoder_device)
@@ -439,16 +475,12 @@ class Model:
                 (np.ones(len(indices), np.float32), indices, indptr),
                 shape=(len(vectors["points"]), len(label_texts)),
             ),
-            classifier=to_device(safetensors.torch.load_file(classifier)["weight"], core)
-            if classifier.exists()
-            else None,
-            fusions=fusion.load(folder / "fusion.json"),
+            classifier=weight,
+            fusions=fusions,
             config=config.prediction,
             threads=config.threads,
-            metrics=json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {},
-            lexical=Lexical.from_arrays(safetensors.numpy.load_file(lexical))
-            if lexical.exists()
-            else None,
+            metrics=read_json(measured) if measured.exists() else {},
+            lexical=lexical,
         )
         if model.config.search == "hnsw" and (folder / "index").exists():
             for name, items in model._items.items():

@@ -18,6 +18,7 @@ from ngame.config import Config
 from ngame.data.dataset import Dataset
 from ngame.data.self_pairs import drop_self_pairs
 from ngame.encoders.vectors import to_numpy
+from ngame.files import read_json, reading
 from ngame.prediction.model import Model
 from ngame.topk import topk_arrays
 from ngame.training.run import Truth, digest
@@ -83,19 +84,18 @@ class RunReport:
         self.config = Config.load(folder / "config.toml")
         self.about: dict[str, Any] = read_about(folder)
         log = folder / "log.jsonl"
-        lines = log.read_text(encoding="utf8").splitlines() if log.exists() else []
-        self.log: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        lines = log.read_bytes().splitlines() if log.exists() else []
+        with reading(log):
+            self.log: list[dict[str, Any]] = [json.loads(line) for line in lines]
         measured = folder / "metrics.json"
-        self.metrics: dict[str, dict[str, float]] = (
-            json.loads(measured.read_text(encoding="utf8")) if measured.exists() else {}
-        )
+        self.metrics: dict[str, dict[str, float]] = read_json(measured) if measured.exists() else {}
         self.model = Model.load(folder) if (folder / "fusion.json").exists() else None
         if dataset is not None and self.config.self_pairs == "drop":
             dataset, _ = drop_self_pairs(dataset)  # as the run did
         self.dataset = dataset
         begun = folder / "checkpoint" / "data.json"
         if dataset is not None and begun.exists():
-            before = json.loads(begun.read_text(encoding="utf8"))
+            before = read_json(begun)
             if before != digest(dataset):
                 raise ValueError(f"{dataset.name} is not the data of {folder}: {before}")
 
@@ -155,7 +155,7 @@ class RunReport:
 def read_about(folder: Path) -> dict[str, Any]:
     """What ``run.json`` says; nothing for runs of versions that did not write it."""
     path = folder / "run.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import safetensors
 import torch
 
-from ngame.files import write_tensors
+from ngame.files import reading, write_tensors
 
 
 class Checkpoint:
@@ -38,10 +38,16 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """The last `meta` and `tensors` saved; None if there are none."""
+        """The last `meta` and `tensors` saved; None if there are none.
+
+        Raises
+        ------
+        DamagedFileError
+            The file is damaged; the message names it.
+        """
         if self._path is None or not self._path.exists():
             return None
-        with safetensors.safe_open(self._path, "pt") as file:
+        with reading(self._path), safetensors.safe_open(self._path, "pt") as file:
             meta = json.loads(file.metadata()["meta"])
             return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 

@@ -31,6 +31,8 @@ from ngame.files import (
     atomic_write,
     is_leftover,
     lock_file,
+    read_json,
+    reading,
     remove_leftovers,
     write_json,
 )
@@ -143,26 +145,33 @@ class Run:
         self._lock: IO[str] | None = None
         if folder is not None:
             self._lock = _prepare_folder(folder, config, dataset, resume)
-        self.about = _about(dataset, folder)
         self.stop = Stop()
         self.stage: Stage | None = None
-        with self.timed("tokenizing"):
-            self.encoder = _make_encoder(dataset, config, folder) if checked is None else checked
-            self.encoder.to(self.device)
-            texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
-            self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
-        self.points = Points(trained, texts.take(trained), truth.take(trained))
-        self.rows = trained
-        if val is None:
-            self.rows = np.sort(np.concatenate([trained, held_out]))
-        else:
-            texts = _tokenize(self.encoder, dataset.val_texts, folder, "validation")
-        self.held_out = Points(held_out, texts.take(held_out), (val or truth).take(held_out))
-        self.all_targets = truth.targets[self.rows]
+        self.log: list[dict[str, Any]] = []
         self.checkpoint = Checkpoint(
             folder / "checkpoint" if folder is not None else None, config.checkpoint_minutes
         )
-        self.log: list[dict[str, Any]] = []
+        self.rows = trained
+        if val is None:
+            self.rows = np.sort(np.concatenate([trained, held_out]))
+        self.all_targets = truth.targets[self.rows]
+        try:
+            self.about = _about(dataset, folder)
+            with self.timed("tokenizing"):
+                self.encoder = (
+                    checked if checked is not None else _make_encoder(dataset, config, folder)
+                )
+                self.encoder.to(self.device)
+                texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
+                self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
+                own = texts
+                if dataset.val_texts is not None:
+                    own = _tokenize(self.encoder, dataset.val_texts, folder, "validation")
+        except BaseException:
+            self.close()
+            raise
+        self.points = Points(trained, texts.take(trained), truth.take(trained))
+        self.held_out = Points(held_out, own.take(held_out), (val or truth).take(held_out))
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -264,7 +273,11 @@ def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name:
     # The offsets are written last: if they exist, the ids are complete.
     if not stem.with_name(f"{name}.offsets.npy").exists():
         encoder.tokenize(texts).save(stem)
-    return Tokens.load(stem)
+    tokens = Tokens.load(stem)
+    with reading(f"{stem}.offsets.npy"):
+        if len(tokens) != len(texts):
+            raise ValueError(f"it is of {len(tokens)} texts, expected {len(texts)}")
+    return tokens
 
 
 def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool) -> IO[str]:
@@ -284,7 +297,7 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
                     f"{config_file} has other settings than those given: resume with its own"
                 )
             if digest_file.exists():
-                before = json.loads(digest_file.read_text(encoding="utf8"))
+                before = read_json(digest_file)
                 if before != data:
                     raise ValueError(f"{folder} was started on other data: {before}, now {data}")
         # The config first: a folder with any file of a run in it must be recognized as a run.
@@ -320,8 +333,9 @@ def _about(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
         "seconds": {},
     }
     if folder is not None and (folder / "run.json").exists():
-        before = json.loads((folder / "run.json").read_text(encoding="utf8"))
-        about["seconds"] = before["seconds"]
+        before = read_json(folder / "run.json")
+        with reading(folder / "run.json"):
+            about["seconds"] = dict(before["seconds"])
         if before["ngame"] != about["ngame"]:
             warnings.warn(
                 f"{folder} was written by ngame {before['ngame']}, this is {about['ngame']}: it "

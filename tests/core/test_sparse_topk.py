@@ -29,9 +29,7 @@ def random_rows(rng, rows, cols, density, kind):
 def check(queries, items, k, drop=None):
     found = ngame.sparse_topk(queries, items, k, drop=drop, threads=2)
     reference.check_csr(found, np.float32, (queries.shape[0], items.shape[0]))
-    expected = reference.sparse_topk(
-        queries, items, k, None if drop is None else drop.toarray()
-    )
+    expected = reference.sparse_topk(queries, items, k, None if drop is None else drop.toarray())
     assert reference.entries(found) == expected
     return found
 
