@@ -375,7 +375,17 @@ def test_version_and_help(call):
     status, out, _ = call("--help")
     assert status == 0
     assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "130", "141", "143"]
-    for command in ("train", "predict", "evaluate", "encode", "cluster", "config", "demo", "info"):
+    for command in (
+        "train",
+        "predict",
+        "evaluate",
+        "encode",
+        "cluster",
+        "report",
+        "config",
+        "demo",
+        "info",
+    ):
         assert f"\n    {command} " in out
         assert call(command, "--help")[0] == 0
     out = call("train", "--help")[1]

@@ -134,7 +134,10 @@ class RunReport:
         return [self.dataset.train_texts[row] for row in np.flatnonzero(np.diff(labels.indptr))]
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each part of the run that its files tell of."""
+        """Seconds of each part of the run that its files tell of.
+
+        Logs of earlier versions do not tell measuring from updates.
+        """
         spent: dict[str, float] = {}
         parts = dict(self.about.get("seconds", {}))
         if "tokenizing" in parts:
@@ -149,7 +152,7 @@ class RunReport:
             ):
                 name = f"{entry['stage']}: {part}"
                 spent[name] = spent.get(name, 0.0) + value
-        return spent | parts
+        return {part: seconds for part, seconds in (spent | parts).items() if seconds > 0}
 
 
 def read_about(folder: Path) -> dict[str, Any]:

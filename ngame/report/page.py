@@ -129,7 +129,7 @@ def _about(runs: Sequence[RunReport], names: Sequence[str]) -> str:
                 about.get("data", {}).get("name") or (run.dataset.name if run.dataset else "?"),
                 "not finished" if model is None else f"{len(model.point_vectors):,}",
                 "" if model is None else f"{len(model.label_texts):,}",
-                about.get("ngame", "before 0.1"),
+                about.get("ngame", "not recorded"),
                 _duration(seconds),
             ]
         )
