@@ -2,13 +2,19 @@
 
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
+
+Csr: TypeAlias = sp.csr_matrix | sp.csr_array
+"""What functions of sparse matrices take."""
+
+Pairs: TypeAlias = Csr | npt.ArrayLike
+"""Pairs of row and column: the entries of a CSR matrix, or an integer array [p, 2]."""
 
 Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 """A CSR pattern as the core takes it: indptr, indices (both int32 or both int64), columns."""

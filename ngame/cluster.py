@@ -87,7 +87,7 @@ class Clusters:
         )
         return assignment
 
-    def coherence(self, x: Any, *, threads: int = 0) -> float:
+    def coherence(self, x: npt.ArrayLike, *, threads: int = 0) -> float:
         """How tight the clusters are: the mean squared norm of the means of their unit vectors.
 
         Parameters
@@ -105,7 +105,9 @@ class Clusters:
         x = self._rows_of(x)
         return _core.coherence(x, self.order, self.offsets, as_threads(threads))
 
-    def neighbor_share(self, x: Any, k: int = 10, *, seed: int = 0, threads: int = 0) -> float:
+    def neighbor_share(
+        self, x: npt.ArrayLike, k: int = 10, *, seed: int = 0, threads: int = 0
+    ) -> float:
         """NN10 where k is 10: how many of a row's k nearest rows lie in its own cluster.
 
         What batches of whole clusters are made for: near rows that share a batch are each other's
@@ -147,7 +149,7 @@ class Clusters:
         assignment = self.assignment
         return float((assignment[near] == assignment[asked, None]).mean())
 
-    def _rows_of(self, x: Any) -> npt.NDArray[Any]:
+    def _rows_of(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         matrix: npt.NDArray[Any] = as_matrix(x, "x")
         if len(matrix) != len(self.order):
             raise ValueError(f"x has {len(matrix)} rows, the clusters have {len(self.order)}")
@@ -176,7 +178,7 @@ class Clusters:
 
 
 def balanced_clusters(
-    x: Any,
+    x: npt.ArrayLike,
     *,
     size: int | None = None,
     n_clusters: int | None = None,

@@ -6,7 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ngame.arrays import as_count, as_matrix, as_pairs
+from ngame.arrays import (
+    Csr,
+    as_count,
+    as_matrix,
+    as_pairs,
+)
 from ngame.cluster import as_seed
 from ngame.topk import Metric, pair_scores, topk_arrays
 
@@ -18,9 +23,9 @@ _WINDOW = 10
 
 
 def mine_hard_negatives(
-    queries: Any,
-    items: Any,
-    positives: Any,
+    queries: npt.ArrayLike,
+    items: npt.ArrayLike,
+    positives: Csr,
     n: int,
     *,
     ranks: tuple[int, int | None] = (0, None),

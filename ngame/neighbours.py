@@ -13,7 +13,7 @@ from ngame.topk import topk_arrays
 
 
 def haversine_neighbours(
-    latitude: Any, longitude: Any, k: int, *, threads: int = 0
+    latitude: npt.ArrayLike, longitude: npt.ArrayLike, k: int, *, threads: int = 0
 ) -> npt.NDArray[np.int32]:
     """Find the k nearest places of every place, by the great-circle (haversine) distance.
 
@@ -75,7 +75,7 @@ def haversine_neighbours(
     return np.where(found < len(points), found, -1).astype(np.int32)
 
 
-def embedding_neighbours(x: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:
+def embedding_neighbours(x: npt.ArrayLike, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:
     """Find the k rows with the highest cosine for every row, without the row itself.
 
     Parameters
@@ -96,7 +96,7 @@ def embedding_neighbours(x: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.
     TypeError, ValueError
         As `topk_arrays`.
     """
-    rows = len(x)
+    rows = len(np.asarray(x))
     width = min(as_count(k, "k"), rows - 1)
     if width < 1:
         return np.empty((rows, 0), np.int32)

@@ -6,14 +6,22 @@ If `labels` is a sparse CSR tensor on a CUDA device, results are CUDA tensors: s
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import as_csr, as_ids, canonical, new_csr, pattern
+from ngame.arrays import (
+    Csr,
+    as_csr,
+    as_ids,
+    canonical,
+    new_csr,
+    pattern,
+)
 from ngame.dispatch import dispatched
 
 
 @dispatched
-def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
+def in_batch_positives(labels: Csr, rows: npt.ArrayLike, columns: npt.ArrayLike) -> Any:
     """Mark every known positive among the rows and labels of a batch.
 
     This is the in-batch mask of NGAME (Dahiya et al., WSDM 2023). A marked entry is a positive
@@ -55,7 +63,7 @@ def in_batch_positives(labels: Any, rows: Any, columns: Any) -> Any:
 
 
 @dispatched
-def label_pool(labels: Any, rows: Any) -> tuple[Any, Any]:
+def label_pool(labels: Csr, rows: npt.ArrayLike) -> tuple[Any, Any]:
     """Collect the labels of a batch of rows.
 
     Parameters

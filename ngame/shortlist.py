@@ -8,6 +8,8 @@ import scipy.sparse as sp
 
 from ngame import _core
 from ngame.arrays import (
+    Csr,
+    Pairs,
     as_count,
     as_csr,
     as_pairs,
@@ -20,7 +22,7 @@ from ngame.cluster import Clusters
 
 
 def cluster_shortlist(
-    labels: Any, clusters: Clusters, *, limit: int | None = None, threads: int = 0
+    labels: Csr, clusters: Clusters, *, limit: int | None = None, threads: int = 0
 ) -> sp.csr_matrix:
     """List the labels of every row's cluster mates that are not its own.
 
@@ -58,7 +60,7 @@ def cluster_shortlist(
     return new_csr(*found, matrix.shape)
 
 
-def keep_topk(matrix: Any, k: int, *, threads: int = 0) -> sp.csr_matrix:
+def keep_topk(matrix: Csr, k: int, *, threads: int = 0) -> sp.csr_matrix:
     """Keep the k largest entries of every row.
 
     Parameters
@@ -88,7 +90,7 @@ def keep_topk(matrix: Any, k: int, *, threads: int = 0) -> sp.csr_matrix:
 
 
 def merge(
-    shortlists: Sequence[Any], how: Literal["max", "sum"] = "max", *, threads: int = 0
+    shortlists: Sequence[Csr], how: Literal["max", "sum"] = "max", *, threads: int = 0
 ) -> sp.csr_matrix:
     """Unite score matrices: the result has every pair that any of them has.
 
@@ -139,7 +141,7 @@ def merge(
     return united
 
 
-def drop_pairs(matrix: Any, pairs: Any, *, threads: int = 0) -> sp.csr_matrix:
+def drop_pairs(matrix: Csr, pairs: Pairs, *, threads: int = 0) -> sp.csr_matrix:
     """Remove the entries at given (row, column) pairs.
 
     Parameters

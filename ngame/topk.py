@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ngame import _core
 from ngame.arrays import (
+    Pairs,
     Pattern,
     as_count,
     as_matrix,
@@ -34,12 +35,12 @@ _WHOLE_BYTES, _BLOCKS, _BLOCK_BYTES = 1 << 26, 256, 1 << 14
 
 @dispatched
 def topk_arrays(
-    queries: Any,
-    items: Any,
+    queries: npt.ArrayLike,
+    items: npt.ArrayLike,
     k: int,
     *,
     metric: Metric = "cosine",
-    drop: Any = None,
+    drop: Pairs | None = None,
     threads: int = 0,
 ) -> tuple[Any, Any]:
     """Find the k items with the highest score for every query, exactly.
@@ -121,14 +122,16 @@ class ExactIndex:
     ([[1, 2]], [[2.0, 1.0]])
     """
 
-    def __init__(self, items: Any, metric: Metric = "cosine", *, threads: int = 0) -> None:
+    def __init__(
+        self, items: npt.ArrayLike, metric: Metric = "cosine", *, threads: int = 0
+    ) -> None:
         _on_host(items, "items")
         self._items, cosine = _as_items(items, metric)
         self._metric: Metric = metric
         self._prepared = _core.prepare_items(self._items, cosine, as_threads(threads))
 
     def search(
-        self, queries: Any, k: int, *, drop: Any = None, threads: int = 0
+        self, queries: npt.ArrayLike, k: int, *, drop: Pairs | None = None, threads: int = 0
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Find the k items with the highest score for every query.
 
@@ -227,12 +230,12 @@ def _on_host(value: Any, name: str) -> None:
 
 
 def _search(
-    queries: Any,
+    queries: npt.ArrayLike,
     items: npt.NDArray[Any],
     prepared: Any,
     k: int,
     cosine: bool,
-    drop: Any,
+    drop: Pairs | None,
     threads: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Search checked items; `prepared` is None or what `_core.prepare_items` gave."""
@@ -247,7 +250,12 @@ def _search(
 
 
 def pair_scores(
-    queries: Any, items: Any, pairs: Any, *, metric: Metric = "cosine", threads: int = 0
+    queries: npt.ArrayLike,
+    items: npt.ArrayLike,
+    pairs: Pairs,
+    *,
+    metric: Metric = "cosine",
+    threads: int = 0,
 ) -> npt.NDArray[np.float32]:
     """Score given pairs of queries and items, with exactly the scores of `topk_arrays`.
 
@@ -274,7 +282,7 @@ def pair_scores(
     return _core.pair_scores(queries, items, pattern(asked), cosine, as_threads(threads))
 
 
-def _as_items(items: Any, metric: str) -> tuple[npt.NDArray[Any], bool]:
+def _as_items(items: npt.ArrayLike, metric: str) -> tuple[npt.NDArray[Any], bool]:
     """Check items and metric; also tells whether the metric is the cosine."""
     matrix = as_matrix(items, "items")
     if len(matrix) > np.iinfo(np.int32).max:
@@ -284,7 +292,7 @@ def _as_items(items: Any, metric: str) -> tuple[npt.NDArray[Any], bool]:
     return matrix, metric == "cosine"
 
 
-def _as_queries(queries: Any, items: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _as_queries(queries: npt.ArrayLike, items: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Check that queries fit the items."""
     matrix = as_matrix(queries, "queries")
     if matrix.shape[1] != items.shape[1]:
@@ -293,12 +301,12 @@ def _as_queries(queries: Any, items: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def topk(
-    queries: Any,
-    items: Any,
+    queries: npt.ArrayLike,
+    items: npt.ArrayLike,
     k: int,
     *,
     metric: Metric = "cosine",
-    drop: Any = None,
+    drop: Pairs | None = None,
     threads: int = 0,
 ) -> Any:
     """Find the k items with the highest score for every query, as a sparse matrix.
@@ -312,7 +320,7 @@ def topk(
         are stored too. On a CUDA device a sparse CSR tensor.
     """
     scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop, threads=threads)
-    return ranked_csr(scores, ids, len(items))
+    return ranked_csr(scores, ids, np.shape(items)[0])
 
 
 @dispatched

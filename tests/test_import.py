@@ -1,8 +1,10 @@
 """What `import ngame` costs those who only cluster or evaluate, and the names that it gives."""
 
 import ast
+import inspect
 import subprocess
 import sys
+import typing
 from importlib import import_module
 from pathlib import Path
 
@@ -47,6 +49,35 @@ def test_every_name_is_there(name):
     value = getattr(ngame, name)
     assert value is getattr(import_module(ngame._HOMES[name]), name)
     assert value.__doc__
+
+
+def public_functions():
+    """Every function behind a public name, methods included."""
+    for name in ngame.__all__:
+        value = getattr(ngame, name)
+        if inspect.isclass(value) or inspect.ismodule(value):
+            for inner, member in vars(value).items():
+                function = inspect.unwrap(getattr(member, "__func__", member))
+                home = value.__name__ if inspect.ismodule(value) else value.__module__
+                ours = inspect.isfunction(function) and function.__module__ == home
+                if ours and (inner == "__init__" or not inner.startswith("_")):
+                    yield f"{name}.{inner}", function
+        else:
+            yield name, inspect.unwrap(value)
+
+
+def test_public_parameters_have_types():
+    checked, untyped = 0, []
+    for name, function in public_functions():
+        hints = typing.get_type_hints(function)
+        for one in inspect.signature(function).parameters.values():
+            open_ended = one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+            if one.name not in ("self", "cls") and not open_ended:
+                checked += 1
+                if hints.get(one.name, typing.Any) is typing.Any:
+                    untyped.append(f"{name}({one.name})")
+    assert checked > 200
+    assert untyped == []
 
 
 def test_unknown_names_are_told():

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ngame.batches.base import refuse_rebuild
 from ngame.encoders.encode import encode_rows
@@ -180,7 +180,7 @@ class ClusterDataLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Dataset[Any],
         sampler: RefreshableSampler,
         *,
         refresh: Callable[[Any], None] | None = None,

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, as_count
+from ngame.arrays import MAX_THREADS, Csr, as_count
 from ngame.batches.base import (
     CLUSTER,
     Order,
@@ -136,7 +136,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         start_epoch: int | None = None,
         refresh_every: int = 1,
         random_share: float = 0.0,
-        keys: Any = None,
+        keys: Csr | npt.ArrayLike | None = None,
         drop_last: bool = False,
         seed: int = 0,
         world_size: int = 1,
@@ -167,7 +167,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         """Cluster size that the schedule gives for an epoch; 1 where batches are random."""
         return self._size_at(epoch)
 
-    def refresh(self, source: Any) -> None:
+    def refresh(self, source: npt.ArrayLike | Clusters) -> None:
         """Take new clusters, which the next iteration uses.
 
         Parameters

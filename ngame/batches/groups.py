@@ -1,12 +1,14 @@
 """Batches of one group, or of several groups with equally many rows of each."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import as_count, as_ids
+from ngame.arrays import (
+    Csr,
+    as_count,
+    as_ids,
+)
 from ngame.batches.base import BatchSampler, Order, draw_seed
 
 
@@ -69,12 +71,12 @@ class GroupBatchSampler(BatchSampler):
 
     def __init__(
         self,
-        groups: Any,
+        groups: npt.ArrayLike,
         batch_size: int,
         *,
         per_group: int | None = None,
         alpha: float | None = None,
-        keys: Any = None,
+        keys: Csr | npt.ArrayLike | None = None,
         seed: int = 0,
         world_size: int = 1,
         rank: int = 0,

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, as_count
+from ngame.arrays import MAX_THREADS, Csr, as_count
 from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
@@ -95,7 +95,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         refresh_every: int = 1,
         random_share: float = 0.0,
         shuffle_batches: bool = False,
-        keys: Any = None,
+        keys: Csr | npt.ArrayLike | None = None,
         drop_last: bool = False,
         seed: int = 0,
         world_size: int = 1,
@@ -132,7 +132,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
     def _source(self) -> npt.NDArray[np.int32] | None:
         return self.neighbours
 
-    def refresh(self, source: Any) -> None:
+    def refresh(self, source: Csr | npt.ArrayLike) -> None:
         """Take new neighbours, which the next iteration uses.
 
         Parameters
@@ -153,8 +153,9 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             A neighbour is not in -1 .. n_rows - 1.
         """
         if sp.issparse(source):
-            check_rows("graph", source.shape[0], self.n_rows)
-            neighbours = graph_neighbours(source, self._range, threads=self._threads)
+            graph: Any = source
+            check_rows("graph", graph.shape[0], self.n_rows)
+            neighbours = graph_neighbours(graph, self._range, threads=self._threads)
         else:
             array = np.asarray(source)
             is_ids = array.dtype.kind in "iu"

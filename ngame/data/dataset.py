@@ -95,13 +95,13 @@ class Dataset:
     def __init__(
         self,
         train_texts: Sequence[str],
-        train_labels: Any,
+        train_labels: sparse.sparray | sparse.spmatrix | npt.ArrayLike,
         label_texts: Sequence[str],
         *,
         test_texts: Sequence[str] | None = None,
-        test_labels: Any = None,
+        test_labels: sparse.sparray | sparse.spmatrix | npt.ArrayLike | None = None,
         val_texts: Sequence[str] | None = None,
-        val_labels: Any = None,
+        val_labels: sparse.sparray | sparse.spmatrix | npt.ArrayLike | None = None,
         drop_train: npt.ArrayLike | None = None,
         drop_test: npt.ArrayLike | None = None,
         drop_val: npt.ArrayLike | None = None,
@@ -169,8 +169,9 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     features, a row a line; both with labels in ``trn_X_Y.txt``; or from ``train.txt``, the
     repository's older format (a header ``rows features labels``, then a line
     ``label,label feature:value feature:value`` for each row). So are test points (``tst``,
-    ``test``) and validation points (``val``). A point of sparse features becomes a text of words, the largest value first: the
-    lines of ``Xf.txt`` if there is one, else ``f0``, ``f1``, ...; the values are not used further.
+    ``test``) and validation points (``val``). A point of sparse features becomes a text of words,
+    the largest value first: the lines of ``Xf.txt`` if there is one, else ``f0``, ``f1``, ...; the
+    values are not used further.
     Where there is no ``lbl``, nor a ``lbl.raw.txt`` or ``label.raw.txt``, the labels' ids are their
     texts. A warning says so in both cases.
 

@@ -26,8 +26,8 @@ def drop_self_pairs(dataset: Dataset) -> tuple[Dataset, int]:
     Returns
     -------
     Dataset
-        With the pairs in `drop_train`, `drop_test` and `drop_val`; all else is shared. `dataset` itself if
-        there are none.
+        With the pairs in `drop_train`, `drop_test` and `drop_val`; all else is shared. `dataset`
+        itself if there are none.
     int
         Number of points, of all splits, whose own label is left out.
     """

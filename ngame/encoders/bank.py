@@ -65,7 +65,7 @@ class EmbeddingBank:
         """Ids of the rows that were never stored, ascending."""
         return np.flatnonzero(~self._seen)
 
-    def update(self, rows: Any, vectors: Any) -> None:
+    def update(self, rows: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
         """Store the vectors of some rows.
 
         Parameters

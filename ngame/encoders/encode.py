@@ -65,7 +65,7 @@ def encode_rows(
     *,
     model: torch.nn.Module,
     chunk_size: int = 256,
-    lengths: Any = None,
+    lengths: npt.ArrayLike | None = None,
     device: torch.device | str | None = None,
 ) -> Vectors:
     """Encode rows 0 .. n_rows - 1 in chunks, within `evaluating`.

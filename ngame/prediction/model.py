@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ngame import metrics
-from ngame.arrays import as_count, as_pairs
+from ngame.arrays import Pairs, as_count, as_pairs
 from ngame.config import Config, PredictionConfig, ScorerName
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
@@ -124,7 +124,7 @@ class Model:
         k: int | None = None,
         *,
         scorer: Scorer = "fused",
-        drop: Any = None,
+        drop: Pairs | None = None,
         seen: bool = False,
         probabilities: bool = False,
     ) -> sp.csr_matrix:
@@ -168,7 +168,7 @@ class Model:
         k: int | None = None,
         *,
         vectors: Vectors | None = None,
-        drop: Any = None,
+        drop: Pairs | None = None,
         seen: bool = False,
         probabilities: bool = False,
     ) -> Scores:
@@ -211,7 +211,7 @@ class Model:
         truth: sp.csr_matrix,
         *,
         ks: Sequence[int] = (1, 3, 5, 10, 100),
-        drop: Any = None,
+        drop: Pairs | None = None,
     ) -> dict[str, dict[str, float]]:
         """All metrics at `ks` of each scorer, with propensities of the training points."""
         weights = metrics.inverse_propensity(self.point_labels)
@@ -227,7 +227,7 @@ class Model:
         texts: Sequence[str],
         vectors: Vectors,
         *,
-        drop: Any = None,
+        drop: Pairs | None = None,
         seen: bool = False,
         at_least: int = 0,
     ) -> tuple[sp.csr_matrix, Features, Scores]:
