@@ -28,3 +28,23 @@ def dispatched(function: Callable[P, R]) -> Callable[P, R]:
         return function(*arguments, **named)
 
     return door
+
+
+def on_host(x: Any) -> Any:
+    """A torch tensor as NumPy can read it: on the host, without gradient; others as they are."""
+    if not hasattr(x, "detach"):
+        return x
+    x = x.detach()
+    if str(x.dtype) == "torch.bfloat16":
+        x = x.float()
+    return x.cpu()
+
+
+def in_reach(x: Any) -> Any:
+    """The same, but tensors on a CUDA device stay there if the GPU core can work on them."""
+    if on_gpu(x) and hasattr(x, "detach"):
+        from ngame import cuda
+
+        if not cuda.why_not(x.device):
+            return x.detach().float() if str(x.dtype) == "torch.bfloat16" else x.detach()
+    return on_host(x)

@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     # the way of the data
     "data": {"_core", "arrays", "files"},
     "encoders": {"arrays", "cuda", "data", "files"},
-    "batches": {"_core", "arrays", "cluster", "neighbours"},
+    "batches": {"_core", "arrays", "cluster", "dispatch", "neighbours"},
     "prediction": {
         "arrays",
         "config",

@@ -1,6 +1,7 @@
 """NGAME batches in the `Trainer` of transformers 5.23, with accelerate 1.15."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,6 +129,16 @@ class SamplerCallback(TrainerCallback, ABC):
         # cut short.
         steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._epoch = state.global_step // steps
+        epochs = math.ceil(state.max_steps / steps)
+        for sampler in samplers:
+            start = getattr(sampler, "start_epoch", None)
+            if start is not None and start >= epochs:
+                warnings.warn(
+                    f"all batches of this run are random: it has {epochs} epochs, and the first "
+                    f"with clusters or neighbours is epoch {start}, counted from 0. Make the "
+                    f"{type(sampler).__name__} with an earlier start_epoch",
+                    stacklevel=2,
+                )
         if state.global_step:
             path = _state_file(args, state)
             if not path.exists():

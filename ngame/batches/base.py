@@ -1,6 +1,7 @@
 """What all samplers share: the length of an epoch, seeds, processes, state, pickling."""
 
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from operator import itemgetter
@@ -84,6 +85,17 @@ class BatchSampler(ABC):
             margin = self.batch_size + min(self.n_rows - visited, visited) // 10
             visited = max(visited - margin, 1)
         self._count_visited(visited)
+        if self._keys is not None and 2 * reached[0] < self.n_rows:
+            self._warn_of_keys(reached[0], self._keys[1])
+
+    def _warn_of_keys(self, reached: int, keys: npt.NDArray[np.int32]) -> None:
+        most = np.bincount(keys).max() if len(keys) else 0
+        warnings.warn(
+            f"keys let an epoch visit {reached} of {self.n_rows} rows: one key is that of {most} "
+            f"rows, and no batch of {self.batch_size} may hold two of them. Leave such keys out, "
+            "and mask known positives in the loss",
+            stacklevel=5,
+        )
 
     def _count_visited(self, visited: int) -> None:
         """Set the number of rows an epoch visits, where so many can be planned."""
@@ -140,7 +152,12 @@ class BatchSampler(ABC):
                 f"world_size={self._world_size}, and by accelerate's prepare: leave out world_size "
                 "and rank, or do not prepare the loader"
             )
+        self._check_refreshed()
         return map(np.ndarray.tolist, self.plan())
+
+    def _check_refreshed(self) -> None:
+        """Warn if the epoch should not be random, but is."""
+        return
 
     @property
     def rows_left_out(self) -> int:
@@ -272,6 +289,7 @@ class RefreshedBatchSampler(BatchSampler):
         self._refreshed_epoch = -1
         self._schedule = schedule  # the size that holds from each epoch on, sorted by epoch
         self._refresh_every = as_count(refresh_every, "refresh_every")
+        self._warned = False
 
     @property
     @abstractmethod
@@ -285,6 +303,21 @@ class RefreshedBatchSampler(BatchSampler):
             if start <= epoch:
                 size = scheduled
         return size
+
+    @property
+    def start_epoch(self) -> int | None:
+        """The first epoch that is not random; None if all are."""
+        return next((epoch for epoch, size in self._schedule.items() if size != 1), None)
+
+    def _check_refreshed(self) -> None:
+        if self._source is None and self._size_at(self.epoch) != 1 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"epoch {self.epoch} of this {type(self).__name__} is random, since refresh was "
+                "not called yet: call it before each epoch that is due, or leave that to "
+                "ClusterDataLoader or to a RefreshCallback",
+                stacklevel=3,
+            )
 
     def due(self, epoch: int) -> bool:
         """Whether to call `refresh` before an epoch is planned.

@@ -18,6 +18,7 @@ from ngame.batches.base import (
     stored,
 )
 from ngame.cluster import Clusters, balanced_clusters
+from ngame.dispatch import in_reach
 
 
 class ClusterBatchSampler(RefreshedBatchSampler):
@@ -172,10 +173,10 @@ class ClusterBatchSampler(RefreshedBatchSampler):
 
         Parameters
         ----------
-        source : float32 or float16 array [n_rows, D], or Clusters
+        source : float32 or float16 array [n_rows, D], a torch tensor, or Clusters
             Embeddings, which `balanced_clusters` groups into clusters of the size scheduled for the
             current epoch (or for the first epoch with clusters, if that is later); or clusters of
-            n_rows rows.
+            n_rows rows. A tensor may be on any device, and in bfloat16.
 
         Raises
         ------
@@ -186,6 +187,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             check_rows("clusters", len(source.order), self.n_rows)
             clusters = source
         else:
+            source = in_reach(source)
             shape = np.shape(source)
             check_rows("embeddings", shape[0] if shape else 0, self.n_rows)
             clusters = balanced_clusters(

@@ -29,6 +29,12 @@ class GroupBatchSampler(BatchSampler):
     their rows in another order, and large ones are visited in part. A batch has a group at most
     once, even if its share is larger.
 
+    With `at_least` a batch holds that many rows or more of each of its groups, and two groups or
+    more: 2 is what triplet losses with in-batch mining need. Groups take part by their sizes, so
+    this uses nearly all rows even of many groups of very different sizes, where P x K batches leave
+    out half. What is left out: the rows that do not fill their group's last `at_least`, and those
+    of a group larger than all others together that find no other group for their batch.
+
     Keys, several processes, purity, length, state, and pickling are as in ClusterBatchSampler; a
     pickled copy cannot plan.
 
@@ -40,6 +46,9 @@ class GroupBatchSampler(BatchSampler):
         Rows a batch, on each rank.
     per_group : int, optional
         Rows of each group in a batch; divides `batch_size`, which is the default.
+    at_least : int, optional
+        Divides `batch_size`, which is at least twice as large; instead of `per_group`, and without
+        `alpha` and `keys`.
     alpha : float, optional
         0 or more.
     keys, seed, world_size, rank
@@ -75,6 +84,7 @@ class GroupBatchSampler(BatchSampler):
         batch_size: int,
         *,
         per_group: int | None = None,
+        at_least: int | None = None,
         alpha: float | None = None,
         keys: Csr | npt.ArrayLike | None = None,
         seed: int = 0,
@@ -96,6 +106,16 @@ class GroupBatchSampler(BatchSampler):
             self._per_group = as_count(per_group, "per_group")
         if self.batch_size % self._per_group:
             raise ValueError(f"per_group is {per_group}, expected a divisor of {batch_size}")
+        self._mixed = at_least is not None
+        if at_least is not None:
+            self._per_group = as_count(at_least, "at_least")
+            if self.batch_size % self._per_group or self.batch_size == self._per_group:
+                raise ValueError(
+                    f"at_least is {at_least}, expected a divisor of {batch_size} below it"
+                )
+            others = {"per_group": per_group, "alpha": alpha, "keys": keys}
+            if given := [name for name, value in others.items() if value is not None]:
+                raise ValueError(f"at_least is given with {', '.join(given)}, expected one alone")
         _, group_of, sizes = np.unique(ids, return_inverse=True, return_counts=True)
         by_group = np.argsort(group_of, kind="stable").astype(np.int32)
         self._groups = by_group, np.concatenate([[0], np.cumsum(sizes)])
@@ -120,6 +140,13 @@ class GroupBatchSampler(BatchSampler):
         self._n_batches = self._visited // self.batch_size
         self._settle()
 
+    def _warn_of_keys(self, reached: int, keys: npt.NDArray[np.int32]) -> None:
+        alone: Order = _core.group_order(
+            *self._groups, None, self._per_group, self.batch_size, None, 0
+        )
+        if 2 * reached < alone[1]:  # else it is the groups that leave rows out
+            super()._warn_of_keys(reached, keys)
+
     def _order(self, epoch: int, rng: np.random.Generator) -> Order:
         self._require("_groups")
         return self._group_order(rng)
@@ -128,11 +155,36 @@ class GroupBatchSampler(BatchSampler):
         return self._group_order(np.random.default_rng(trial))
 
     def _group_order(self, rng: np.random.Generator) -> Order:
+        if self._mixed:
+            return self._mixed_order(rng)
         quotas = None
         if self._weights is not None:
             per_batch = self.batch_size // self._per_group
             quotas = _quotas(self._weights, self._n_batches * per_batch, self._n_batches, rng)
         return self._chunks(self.batch_size, quotas, rng)
+
+    def _mixed_order(self, rng: np.random.Generator) -> Order:
+        """Chunks of `per_group` rows of one group, in batches of two groups or more."""
+        by_group, offsets = self._groups
+        size, per_batch = self._per_group, self.batch_size // self._per_group
+        sizes = np.diff(offsets)
+        counts = sizes // size
+        # A batch has room for all chunks but one of a group, so the others must go round.
+        n_batches = int(min(counts.sum() // per_batch, counts.sum() - counts.max()))
+        kept = np.minimum(counts, n_batches * (per_batch - 1))
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        place = np.arange(len(groups)) - offsets[:-1][groups]
+        shuffled = by_group[np.lexsort((rng.random(len(groups)), groups))]
+        taken = place < kept[groups] * size
+        chunks = shuffled[taken].reshape(-1, size)
+        group_of = np.repeat(np.arange(len(sizes)), kept)
+        # Every group is spread evenly over the epoch, so batches resemble the whole.
+        spread = (place[taken][::size] // size + rng.random(len(sizes))[group_of]) / kept[group_of]
+        used = np.sort(rng.permutation(len(chunks))[: n_batches * per_batch])
+        used = used[np.argsort(spread[used], kind="stable")].reshape(n_batches, per_batch)
+        _swap_into_pure(used, group_of)
+        rows = chunks[used.ravel()].ravel()
+        return rows, len(rows)
 
     def _chunks(
         self, batch_size: int, quotas: npt.NDArray[np.int64] | None, rng: np.random.Generator
@@ -142,6 +194,19 @@ class GroupBatchSampler(BatchSampler):
             *self._groups, quotas, self._per_group, batch_size, self._keys, draw_seed(rng)
         )
         return order
+
+
+def _swap_into_pure(batches: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64]) -> None:
+    """Give each batch [n, c] of one group's chunks a chunk of another group, in place."""
+    groups = group_of[batches]
+    for pure in np.flatnonzero((groups == groups[:, :1]).all(1)):
+        others = groups != groups[pure, 0]
+        # No group has more than all chunks but one of each batch: a batch with two others is there.
+        donor = int(np.argmax(others.sum(1)))
+        place = int(np.argmax(others[donor]))
+        batches[pure, 0], batches[donor, place] = batches[donor, place], batches[pure, 0]
+        for changed in (int(pure), donor):
+            groups[changed] = group_of[batches[changed]]
 
 
 def _quotas(

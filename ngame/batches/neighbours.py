@@ -17,6 +17,7 @@ from ngame.batches.base import (
     draw_seed,
     stored,
 )
+from ngame.dispatch import on_host
 from ngame.neighbours import embedding_neighbours, graph_neighbours
 
 
@@ -141,7 +142,8 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             Ids, nearest first, -1 for none, as `topk_arrays` and `haversine_neighbours` give them;
             only the first `neighbour_range` columns are kept. Or a graph, whose stored entries are
             edges, larger for nearer rows. Or a float32 or float16 array [n_rows, D], whose rows'
-            neighbours are found exactly, by cosine.
+            neighbours are found exactly, by cosine. Or a torch tensor instead of an array, on any
+            device, in bfloat16 too.
 
         Raises
         ------
@@ -157,7 +159,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             check_rows("graph", graph.shape[0], self.n_rows)
             neighbours = graph_neighbours(graph, self._range, threads=self._threads)
         else:
-            array = np.asarray(source)
+            array = np.asarray(on_host(source))
             is_ids = array.dtype.kind in "iu"
             what = "neighbours" if is_ids else "embeddings"
             if array.ndim != 2:

@@ -319,7 +319,8 @@ def test_a_loaded_state_says_nothing_about_other_epochs() -> None:
 def test_without_refresh_the_caller_refreshes() -> None:
     sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, start_epoch=0)
     loader = ClusterDataLoader(range(ROWS), sampler, collate_fn=list)
-    list(loader)
+    with pytest.warns(UserWarning, match="epoch 0 of this ClusterBatchSampler is random"):
+        list(loader)
     assert sampler.refreshes == 0
 
 
@@ -377,7 +378,7 @@ TWO = textwrap.dedent("""
     import json, os, sys
     from functools import partial
     import numpy as np, torch, torch.distributed as dist
-    from ngame.batches import ClusterBatchSampler
+    from ngame.batches import ClusterBatchSampler, NeighbourBatchSampler
     from ngame.adapters.torch import ClusterDataLoader, refresh_sampler
 
     fails = sys.argv[2:] == ["fails"]
@@ -462,6 +463,20 @@ def test_a_process_that_fails_ends_the_others(tmp_path: Any) -> None:
     done = two_processes(tmp_path, "fails")
     assert all(process.returncode for process in done)
     assert "ValueError: out of order" in done[1].stderr
+
+
+def test_refresh_from_tensors_of_training() -> None:
+    """With a gradient, in bfloat16, or ids."""
+    x = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    clusters = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, start_epoch=0)
+    clusters.refresh(x.float().numpy())
+    expected = clusters.plan()
+    clusters.refreshes = 0
+    clusters.refresh(x.requires_grad_())
+    assert [batch.tolist() for batch in clusters.plan()] == [batch.tolist() for batch in expected]
+    neighbours = NeighbourBatchSampler(ROWS, BATCH, nearest=1, drawn=0)
+    neighbours.refresh(torch.arange(ROWS).flip(0)[:, None])
+    assert neighbours.neighbours[:, 0].tolist() == [*range(ROWS)][::-1]
 
 
 # ---- States ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import resource
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from plans import Sampler, check_epochs, clustered, ring, same, settings, some_k
 from ngame import _core
 from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatchSampler
 from ngame.cluster import Clusters
+
+# Toys, whose keys are those of many rows.
+pytestmark = pytest.mark.filterwarnings("ignore:keys let")
 
 ROWS, BATCH = 1003, 10
 
@@ -226,6 +230,7 @@ def test_state_of_other_keys_is_rejected() -> None:
         clustered(300, 32, 8, keys=np.zeros(300, int)).load_state_dict(state)
 
 
+@pytest.mark.filterwarnings("ignore:epoch 0 of this")
 @each_kind
 def test_pickling_drops_arrays_and_says_so(make: Any) -> None:
     sampler = make()
@@ -391,3 +396,65 @@ def test_the_core_allocates_by_the_rows(huge):
 def test_too_many_threads_are_refused_at_once(make: Any) -> None:
     with pytest.raises(ValueError, match="threads is 1000000, expected at most 1024"):
         make(threads=10**6)
+
+
+# ---- What is probably a mistake --------------------------------------------------------------
+
+
+def test_one_warning_where_a_refresh_never_came() -> None:
+    for sampler in (
+        ClusterBatchSampler(20, 4, cluster_size=2),
+        NeighbourBatchSampler(20, 4, nearest=1, drawn=0, start_epoch=1),
+    ):
+        assert len(list(sampler)) == 5  # epoch 0 is to be random
+        sampler.set_epoch(1)
+        with pytest.warns(UserWarning, match="epoch 1 of this .* is random, since refresh"):
+            list(sampler)
+        list(sampler)
+        sampler.plan(1)  # a look at other epochs says nothing
+
+
+def test_one_warning_where_keys_leave_few_rows() -> None:
+    keys = np.where(np.arange(100) < 70, 0, np.arange(100))
+    message = "keys let an epoch visit 41 of 100 rows: one key is that of 70 rows"
+    with pytest.warns(UserWarning, match=message) as warned:
+        ClusterBatchSampler(100, 4, cluster_size=2, keys=keys)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    ClusterBatchSampler(100, 4, cluster_size=2, keys=np.arange(100) // 10)
+    # Where the groups leave them out, keys are not blamed.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GroupBatchSampler([0] * 90 + [1] * 10, 4, per_group=2, keys=np.arange(100) // 2)
+    with pytest.warns(UserWarning, match="keys let an epoch visit"):
+        GroupBatchSampler(np.arange(100) % 2, 4, per_group=2, keys=keys)
+
+
+class Tensor:
+    """What a torch tensor on another device shows, in a type that NumPy lacks."""
+
+    def __init__(self, values: Any, dtype: str, place: str) -> None:
+        self.values, self.dtype, self.device = values, dtype, place
+
+    def detach(self) -> Any:
+        return Tensor(self.values, self.dtype, self.device)
+
+    def float(self) -> Any:
+        return Tensor(self.values, "torch.float32", self.device)
+
+    def cpu(self) -> Any:
+        assert self.dtype == "torch.float32"
+        return self.values
+
+
+def test_refresh_from_a_tensor_on_another_device() -> None:
+    x = np.random.default_rng(0).standard_normal((20, 4), dtype=np.float32)
+    for sampler in (
+        ClusterBatchSampler(20, 4, cluster_size=2, start_epoch=0),
+        NeighbourBatchSampler(20, 4, nearest=1, drawn=0),
+    ):
+        sampler.refresh(x)
+        expected = sampler.plan()
+        sampler.refreshes = 0
+        sampler.refresh(Tensor(x, "torch.bfloat16", "mps:0"))
+        assert same(sampler.plan(), expected)

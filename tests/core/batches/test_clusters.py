@@ -273,6 +273,7 @@ def test_length_never_changes() -> None:
         assert len(list(sampler)) == len(sampler) == 21
 
 
+@pytest.mark.filterwarnings("ignore:epoch 2 of this")
 @pytest.mark.parametrize("with_clusters", [False, True])
 def test_state_goes_on_with_the_same_batches(with_clusters: bool, tmp_path: Any) -> None:
     x = np.random.default_rng(0).standard_normal((300, 4), dtype=np.float32)

@@ -13,6 +13,9 @@ from plans import Sampler, check_epochs, some_keys, try_length
 
 from ngame.batches import GroupBatchSampler
 
+# Toys, whose keys are those of many rows.
+pytestmark = pytest.mark.filterwarnings("ignore:keys let")
+
 
 def test_batches_of_one_group() -> None:
     groups = np.repeat([7, -3, 0, 99], [40, 25, 10, 3])
@@ -57,6 +60,61 @@ def test_batches_of_several_groups(
         ids, counts = np.unique(np.array(groups)[batch], return_counts=True)
         assert len(ids) == n_groups
         assert set(counts) == {per_group}
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=100),
+    st.integers(1, 3),
+    st.integers(2, 5),
+    st.integers(1, 2),
+)
+def test_batches_of_at_least_some_of_each_group(
+    groups: list[int], at_least: int, chunks: int, world_size: int
+) -> None:
+    options: Any = {"at_least": at_least, "world_size": world_size}
+    counts = np.bincount(groups) // at_least
+    n_batches = min(counts.sum() // chunks, counts.sum() - counts.max()) // world_size
+    if not n_batches:
+        with pytest.raises(ValueError, match="expected at least"):
+            GroupBatchSampler(groups, at_least * chunks, **options)
+        return
+    ranks = [
+        GroupBatchSampler(groups, at_least * chunks, **options, rank=rank)
+        for rank in range(world_size)
+    ]
+    assert len(ranks[0]) == n_batches
+    check_epochs([*ranks])
+    for epoch in range(3):
+        for batch in ranks[0].plan(epoch):
+            ids, found = np.unique(np.array(groups)[batch], return_counts=True)
+            assert len(ids) >= 2
+            assert found.min() >= at_least
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share"),
+    [
+        # Few, many, and very unlike groups.
+        ([1250, 1223, 1162, 896, 835, 86], 0.99),
+        (
+            [962, 464, 421, 363, 276, 274, 218, 217, 207, 191]
+            + [80 - 3 * number for number in range(10)]
+            + [20 - number for number in range(10)]
+            + [4, 4, 6, 8, 9, 9, 9, 10, 11, 11],
+            0.98,
+        ),
+        ([1000, 500, 3], 0.97),
+        ([3000, 50, 50], 0.45),  # every batch of 32 has a pair of the others
+    ],
+)
+def test_share_of_the_rows_that_at_least_two_of_each_use(sizes: list[int], share: float) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    sampler = GroupBatchSampler(groups, 32, at_least=2)
+    assert 1 - sampler.rows_left_out / len(groups) >= share
+    visits = np.zeros(len(groups), int)
+    for epoch in range(20):
+        visits[np.concatenate(sampler.plan(epoch))] += 1
+    assert visits.min() > 0  # each epoch leaves out others
 
 
 @given(st.data(), st.integers(0, 100), st.booleans(), st.sampled_from([None, 0.5]))
@@ -137,6 +195,10 @@ def test_state_of_tempered_groups() -> None:
         ({"alpha": float("nan")}, ValueError, "alpha is nan"),
         ({"alpha": "0.7"}, TypeError, "alpha is a str"),
         ({"world_size": 20}, ValueError, "world_size = 200"),
+        ({"at_least": 3}, ValueError, "at_least is 3, expected a divisor of 10 below it"),
+        ({"at_least": 10}, ValueError, "at_least is 10, expected a divisor of 10 below it"),
+        ({"at_least": 2, "alpha": 1.0}, ValueError, "at_least is given with alpha"),
+        ({"at_least": 2}, ValueError, "n_rows is 100, of which 0 can be planned"),
     ],
 )
 def test_bad_arguments_of_groups(

@@ -16,6 +16,9 @@ import ngame
 from ngame import _core
 from ngame.batches import NeighbourBatchSampler
 
+# Toys, whose keys are those of many rows.
+pytestmark = pytest.mark.filterwarnings("ignore:keys let")
+
 
 def coverage(plan: list[npt.NDArray[Any]], neighbours: npt.NDArray[Any]) -> list[float]:
     """Share of each row's neighbours that are in its batch, by quarter of the epoch."""
@@ -155,6 +158,7 @@ def test_neighbourhoods_start_and_refresh_when_told() -> None:
     assert sampler.refreshes == 3
 
 
+@pytest.mark.filterwarnings("ignore:epoch 0 of this")
 def test_state_of_neighbourhoods() -> None:
     options: Any = {"nearest": 3, "drawn": 3, "keys": np.arange(300) // 2}
     sampler = NeighbourBatchSampler(300, 32, seed=5, **options)
