@@ -94,7 +94,7 @@ class BatchSampler(ABC):
             f"keys let an epoch visit {reached} of {self.n_rows} rows: one key is that of {most} "
             f"rows, and no batch of {self.batch_size} may hold two of them. Leave such keys out, "
             "and mask known positives in the loss",
-            stacklevel=5,
+            stacklevel=4,
         )
 
     def _count_visited(self, visited: int) -> None:
