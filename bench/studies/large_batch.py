@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 import ngame
@@ -36,7 +37,7 @@ def main() -> None:
         step(options.data, options.one, options.rows_at_once)
         return
     print(f"{torch.get_num_threads()} threads, {options.rows_at_once} rows at once\n")
-    print("| batch | left out | loss | seconds | peak, GB |")
+    print("| batch | left out | loss | CPU seconds | peak, GB |")
     print("|---:|---:|---:|---:|---:|", flush=True)
     for batch in options.batches:
         here = [sys.executable, __file__, str(options.data), "--one", str(batch)]
@@ -52,7 +53,7 @@ def step(folder: Path, batch: int, rows_at_once: int) -> None:
     sparse = [encoder.embedding.weight]
     dense = [p for name, p in encoder.named_parameters() if not name.startswith("embedding")]
     updates = torch.optim.SparseAdam(sparse), torch.optim.AdamW(dense)
-    begin, shares, value = time.monotonic(), [0.0], 0.0
+    begin, shares, value = time.process_time(), [0.0], 0.0
     if batch:
         rng = np.random.default_rng(0)
         rows = rng.choice(labels.shape[0], batch, replace=False)
@@ -68,7 +69,7 @@ def step(folder: Path, batch: int, rows_at_once: int) -> None:
         for update in updates:
             update.step()
         value, shares = found.item(), loss.masked_shares
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(
         f"| {batch:,} | {100 * shares[0]:.2f} % | {value:.2f} | {seconds:.1f} | {peak:.2f} |",

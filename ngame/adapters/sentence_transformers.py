@@ -63,7 +63,7 @@ _ROWS_AT_ONCE = 8192
 
 
 class BatchSamplerFactory:
-    """For the trainer's argument `batch_sampler`: makes the batches of one data set.
+    """For the trainer's argument `batch_sampler`: makes the batches of the training data.
 
     The trainer asks for the batches of every data set, for training and evaluation, and of each
     part of a `DatasetDict`, without saying which it is. This factory recognizes its own, and gives
@@ -71,11 +71,14 @@ class BatchSamplerFactory:
 
     Parameters
     ----------
-    dataset : datasets.Dataset
-        The same object that the trainer gets as `train_dataset`, or as a part of it.
+    dataset : datasets.Dataset, or datasets.DatasetDict
+        The same object that the trainer gets as `train_dataset`, or as a part of it; or several of
+        its parts, of which each gets a sampler.
     sampler : callable
         `ngame.ClusterBatchSampler`, or whatever makes a sampler from a number of rows, a batch size
         and the keyword `drop_last`.
+    parts : mapping, optional
+        By the names of parts, keywords that differ from those for all: ``{"qa": {"keys": ids}}``.
     **options
         More keywords for the sampler: `cluster_size`, `seed`, ... The trainer's seed is not used.
         Leave out `world_size`: the trainer itself deals the batches to several processes.
@@ -85,8 +88,9 @@ class BatchSamplerFactory:
     TypeError
         `dataset` is iterable only.
     ValueError
-        When the trainer calls: it runs several processes with ``dataloader_drop_last=False``; or
-        this factory was unpickled, as from saved training arguments, which hold no data.
+        `parts` names a part that is not there. When the trainer calls: it runs several processes
+        with ``dataloader_drop_last=False``; or this factory was unpickled, as from saved training
+        arguments, which hold no data.
 
     Examples
     --------
@@ -94,12 +98,23 @@ class BatchSamplerFactory:
     """
 
     def __init__(
-        self, dataset: Any, sampler: Callable[..., Any] = ClusterBatchSampler, **options: Any
+        self,
+        dataset: Any,
+        sampler: Callable[..., Any] = ClusterBatchSampler,
+        *,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> None:
-        count_rows(dataset, "dataset")
-        self._dataset = dataset
+        self._datasets = dict(dataset) if isinstance(dataset, Mapping) else {"": dataset}
+        for name, part in self._datasets.items():
+            count_rows(part, f"dataset[{name!r}]" if name else "dataset")
         self._sampler = sampler
+        self._parts = dict(parts or {})
         self._options = options
+        if unknown := self._parts.keys() - self._datasets.keys():
+            raise ValueError(
+                f"parts has {', '.join(sorted(unknown))}, the data set {', '.join(self._datasets)}"
+            )
 
     def __call__(
         self,
@@ -111,11 +126,12 @@ class BatchSamplerFactory:
         seed: int = 0,
     ) -> Any:
         """Batches of a data set: clustered ones of its own, the trainer's default of others."""
-        if self._dataset is None:
+        if not self._datasets:
             raise ValueError(
                 "this BatchSamplerFactory is a pickled copy, without its data set: make a new one"
             )
-        if dataset is not self._dataset:
+        name = next((name for name, own in self._datasets.items() if own is dataset), None)
+        if name is None:
             return DefaultBatchSampler(
                 RandomSampler(dataset, generator=generator),
                 batch_size=batch_size,
@@ -124,14 +140,15 @@ class BatchSamplerFactory:
                 generator=generator,
                 seed=seed,
             )
-        sampler = self._sampler(len(dataset), batch_size, drop_last=drop_last, **self._options)
+        options = {**self._options, **self._parts.get(name, {})}
+        sampler = self._sampler(len(dataset), batch_size, drop_last=drop_last, **options)
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         check_processes(sampler, processes, "dataloader_drop_last")
         return sampler
 
     def __getstate__(self) -> dict[str, Any]:
         # The trainer pickles its arguments into every checkpoint.
-        return {"_dataset": None}
+        return {"_datasets": {}}
 
 
 class RefreshCallback(SamplerCallback):

@@ -134,7 +134,7 @@ class SamplerCallback(TrainerCallback, ABC):
             start = getattr(sampler, "start_epoch", None)
             if start is not None and start >= epochs:
                 warnings.warn(
-                    f"all batches of this run are random: it has {epochs} epochs, and the first "
+                    f"all batches of this run are random: it has {epochs} epoch{'s' * (epochs != 1)}, and the first "
                     f"with clusters or neighbours is epoch {start}, counted from 0. Make the "
                     f"{type(sampler).__name__} with an earlier start_epoch",
                     stacklevel=2,

@@ -435,7 +435,9 @@ class _Batch:
             scores, missing = mixer.mix(anchors.vectors, vectors, mask, draws)
             logits.append(scores.float() * self.scale)
             masks.append(missing)
-        whole, left_out = torch.cat(logits, dim=1), torch.cat(masks, dim=1)
+        whole, left_out = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in (logits, masks)
+        )
         negative = torch.logsumexp(whole.masked_fill(left_out, MASKED), dim=1)
         if not value_at(self.loss.label_smoothing, self.step):
             return negative[None]

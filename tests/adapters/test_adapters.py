@@ -211,6 +211,7 @@ def test_resumed_with_the_same_draws_and_queue(tiny_model: Path, tmp_path: Path)
         assert torch.equal(weight, second.model.state_dict()[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:all batches of this run are random")
 def test_checkpoint_without_the_state_of_the_batches_is_refused(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_checkpoint_without_the_state_of_the_batches_is_refused(
         text_run(tmp_path, tiny_model, **options).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.filterwarnings("ignore:all batches of this run are random")
 def test_checkpoint_holds_no_array_of_the_data(tiny_model: Path, tmp_path: Path) -> None:
     trainer = text_run(tmp_path, tiny_model, save_strategy="epoch", num_train_epochs=1)
     trainer.args.batch_sampler._options["keys"] = np.zeros(100_000, np.int64)
@@ -298,6 +300,57 @@ def test_factory_knows_its_part_of_a_dataset_dict(tiny_model: Path, tmp_path: Pa
     sampler.set_epoch(1)
     sampler.refresh(vectors.vectors[0])
     assert epochs[1] != list(sampler)
+
+
+def test_factory_serves_several_parts(tiny_model: Path, tmp_path: Path) -> None:
+    def run(*more: Any) -> tuple[dict[str, Recording], Any]:
+        torch.manual_seed(1)
+        model = SentenceTransformer(str(tiny_model), device="cpu")
+        losses = {name: Recording(model) for name in ("first", "second", "third")}
+        parts = DatasetDict(first=pairs(20, seed=1), second=pairs(), third=pairs(24, seed=2))
+        own = {name: parts[name] for name in ("first", "second")}
+        args = SentenceTransformerTrainingArguments(
+            **arguments(tmp_path, num_train_epochs=2, save_strategy="steps", save_steps=16),
+            batch_sampler=BatchSamplerFactory(
+                DatasetDict(own), parts={"second": {"seed": 5}}, cluster_size=4
+            ),
+        )
+        vectors = Vectors()
+        callbacks = [vectors, *more]
+        trainer = SentenceTransformerTrainer(
+            model=model, args=args, train_dataset=parts, loss=losses, callbacks=callbacks
+        )
+        return losses, (trainer, vectors)
+
+    losses, (trainer, vectors) = run()
+    trainer.train()
+    assert [len(x) for x in vectors.vectors] == [20, ROWS]
+    for name, rows, seed, x in zip(
+        ("first", "second"), (20, ROWS), (0, 5), vectors.vectors, strict=True
+    ):
+        sampler = ClusterBatchSampler(rows, BATCH, cluster_size=4, seed=seed)
+        expected = list(sampler)
+        sampler.set_epoch(1)
+        sampler.refresh(x)
+        assert losses[name].batches == expected + list(sampler)
+    # Resumed within the second epoch, when both have their clusters from the checkpoint.
+    again, (trainer, vectors) = run()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert not vectors.vectors
+    for name in ("first", "second"):
+        rest = len(again[name].batches)
+        assert again[name].batches == losses[name].batches[-rest:]
+
+
+def test_factory_knows_the_names_of_its_parts() -> None:
+    with pytest.raises(ValueError, match="parts has thrid, the data set first, third"):
+        BatchSamplerFactory({"first": pairs(), "third": pairs()}, parts={"thrid": {}})
+
+
+def test_run_that_ends_before_the_first_clusters(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = text_run(tmp_path, tiny_model, num_train_epochs=1)
+    with pytest.warns(UserWarning, match="all batches of this run are random: it has 1 epoch,"):
+        trainer.train()
 
 
 def test_trainer_with_another_data_set_is_told(tiny_model: Path, tmp_path: Path) -> None:
