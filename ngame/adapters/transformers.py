@@ -134,8 +134,8 @@ class SamplerCallback(TrainerCallback, ABC):
             start = getattr(sampler, "start_epoch", None)
             if start is not None and start >= epochs:
                 warnings.warn(
-                    f"all batches of this run are random: it has {epochs} epoch{'s' * (epochs != 1)}, and the first "
-                    f"with clusters or neighbours is epoch {start}, counted from 0. Make the "
+                    f"all batches of this run are random: it ends before epoch {start}, the first "
+                    "with clusters or neighbours (counted from 0). Make the "
                     f"{type(sampler).__name__} with an earlier start_epoch",
                     stacklevel=2,
                 )
