@@ -5,9 +5,10 @@
 takes pairs of a label, the query, and a point that has it, the positive; and replaces a fifth of
 them by near copies of other pairs: each text without one of its words, or, of single words, with
 two letters swapped. Original and copy meet in one batch of 64, as clusters make them meet; so each
-has a false negative there. The guide is MODEL, a sentence-transformers model, whose vectors are computed beforehand and kept in
-float16. Prints precision and recall over all comparisons of all batches, and the processor time of
-each filter as a share of a training step of the same model, with one thread.
+has a false negative there. The guide is MODEL, a sentence-transformers model, whose vectors are
+computed beforehand and kept in float16. Prints precision and recall over all comparisons of all
+batches, and the processor time of each filter as a share of a training step of the same model,
+with one thread.
 """
 
 import argparse

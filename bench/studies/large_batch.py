@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 import ngame
 from ngame.encoders.bag import BagEncoder
+from ngame.loss import CooIndex
 from ngame.negatives import Candidates, ContrastiveLoss, KnownPositives
 
 
@@ -31,20 +32,25 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", default=[0, 1024, 8192, 80_000])
     parser.add_argument("--rows-at-once", type=int, default=512)
+    parser.add_argument(
+        "--anchors", type=int, help="only so many points of the batch are compared with its labels"
+    )
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        step(options.data, options.one, options.rows_at_once)
+        step(options.data, options.one, options.rows_at_once, options.anchors)
         return
     print(f"{torch.get_num_threads()} threads, {options.rows_at_once} rows at once\n")
     print("| batch | left out | loss | CPU seconds | peak, GB |")
     print("|---:|---:|---:|---:|---:|", flush=True)
     for batch in options.batches:
         here = [sys.executable, __file__, str(options.data), "--one", str(batch)]
+        if options.anchors is not None:
+            here += ["--anchors", str(options.anchors)]
         subprocess.run([*here, "--rows-at-once", str(options.rows_at_once)], check=True)
 
 
-def step(folder: Path, batch: int, rows_at_once: int) -> None:
+def step(folder: Path, batch: int, rows_at_once: int, anchors: int | None) -> None:
     """One step; a batch of 0 shows what the data and the encoder take alone."""
     data = ngame.load_dataset(folder)
     encoder = BagEncoder.fit([*data.train_texts, *data.label_texts]).train()
@@ -64,7 +70,8 @@ def step(folder: Path, batch: int, rows_at_once: int) -> None:
             F.normalize(encoder(tokens.take(ids)), dim=1)
             for tokens, ids in zip(texts, (rows, own), strict=True)
         )
-        found = loss(Candidates(rows, x), Candidates(own, z))
+        targets = torch.arange(batch if anchors is None else anchors)
+        found = loss(Candidates(rows, x), Candidates(own, z), CooIndex(targets, targets))
         found.backward()
         for update in updates:
             update.step()
