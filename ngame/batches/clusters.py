@@ -187,11 +187,11 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             check_rows("clusters", len(source.order), self.n_rows)
             clusters = source
         else:
-            source = in_reach(source)
-            shape = np.shape(source)
+            x = in_reach(source)
+            shape = np.shape(x)
             check_rows("embeddings", shape[0] if shape else 0, self.n_rows)
             clusters = balanced_clusters(
-                source,
+                x,
                 size=self.cluster_size_at(max(self.epoch, next(iter(self._schedule)))),
                 seed=int(self._seeds(CLUSTER).generate_state(1)[0]),
                 threads=self._threads,

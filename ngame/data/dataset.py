@@ -385,11 +385,11 @@ def _load_folder(folder: Path) -> Dataset:
     uids: dict[str, int] = {}
     label_texts = _label_texts(folder, uids)
     splits = [_read_split(folder, "trn", "train", label_texts, uids)]
-    for stem, split in (("tst", "test"), ("val", "val")):
+    for stem, name in (("tst", "test"), ("val", "val")):
         own = [*_candidates(folder, stem), folder / f"{stem}_X_Y.txt"]
-        own.append(folder / _PAIRS.format(split))
+        own.append(folder / _PAIRS.format(name))
         if any(path.exists() for path in own) or _raw_file(folder, stem, ".txt"):
-            splits.append(_read_split(folder, stem, split, label_texts, uids))
+            splits.append(_read_split(folder, stem, name, label_texts, uids))
     n_labels = max(split.n_labels for split in splits)
     if label_texts is None:
         warnings.warn(

@@ -33,7 +33,7 @@ Features = Mapping[str, npt.NDArray[np.float32]]
 
 def log_votes(votes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Logarithm of shares of votes, which may be 0."""
-    return np.log(votes + np.float32(_VOTE_FLOOR))
+    return np.asarray(np.log(votes + np.float32(_VOTE_FLOOR)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Fusion:
         of_score, of_sum, constant = self.calibration
         exact = scores.astype(np.float64)
         logits = of_score * exact + of_sum * _log_sum_exp(exact, rows) + constant
-        return expit(logits).astype(np.float32)
+        return np.asarray(expit(logits), np.float32)
 
     @classmethod
     def fit(

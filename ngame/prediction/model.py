@@ -279,14 +279,14 @@ class Model:
         pattern = merge(proposed, "max", threads=threads)
         pairs = _pairs(pattern)
         features: dict[str, npt.NDArray[np.float32]] = {}
-        for name in found:
-            if name in votes:
-                features[name] = _values_at(votes[name], *pairs)
-                features[f"log {name}"] = log_votes(features[name])
-            elif name == "tfidf":
-                features[name] = lexical.cosines(terms, *pairs)
+        for scorer in found:
+            if scorer in votes:
+                features[scorer] = _values_at(votes[scorer], *pairs)
+                features[f"log {scorer}"] = log_votes(features[scorer])
+            elif scorer == "tfidf":
+                features[scorer] = lexical.cosines(terms, *pairs)
             else:
-                features[name] = pair_products(vectors, self._items[name], *pairs)
+                features[scorer] = pair_products(vectors, self._items[scorer], *pairs)
         return pattern, features, found
 
     def _votes(self, vectors: Vectors) -> sp.csr_matrix:

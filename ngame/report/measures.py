@@ -119,7 +119,7 @@ class RunReport:
         truth = Truth.of(data.test_labels, data.drop_test)
         texts = [data.test_texts[row] for row in rows]
         drop = truth.dropped[rows]
-        found = model.scores(model.encode(texts), drop=drop if drop.nnz else None)
+        found = model.scores(texts, drop=drop if drop.nnz else None)
         ids = {str(name): best_ids(matrix, _DEPTH) for name, matrix in found.items()}
         return ScoredPoints(
             texts, truth.targets[rows], ids, _best_scores(found["fused"], ids["fused"])

@@ -328,7 +328,7 @@ def _score_every(
     training = _TRAINED_TOKEN * trained + _LOSS_PAIR * len(points) * pool
     if scoring <= _LITTLE_WORK:
         return 1
-    return math.ceil(scoring / (_SCORING_SHARE * training))
+    return int(math.ceil(scoring / (_SCORING_SHARE * training)))
 
 
 def _measure(
