@@ -24,7 +24,9 @@ _PRIOR_OF_VOTES = 0.1
 # a few points move them little; and on their distance from 1, which keeps them finite and leaves
 # them at 1 where the points say nothing.
 _SPREAD, _RIDGE = 1.0, 1e-4
-_VOTE_FLOOR = 1e-3
+# Added to shares of votes before their logarithm is taken.
+_VOTE_FLOOR = 1e-2
+# Best candidates of each point that the calibration is fitted on.
 _CALIBRATED_RANKS = 10
 
 Features = Mapping[str, npt.NDArray[np.float32]]
@@ -33,7 +35,8 @@ Features = Mapping[str, npt.NDArray[np.float32]]
 
 def log_votes(votes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Logarithm of shares of votes, which may be 0."""
-    return np.asarray(np.log(votes + np.float32(_VOTE_FLOOR)))
+    found: npt.NDArray[np.float32] = np.log(votes + np.float32(_VOTE_FLOOR))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ class Fusion:
         of_score, of_sum, constant = self.calibration
         exact = scores.astype(np.float64)
         logits = of_score * exact + of_sum * _log_sum_exp(exact, rows) + constant
-        return np.asarray(expit(logits), np.float32)
+        found: npt.NDArray[np.float32] = expit(logits).astype(np.float32)
+        return found
 
     @classmethod
     def fit(

@@ -138,13 +138,14 @@ class Lexical:
     def votes(
         self, queries: sp.csr_matrix, k: int, point_labels: sp.csr_matrix, *, threads: int = 0
     ) -> sp.csr_matrix:
-        """Labels of the k nearest points, weighted by their share of the cosines.
+        """Labels of the k nearest points, weighted by their share of the squared cosines.
 
         Returns
         -------
         float32 csr_matrix [n, L]
         """
         near = self._point_index.search(queries, k, threads=threads)
+        near.data **= 2
         sizes = np.diff(near.indptr)
         total = np.bincount(np.repeat(np.arange(len(sizes)), sizes), near.data, len(sizes))
         near.data /= np.repeat(total, sizes).astype(np.float32)

@@ -247,7 +247,7 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
         warnings.warn(
             f"held-out points with a label to predict: {points}, fewer than {FEWEST_POINTS}: the "
             "scorers are fused by fixed weights",
-            stacklevel=4,
+            stacklevel=5,
         )
     gains = None
     if run.config.prediction.fuse_for == "psp":

@@ -61,13 +61,14 @@ def slow_cosines(model, texts):
 
 
 def slow_tfidf_votes(model, texts):
-    """Votes of the points nearest by TF-IDF, weighted by their cosines, dense."""
+    """Votes of the points nearest by TF-IDF, weighted by their squared cosines, dense."""
     similar = slow_cosines(model, texts)[1]
     votes = np.zeros((len(texts), len(model.label_texts)))
     labels = model.point_labels.toarray()
     for row, scores in enumerate(similar):
         near = np.argsort(-scores, kind="stable")[: model.config.neighbours]
-        votes[row] = scores[near] / max(scores[near].sum(), 1e-30) @ labels[near]
+        weights = scores[near].astype(float) ** 2
+        votes[row] = weights / max(weights.sum(), 1e-30) @ labels[near]
     return votes
 
 
@@ -105,9 +106,9 @@ def test_fused_is_the_weighted_sum(model, dataset):
     features = {
         "encoder": encoder,
         "classifier": classifier,
-        "log neighbours": np.log(slow_votes(model, vectors) + 1e-3),
+        "log neighbours": np.log(slow_votes(model, vectors) + 1e-2),
         "tfidf": slow_cosines(model, texts)[0],
-        "log tfidf_neighbours": np.log(slow_tfidf_votes(model, texts) + 1e-3),
+        "log tfidf_neighbours": np.log(slow_tfidf_votes(model, texts) + 1e-2),
     }
     weights = model.fusions["all"].weights
     assert weights.keys() == features.keys()

@@ -731,6 +731,19 @@ def test_one_label(loss):
 
 
 @tiny.few_held_out
+@pytest.mark.parametrize("points", [5, 20, 200])
+def test_fused_is_not_below_its_best_part(points):
+    """On test points, beyond noise; which part is best is known only there."""
+    dataset = tiny.dataset(points=points, test=200)
+    model = ngame.train(dataset, tiny.config("encoder.dim=32", "encoder_stage.epochs=15"))
+    found = {name: values["P@1"] for name, values in model.metrics.items()}
+    fused = found.pop("fused")
+    best = max(found.values())
+    assert fused >= best - 2 * np.sqrt(best * (1 - best) / 200)
+    assert min(model.fusions["all"].weights.values()) >= 0
+
+
+@tiny.few_held_out
 def test_two_points():
     dataset = ngame.Dataset(
         ["red apple", "green pear"],

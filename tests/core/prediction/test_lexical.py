@@ -95,7 +95,8 @@ def test_votes(lexical, k):
     cosines = (queries @ lexical.points.T).toarray()
     for row, scores in enumerate(cosines):
         near = np.argsort(-scores, kind="stable")[:k]
-        votes = scores[near] / max(scores[near].sum(), 1e-30) @ labels.toarray()[near]
+        weights = scores[near] ** 2
+        votes = weights / max(weights.sum(), 1e-30) @ labels.toarray()[near]
         np.testing.assert_allclose(found[row].toarray()[0], votes, rtol=1e-5)
     assert found.has_sorted_indices
 
