@@ -24,19 +24,11 @@ _PRIOR_OF_VOTES = 0.1
 # a few points move them little; and on their distance from 1, which keeps them finite and leaves
 # them at 1 where the points say nothing.
 _SPREAD, _RIDGE = 1.0, 1e-4
-# Added to shares of votes before their logarithm is taken.
-_VOTE_FLOOR = 1e-2
 # Best candidates of each point that the calibration is fitted on.
 _CALIBRATED_RANKS = 10
 
 Features = Mapping[str, npt.NDArray[np.float32]]
 """Features of every candidate pair: name -> float32 [pairs]."""
-
-
-def log_votes(votes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Logarithm of shares of votes, which may be 0."""
-    found: npt.NDArray[np.float32] = np.log(votes + np.float32(_VOTE_FLOOR))
-    return found
 
 
 @dataclass(frozen=True, slots=True)

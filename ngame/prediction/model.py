@@ -40,7 +40,7 @@ from ngame.files import (
     write_tensors,
 )
 from ngame.prediction import fusion
-from ngame.prediction.fusion import Features, Fusion, log_votes
+from ngame.prediction.fusion import Features, Fusion
 from ngame.prediction.hnsw import HnswIndex
 from ngame.prediction.lexical import Lexical
 from ngame.shortlist import drop_pairs, keep_topk, merge
@@ -50,7 +50,9 @@ Scorer = Literal[ScorerName, "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
 
 _QUERIES_PER_CHUNK = 4096
-VOTERS = ("neighbours", "tfidf_neighbours")
+# Scorers by votes of training points, and what is added to a label's share of the votes before the
+# logarithm is taken: about the share of one of the farther voters.
+VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
 
 
 @dataclass(eq=False, repr=False)
@@ -282,7 +284,7 @@ class Model:
         for scorer in found:
             if scorer in votes:
                 features[scorer] = _values_at(votes[scorer], *pairs)
-                features[f"log {scorer}"] = log_votes(features[scorer])
+                features[f"log {scorer}"] = np.log(features[scorer] + np.float32(VOTERS[scorer]))
             elif scorer == "tfidf":
                 features[scorer] = lexical.cosines(terms, *pairs)
             else:

@@ -106,7 +106,7 @@ def test_fused_is_the_weighted_sum(model, dataset):
     features = {
         "encoder": encoder,
         "classifier": classifier,
-        "log neighbours": np.log(slow_votes(model, vectors) + 1e-2),
+        "log neighbours": np.log(slow_votes(model, vectors) + 1e-3),
         "tfidf": slow_cosines(model, texts)[0],
         "log tfidf_neighbours": np.log(slow_tfidf_votes(model, texts) + 1e-2),
     }
