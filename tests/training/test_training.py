@@ -159,7 +159,8 @@ def test_every_combination_runs(dataset, log, loss, positives, embeddings, finet
 def test_without_a_classifier(dataset):
     model = ngame.train(dataset, tiny.config(*ENCODER_ONLY))
     assert model.classifier is None
-    assert model.scorers == ("encoder", "neighbours", "fused") == tuple(model.metrics)
+    on = ("encoder", "neighbours", "tfidf", "tfidf_neighbours", "fused")
+    assert model.scorers == on == tuple(model.metrics)
 
 
 def test_without_test_points():
