@@ -305,8 +305,9 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
 
     Measured in bench/results/defaults.md.
 
-    - Eight epochs, fewer for many points. More of them fit the training points and no others.
-    - Fewer than 16,384 points make smaller batches, so that an epoch has about 16 updates.
+    - Eight epochs, fewer for many points. More of them fit the training points and no others. But
+      about a hundred updates: less leave the encoder of a hundred points untrained.
+    - Fewer than 12,000 points make smaller batches, so that an epoch has about 16 updates.
     - Fewer points, seen oftener, need more dropout of tokens.
     - If there are no more labels than a batch has points, the triplet loss and fine-tuning the
       encoder in the classifier stage give the better P@1. With more labels, the softmax and a
@@ -317,8 +318,9 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
     batch_size = min(max(2 ** round(math.log2(points / 16)), 16), StageConfig().batch_size)
     encoder: dict[str, Any] = {"dropout": round(dropout, 2)}
-    stage: dict[str, Any] = {"epochs": min(max(round(2500 / math.sqrt(points)), 3), 8)}
-    stage |= {"batch_size": batch_size}
+    epochs = min(max(round(2500 / math.sqrt(points)), 3), 8)
+    epochs = min(max(epochs, 96 * batch_size // points), 30)  # enough updates
+    stage: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     classifier: dict[str, Any] = {"batch_size": batch_size}
     if kind == "transformer":
         return {

@@ -145,12 +145,12 @@ def test_train_on_texts_with_tags(call, tmp_path):
 
 
 def test_points_that_are_labels(call, tmp_path):
-    texts = [f"{tiny.word(number)} {tiny.word(number // 5 + 500)}" for number in range(60)]
-    links = np.kron(np.eye(12), np.ones((5, 5))) - np.eye(60)
-    parts = {"test_texts": texts[40:], "test_labels": links[40:]}
-    save_dataset(ngame.Dataset(texts[:40], links[:40], texts, **parts), tmp_path / "data")
-    line = "60 points are labels: their own label is left out\n"
-    own = {(row, row + 40) for row in range(20)}
+    texts = [f"{tiny.word(number)} {tiny.word(number // 5 + 500)}" for number in range(100)]
+    links = np.kron(np.eye(20), np.ones((5, 5))) - np.eye(100)
+    parts = {"test_texts": texts[70:], "test_labels": links[70:]}
+    save_dataset(ngame.Dataset(texts[:70], links[:70], texts, **parts), tmp_path / "data")
+    line = "100 points are labels: their own label is left out\n"
+    own = {(row, row + 70) for row in range(30)}
     for name, sets, expected in (("drop", [], line), ("keep", ["--set=self_pairs=keep"], "")):
         run, found = tmp_path / name, tmp_path / f"{name}.npz"
         said = call("train", tmp_path / "data", "-o", run, *SETS, *sets)[2]

@@ -318,12 +318,13 @@ def _score_every(
     per_point = len(points.ids) / len(points)
     scoring = (len(held_out) + measured) * len(labels) * _SEARCH_PAIR
     trained = len(points) * (per_point if encodes else 1.0)
-    pool = min(len(labels), config.batch_size * run.points.truth.targets.nnz / len(points))
+    batch = min(config.batch_size, len(points))
+    pool = min(len(labels), batch * run.points.truth.targets.nnz / len(points))
     if encodes:
         scoring += len(held_out.ids) + measured * per_point
     if trains_labels:
         scoring += len(labels.ids)
-        batches = math.ceil(len(points) / config.batch_size)
+        batches = math.ceil(len(points) / batch)
         trained += batches * pool * len(labels.ids) / len(labels)
     training = _TRAINED_TOKEN * trained + _LOSS_PAIR * len(points) * pool
     if scoring <= _LITTLE_WORK:

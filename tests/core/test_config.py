@@ -127,7 +127,8 @@ def test_few_points_make_small_batches():
     for points, size in sizes.items():
         config = Config.load(points=points, labels=500)
         assert config.encoder_stage.batch_size == config.classifier_stage.batch_size == size
-        assert 3 <= config.encoder_stage.epochs <= 8
+        updates = config.encoder_stage.epochs * points / size
+        assert 3 <= config.encoder_stage.epochs <= 8 or points == 1 or 80 <= updates <= 96
 
 
 def test_few_points_are_visited_more_often():
