@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--embeddings", metavar="FILE", help="real embeddings, a float32 .npy file [n, dim]"
     )
+    group.addoption("--texts", metavar="FOLDER", help="a data set, for searches among texts")
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:

@@ -192,6 +192,37 @@ def napkinxc_precision(predictions: Any, truth: Any, k: int, threads: int) -> Ru
     return lambda: {"P": precision_at_k(positives, ranked, k=k)}
 
 
+def sparse_dot_topn_sparse_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
+    """The best entries of a sparse product by sparse_dot_topn."""
+    from sparse_dot_topn import sp_matmul_topn
+
+    columns = items.T.tocsr()
+
+    def run() -> dict[str, Any]:
+        return csr_arrays(sp_matmul_topn(queries, columns, top_n=k, n_threads=threads))
+
+    return run
+
+
+def pecos_sparse_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
+    """The sparse product of PECOS, 64 queries at a time, without the selection."""
+    from pecos.core import clib
+
+    columns = sp.csr_matrix(items.T)
+
+    def run() -> dict[str, Any]:
+        for first in range(0, queries.shape[0], 64):
+            product = clib.sparse_matmul(queries[first : first + 64], columns, threads=threads)
+        return {"last": product.data[-1:]}
+
+    return run
+
+
+def sklearn_sparse_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
+    """Exact search by cosine, scikit-learn NearestNeighbors by brute force."""
+    return sklearn_topk(queries, items, k, threads)
+
+
 def csr_arrays(matrix: Any) -> dict[str, Any]:
     """The arrays of a CSR matrix with sorted indices, by name."""
     matrix.sort_indices()

@@ -36,6 +36,7 @@ PEERS = (
     "hnswlib",
     "napkinxc",
     "scikit-learn",
+    "sparse-dot-topn",
     "torch",
     "numpy",
     "scipy",
@@ -56,11 +57,14 @@ def main() -> None:
         "--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has the peers"
     )
     parser.add_argument("--embeddings", metavar="FILE", help="real embeddings, float32 .npy")
+    parser.add_argument("--texts", metavar="FOLDER", help="a data set with test points")
     parser.add_argument("--passes", type=int, default=3, help="times that each file is run")
     options = parser.parse_args()
     arguments = ["--peers", options.peers]
     if options.embeddings:
         arguments += ["--embeddings", options.embeddings]
+    if options.texts:
+        arguments += ["--texts", str(Path(options.texts).resolve())]
     if options.quick:
         arguments.append("--quick")
     versions = peer_versions(options.peers)

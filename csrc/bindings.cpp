@@ -426,6 +426,25 @@ py::tuple sparse_topk_(const Csr& queries, const Array<float>& query_values, con
   });
 }
 
+py::array sparse_pair_scores_(const Csr& queries, const Array<float>& query_values,
+                              const Csr& items, const Array<float>& item_values, const Csr& pairs,
+                              int threads) {
+  return with_index(items, [&](auto index) {
+    const auto query_rows = weighted_rows<decltype(index)>(queries, query_values, "queries");
+    const auto item_rows = weighted_rows<decltype(index)>(items, item_values, "items");
+    const auto view = csr_view<decltype(index)>(pairs, "pairs");
+    if (view.rows != query_rows.pattern.rows || view.cols != item_rows.pattern.rows) {
+      throw std::invalid_argument("pairs has another shape");
+    }
+    py::array_t<float> scores(view.nonzeros);
+    float* const out = scores.mutable_data();
+    compute([&](Cancel& cancel) {
+      sparse_pair_scores(query_rows, item_rows, view, thread_count(threads), cancel, out);
+    });
+    return scores;
+  });
+}
+
 py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& truth,
                    const std::optional<Csr>& drop,
                    const std::optional<Array<float>>& inverse_propensity, const Array<int64_t>& ks,
@@ -522,6 +541,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("sparse_topk", &sparse_topk_, py::arg("queries"), py::arg("query_values").noconvert(),
         py::arg("items"), py::arg("item_values").noconvert(), py::arg("prepared"), py::arg("k"),
         py::arg("drop"), py::arg("threads"));
+  m.def("sparse_pair_scores", &sparse_pair_scores_, py::arg("queries"),
+        py::arg("query_values").noconvert(), py::arg("items"), py::arg("item_values").noconvert(),
+        py::arg("pairs"), py::arg("threads"));
   m.def("evaluate", &evaluate_, py::arg("predictions"), py::arg("scores"), py::arg("truth"),
         py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("by_row"),
         py::arg("threads"));

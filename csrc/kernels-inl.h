@@ -658,8 +658,7 @@ double dot(const Element* row, const double* direction, size_t dim) {
 }
 
 typedef int16_t Shorts __attribute__((vector_size(NGAME_VECTOR_BYTES)));
-typedef int16_t LooseShorts
-    __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(2), may_alias));
+typedef int16_t LooseShorts __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(2), may_alias));
 
 size_t take_sums(const int16_t* sums, size_t count, int16_t least, int32_t first_place,
                  int16_t* values, int32_t* places) {
@@ -676,9 +675,9 @@ size_t take_sums(const int16_t* sums, size_t count, int16_t least, int32_t first
     // Most hold nothing: one test for all lanes comes first.
 #if NGAME_VECTOR_BYTES == 64
     const auto limits = reinterpret_cast<__m512i>(bound);
-    uint64_t hits =
-        _mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(low), limits) |
-        uint64_t{_mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(high), limits)} << kLanes;
+    uint64_t hits = _mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(low), limits) |
+                    uint64_t{_mm512_cmpge_epi16_mask(reinterpret_cast<__m512i>(high), limits)}
+                        << kLanes;
     for (; hits != 0; hits &= hits - 1) {
       take(first + static_cast<size_t>(__builtin_ctzll(hits)));
       ++found;

@@ -49,7 +49,8 @@ double squared_norm(const WeightedRows<Index>& rows, int64_t row) {
 }
 
 template <class Index>
-void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cancel, SparseItems& out) {
+void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cancel,
+              SparseItems& out) {
   const auto& pattern = items.pattern;
   const int64_t rows = std::min(SparseItems::kMostRows, pattern.rows - first_row);
   SparseItems::Part part;
@@ -99,10 +100,10 @@ void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cance
       if (c >= next.size() || next[c] == part.offsets[c + 1]) pattern.reject_change();
       const float largest = out.largest[c];
       const float share = largest > 0 ? *value / largest : 0;
-      const auto code = static_cast<int32_t>(std::lrint(static_cast<double>(share) *
-                                                        SparseItems::kLargestCode));
-      part.entries[next[c]++] = static_cast<uint32_t>(code) << SparseItems::kPlaceBits |
-                                static_cast<uint32_t>(place);
+      const auto code =
+          static_cast<int32_t>(std::lrint(static_cast<double>(share) * SparseItems::kLargestCode));
+      part.entries[next[c]++] =
+          static_cast<uint32_t>(code) << SparseItems::kPlaceBits | static_cast<uint32_t>(place);
     }
   }
   for (size_t c = 0; c < next.size(); ++c) {
@@ -154,6 +155,18 @@ class Lookup {
   int bits_ = 0;
   std::vector<Slot> slots_;
 };
+
+// The score of an item.
+template <class Index>
+float score_of(const WeightedRows<Index>& items, int64_t item, const Lookup& query) {
+  const auto entries = items.pattern.row(item);
+  const float* value = items.values + (entries.begin - items.pattern.columns);
+  double total = 0;
+  for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
+    total += static_cast<double>(query[*column]) * static_cast<double>(*value);
+  }
+  return static_cast<float>(total);
+}
 
 // A column of a query that items have.
 struct Term {
@@ -209,8 +222,8 @@ class Search {
       const float largest = prepared_.largest[static_cast<size_t>(column)];
       if (*value == 0 || largest == 0) continue;
       const double weight = std::fabs(static_cast<double>(*value));
-      terms_.push_back({column, weight, weight * static_cast<double>(largest),
-                        *value < 0 ? -1 : 1, nullptr, nullptr});
+      terms_.push_back({column, weight, weight * static_cast<double>(largest), *value < 0 ? -1 : 1,
+                        nullptr, nullptr});
       negative_ |= *value < 0;
       lookup_.put(column, *value);
       most_ += terms_.back().most;
@@ -261,9 +274,8 @@ class Search {
       const auto& offsets = prepared_.parts.front().offsets;
       return offsets[term.column + 1] - offsets[term.column];
     };
-    std::stable_sort(terms_.begin(), rest, [&](const Term& a, const Term& b) {
-      return frequency(a) > frequency(b);
-    });
+    std::stable_sort(terms_.begin(), rest,
+                     [&](const Term& a, const Term& b) { return frequency(a) > frequency(b); });
     norms_.assign(1, 0);
     double square = 0;
     for (auto term = terms_.begin(); term != rest; ++term) {
@@ -334,10 +346,9 @@ class Search {
     sums_of_.resize(before + static_cast<size_t>(scanned));
     places_.resize(before + static_cast<size_t>(scanned));
     const auto least = static_cast<int16_t>(std::max(1, cut() - slacks_.back()));
-    const size_t found = use_.take_sums(
-        sums_.data(), static_cast<size_t>(scanned), least,
-        static_cast<int32_t>(block_number * kBlock), sums_of_.data() + before,
-        places_.data() + before);
+    const size_t found = use_.take_sums(sums_.data(), static_cast<size_t>(scanned), least,
+                                        static_cast<int32_t>(block_number * kBlock),
+                                        sums_of_.data() + before, places_.data() + before);
     sums_of_.resize(before + found);
     places_.resize(before + found);
     std::fill_n(sums_.begin(), scanned, int16_t{0});
@@ -384,8 +395,7 @@ class Search {
       score_rows();
       keep_best();
       if (static_cast<int64_t>(found_.size()) < k_) continue;
-      least = static_cast<double>(
-          std::max_element(found_.begin(), found_.end(), better)->score);
+      least = static_cast<double>(std::max_element(found_.begin(), found_.end(), better)->score);
     }
   }
 
@@ -409,19 +419,9 @@ class Search {
         }
       }
       const int32_t item = rows_to_score_[i];
-      const float score = score_of(item);
+      const float score = score_of(items_, item, lookup_);
       if (score != 0 && !is_dropped(item)) found_.push_back({score, item});
     }
-  }
-
-  float score_of(int32_t item) const {
-    const auto entries = items_.pattern.row(item);
-    const float* value = items_.values + (entries.begin - items_.pattern.columns);
-    double total = 0;
-    for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
-      total += static_cast<double>(lookup_[*column]) * static_cast<double>(*value);
-    }
-    return static_cast<float>(total);
   }
 
   bool is_dropped(int32_t item) const {
@@ -477,15 +477,15 @@ class Search {
   int64_t row_ = 0, dropped_ = 0;
   std::vector<Term> terms_;
   Lookup lookup_;
-  double most_ = 0;            // that a score can be
-  bool negative_ = false;      // whether a product may be; sums then leave out nothing
-  int32_t error_ = 0;          // of a sum, in units
-  std::vector<double> norms_;  // [c]: of the query in its c most common columns
-  int32_t kth_ = 0;            // the k-th best sum so far
-  AlignedVector<int16_t> sums_;               // of the items of a block
-  AlignedVector<int16_t> sums_of_;            // of the candidates
-  AlignedVector<int32_t> places_;             // of the candidates
-  std::vector<int32_t> slacks_;             // what left-out columns may add in each block
+  double most_ = 0;                 // that a score can be
+  bool negative_ = false;           // whether a product may be; sums then leave out nothing
+  int32_t error_ = 0;               // of a sum, in units
+  std::vector<double> norms_;       // [c]: of the query in its c most common columns
+  int32_t kth_ = 0;                 // the k-th best sum so far
+  AlignedVector<int16_t> sums_;     // of the items of a block
+  AlignedVector<int16_t> sums_of_;  // of the candidates
+  AlignedVector<int32_t> places_;   // of the candidates
+  std::vector<int32_t> slacks_;     // what left-out columns may add in each block
   std::vector<int32_t> rows_to_score_;
   std::vector<Scored> found_;
 };
@@ -565,8 +565,40 @@ Sparse<float> sparse_topk(const WeightedRows<Index>& queries, const WeightedRows
   return out;
 }
 
+template <class Index>
+void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
+                        const CsrView<Index>& pairs, int threads, Cancel& cancel, float* scores) {
+  const int64_t rows = queries.pattern.rows;
+  const int64_t jobs = (rows + kQueriesOfJob - 1) / kQueriesOfJob;
+  parallel_for(jobs, threads, cancel, [&](int64_t job, int) {
+    Lookup lookup;
+    const int64_t end = std::min(rows, (job + 1) * kQueriesOfJob);
+    for (int64_t row = job * kQueriesOfJob; row < end; ++row) {
+      cancel.check();
+      squared_norm(queries, row);  // It checks the row.
+      const auto entries = queries.pattern.row(row);
+      const float* value = queries.values + (entries.begin - queries.pattern.columns);
+      lookup.clear(entries.size());
+      for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
+        lookup.put(*column, *value);
+      }
+      const auto wanted = pairs.sorted_row(row);
+      float* score = scores + (wanted.begin - pairs.columns);
+      for (const Index* item = wanted.begin; item != wanted.end; ++item) {
+        const int64_t id = *item;
+        if (id < 0 || id >= items.pattern.rows) pairs.reject_change();
+        *score++ = score_of(items, id, lookup);
+      }
+    }
+  });
+}
+
 template SparseItems prepare_sparse_items(const WeightedRows<int32_t>&, Cancel&);
 template SparseItems prepare_sparse_items(const WeightedRows<int64_t>&, Cancel&);
+template void sparse_pair_scores(const WeightedRows<int32_t>&, const WeightedRows<int32_t>&,
+                                 const CsrView<int32_t>&, int, Cancel&, float*);
+template void sparse_pair_scores(const WeightedRows<int64_t>&, const WeightedRows<int64_t>&,
+                                 const CsrView<int64_t>&, int, Cancel&, float*);
 template Sparse<float> sparse_topk(const WeightedRows<int32_t>&, const WeightedRows<int32_t>&,
                                    const SparseItems&, const CsrView<int32_t>*, int64_t, int,
                                    Cancel&);

@@ -34,10 +34,10 @@ struct SparseItems {
   SparseItems(const SparseItems&) = delete;  // Large.
 
   struct Part {
-    std::vector<int64_t> offsets;   // of the columns' entries, cols + 1
-    Buffer<uint32_t> entries;       // places ascend within a column
-    std::vector<int32_t> order;     // the item at each place
-    std::vector<float> heaviest;    // of each block of places: the largest norm in common columns
+    std::vector<int64_t> offsets;  // of the columns' entries, cols + 1
+    Buffer<uint32_t> entries;      // places ascend within a column
+    std::vector<int32_t> order;    // the item at each place
+    std::vector<float> heaviest;   // of each block of places: the largest norm in common columns
   };
 
   int64_t rows = 0;
@@ -61,5 +61,10 @@ template <class Index>
 Sparse<float> sparse_topk(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
                           const SparseItems& prepared, const CsrView<Index>* drop, int64_t k,
                           int threads, Cancel& cancel);
+
+// scores[i] is the score of the i-th of some pairs (query, item).
+template <class Index>
+void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
+                        const CsrView<Index>& pairs, int threads, Cancel& cancel, float* scores);
 
 }  // namespace ngame

@@ -108,6 +108,14 @@ def sparse_topk(
     drop: _Csr | None,
     threads: int,
 ) -> _Sparse: ...
+def sparse_pair_scores(
+    queries: _Csr,
+    query_values: npt.NDArray[np.float32],
+    items: _Csr,
+    item_values: npt.NDArray[np.float32],
+    pairs: _Csr,
+    threads: int,
+) -> npt.NDArray[np.float32]: ...
 def keep_topk(matrix: _Csr, values: npt.NDArray[Any], k: int, threads: int) -> _Sparse: ...
 def merge(
     first: _Csr,

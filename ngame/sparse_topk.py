@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
@@ -49,13 +50,9 @@ class SparseIndex:
 
         Parameters, results and errors are those of `sparse_topk`, to the bit.
         """
-        rows = _as_rows(queries, "queries")
-        if rows.shape[1] != self._items.shape[1]:
-            raise ValueError(
-                f"queries has {rows.shape[1]} columns, items has {self._items.shape[1]}"
-            )
+        rows = self._as_queries(queries)
         k = as_count(k, "k")
-        shape = (rows.shape[0], self._items.shape[0])
+        shape = (rows.shape[0], len(self))
         dropped = None if drop is None else as_pairs(drop, "drop", shape)
         matrices = [rows, self._items, *([] if dropped is None else [dropped])]
         index = np.result_type(*(matrix.indices.dtype for matrix in matrices))
@@ -70,6 +67,42 @@ class SparseIndex:
             as_threads(threads),
         )
         return new_csr(*found, shape)
+
+    def pair_scores(self, queries: Any, pairs: Any, *, threads: int = 0) -> npt.NDArray[np.float32]:
+        """Score given pairs of queries and items, with the scores of `search`.
+
+        Parameters
+        ----------
+        queries, threads
+            As for `sparse_topk`.
+        pairs : CSR matrix of shape [n, m]
+            Every stored entry is a pair.
+
+        Returns
+        -------
+        float32 array of shape [pairs.nnz]
+            In the order of the entries, columns ascending within a row.
+        """
+        rows = self._as_queries(queries)
+        asked = as_pairs(pairs, "pairs", (rows.shape[0], len(self)))
+        index = np.result_type(*(m.indices.dtype for m in (rows, self._items, asked)))
+        return _core.sparse_pair_scores(
+            pattern(rows, index),
+            rows.data,
+            pattern(self._items, index),
+            self._items.data,
+            pattern(asked, index),
+            as_threads(threads),
+        )
+
+    def _as_queries(self, queries: Any) -> Any:
+        """Check that queries fit the items."""
+        rows = _as_rows(queries, "queries")
+        if rows.shape[1] != self._items.shape[1]:
+            raise ValueError(
+                f"queries has {rows.shape[1]} columns, items has {self._items.shape[1]}"
+            )
+        return rows
 
     def __len__(self) -> int:
         """Give the number of items."""

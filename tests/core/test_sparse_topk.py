@@ -146,6 +146,21 @@ def test_rejects_bad_input(rng):
         ngame.sparse_topk(queries * np.float32(1e30), items * np.float32(1e30), 1)
 
 
+@pytest.mark.parametrize("kind", ["any", "signed"])
+def test_pair_scores(rng, kind):
+    queries, items = random_rows(rng, 70, 12, 0.5, kind), random_rows(rng, 20, 12, 0.5, kind)
+    index = ngame.SparseIndex(items)
+    pairs = sp.csr_matrix(rng.random((70, 20)) < 0.3)
+    scores = index.pair_scores(queries, pairs, threads=2)
+    assert scores.dtype == np.float32
+    product = (queries.astype(np.float64) @ items.T.astype(np.float64)).toarray()
+    np.testing.assert_array_equal(scores, product[pairs.nonzero()].astype(np.float32))
+    found = index.search(queries, 5)
+    np.testing.assert_array_equal(index.pair_scores(queries, found), found.data)
+    with pytest.raises(ValueError, match=r"pairs has shape \(70, 19\), expected \(70, 20\)"):
+        index.pair_scores(queries, pairs[:, :19])
+
+
 def test_core_checks_what_belongs_together(rng):
     items = random_rows(rng, 5, 6, 0.9, "any")
     arrays = (items.indptr, items.indices, 6)
