@@ -329,7 +329,8 @@ def _score_every(
     training = _TRAINED_TOKEN * trained + _LOSS_PAIR * len(points) * pool
     if scoring <= _LITTLE_WORK:
         return 1
-    return int(math.ceil(scoring / (_SCORING_SHARE * training)))
+    every: int = math.ceil(scoring / (_SCORING_SHARE * training))
+    return every
 
 
 def _measure(
