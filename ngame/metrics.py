@@ -9,6 +9,8 @@ import scipy.sparse as sp
 
 from ngame import _core
 from ngame.arrays import (
+    Csr,
+    Pairs,
     Pattern,
     as_array,
     as_csr,
@@ -26,12 +28,12 @@ from ngame.dispatch import dispatched
 
 @dispatched
 def evaluate(
-    predictions: Any,
-    truth: Any,
+    predictions: Csr | npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike],
+    truth: Csr | npt.ArrayLike,
     *,
     ks: Sequence[int] = (1, 3, 5),
-    inverse_propensity: Any = None,
-    drop: Any = None,
+    inverse_propensity: npt.ArrayLike | None = None,
+    drop: Pairs | None = None,
     threads: int = 0,
 ) -> dict[str, float]:
     r"""Score ranked predictions against the truth.
@@ -109,12 +111,12 @@ def evaluate(
 
 @dispatched
 def evaluate_rows(
-    predictions: Any,
-    truth: Any,
+    predictions: Csr | npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike],
+    truth: Csr | npt.ArrayLike,
     *,
     ks: Sequence[int] = (1, 3, 5),
-    inverse_propensity: Any = None,
-    drop: Any = None,
+    inverse_propensity: npt.ArrayLike | None = None,
+    drop: Pairs | None = None,
     threads: int = 0,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Score every row: what `evaluate` takes the mean of, for tests of significance.
@@ -137,11 +139,11 @@ def evaluate_rows(
 
 
 def _evaluate(
-    predictions: Any,
-    truth: Any,
+    predictions: Csr | npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike],
+    truth: Csr | npt.ArrayLike,
     ks: Sequence[int],
-    inverse_propensity: Any,
-    drop: Any,
+    inverse_propensity: npt.ArrayLike | None,
+    drop: Pairs | None,
     threads: int,
     by_row: bool,
 ) -> dict[str, npt.NDArray[np.float64]]:
@@ -346,7 +348,7 @@ def _as_dense_truth(truth: Any) -> Any:
 
 
 def inverse_propensity(
-    train_labels: Any, a: float = 0.55, b: float = 1.5
+    train_labels: Csr, a: float = 0.55, b: float = 1.5
 ) -> npt.NDArray[np.float32]:
     r"""Weight labels by how likely their positives are missing: rare labels weigh more.
 

@@ -7,7 +7,17 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import as_count, as_csr, as_pairs, as_threads, canonical, new_csr, pattern
+from ngame.arrays import (
+    Csr,
+    Pairs,
+    as_count,
+    as_csr,
+    as_pairs,
+    as_threads,
+    canonical,
+    new_csr,
+    pattern,
+)
 
 
 class SparseIndex:
@@ -37,7 +47,7 @@ class SparseIndex:
     [[1.0, 3.0, 0.0]]
     """
 
-    def __init__(self, items: Any) -> None:
+    def __init__(self, items: Csr) -> None:
         self._items = _as_rows(items, "items")
         if self._items.shape[0] > np.iinfo(np.int32).max:
             raise ValueError(
@@ -45,7 +55,9 @@ class SparseIndex:
             )
         self._prepared = _core.prepare_sparse_items(pattern(self._items), self._items.data)
 
-    def search(self, queries: Any, k: int, *, drop: Any = None, threads: int = 0) -> sp.csr_matrix:
+    def search(
+        self, queries: Csr, k: int, *, drop: Pairs | None = None, threads: int = 0
+    ) -> sp.csr_matrix:
         """Find the k items with the highest score for every query.
 
         Parameters, results and errors are those of `sparse_topk`, to the bit.
@@ -110,7 +122,7 @@ class SparseIndex:
 
 
 def sparse_topk(
-    queries: Any, items: Any, k: int, *, drop: Any = None, threads: int = 0
+    queries: Csr, items: Csr, k: int, *, drop: Pairs | None = None, threads: int = 0
 ) -> sp.csr_matrix:
     """Find the k items with the highest dot product for every query, exactly.
 
