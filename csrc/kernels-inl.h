@@ -9,6 +9,8 @@
 
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -20,6 +22,14 @@ namespace {
 typedef float Vector __attribute__((vector_size(NGAME_VECTOR_BYTES)));
 typedef float LooseVector __attribute__((vector_size(NGAME_VECTOR_BYTES), aligned(4), may_alias));
 constexpr size_t kWidth = NGAME_VECTOR_BYTES / sizeof(float);
+
+// With AVX-512 and on aarch64 there are 32 vector registers, else 16. Tiles hold as many sums as
+// fit.
+#if NGAME_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
 
 inline Vector load(const float* from) { return *reinterpret_cast<const LooseVector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<LooseVector*>(to) = value; }
@@ -41,6 +51,8 @@ inline Vector load(const uint16_t* from) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif NGAME_VECTOR_BYTES == 32
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
 #else
   Vector wide{};
   for (size_t lane = 0; lane < kWidth; ++lane) wide[lane] = widen(from[lane]);
@@ -109,12 +121,8 @@ inline void dot_tile(const Element* const* rows, const Element* const* ahead, si
   }
 }
 
-// As many sums as the registers hold: four rows by four directions, or two by four.
-#if NGAME_VECTOR_BYTES == 64
-constexpr size_t kTileRows = 4;
-#else
-constexpr size_t kTileRows = 2;
-#endif
+// Rows by four directions.
+constexpr size_t kTileRows = kManyRegisters ? 4 : 2;
 
 template <size_t kRows, class Element>
 inline void project_tile(const Element* const* rows, const Element* const* ahead, size_t dim,
@@ -158,7 +166,8 @@ void project(const GatheredRows<Element>& rows, size_t dim, const float* directi
 
 // Sums of as many vectors as a vector has lanes, vector i's in lane i. Neighbouring lanes are added
 // in each step, so a sum does not depend on where its vector stands.
-inline Vector sum_each(const Vector* vectors) {
+template <class Sums>
+inline Sums sum_each(const Sums* vectors) {
 #if NGAME_VECTOR_BYTES == 64
 #define NGAME_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define NGAME_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
@@ -169,7 +178,7 @@ inline Vector sum_each(const Vector* vectors) {
 #define NGAME_EVEN 0, 2, 4, 6
 #define NGAME_ODD 1, 3, 5, 7
 #endif
-  Vector left[kWidth];
+  Sums left[kWidth];
   for (size_t lane = 0; lane < kWidth; ++lane) left[lane] = vectors[lane];
 #pragma GCC unroll 4
   for (size_t count = kWidth / 2; count > 0; count /= 2) {
@@ -182,34 +191,145 @@ inline Vector sum_each(const Vector* vectors) {
   return left[0];
 }
 
-// A tile is kProductUnit directions, which stay in the nearest cache, by two rows; narrow vectors
-// do half of the directions at a time. A lone last row is done twice.
-void products(const GatheredRows<float>& rows, const GatheredRows<float>& directions, size_t dim,
-              float* scores, size_t score_stride) {
+// Products of floats, and of 8-bit codes, which are added up in fours: how `sum` takes up as many
+// of them as a vector has, and one word of each of its items by the same word of a query. In tiles,
+// codes of items are offset by 128.
+struct FloatProducts {
+  using Element = float;
+  using Word = float;
+  using Sums = Vector;
+  static constexpr size_t kElements = kWidth;
+  static Sums start(Word word) { return broadcast(word); }
+  static void add(Sums& sum, const Word* items, Word query) {
+    sum += broadcast(query) * load(items);
+  }
+  static Sums start(const Element*, size_t) { return Sums{}; }
+  static void multiply(Sums& sum, const Element* row, const Element* direction) {
+    sum += load(row) * load(direction);
+  }
+};
+
+typedef int32_t Integers __attribute__((vector_size(NGAME_VECTOR_BYTES)));
+
+#if defined(__aarch64__) || NGAME_VECTOR_BYTES >= 32
+#define NGAME_CODES
+struct CodeProducts {
+  using Element = int8_t;
+  using Word = int32_t;
+  using Sums = Integers;
+  static constexpr size_t kElements = 4 * kWidth;
+
+#ifdef __aarch64__
+  // Signed codes by signed codes: items lose their offset, so there is none to take back.
+  static int8x16_t load_codes(const void* from) {
+    return vld1q_s8(static_cast<const int8_t*>(from));
+  }
+  static int8x16_t without_offset(int8x16_t codes) { return veorq_s8(codes, vdupq_n_s8(-128)); }
+  static Sums start(Word) { return Sums{}; }
+  static Sums start(const Element*, size_t) { return Sums{}; }
+  static void multiply(Sums& sum, const Element* row, const Element* direction) {
+    add(sum, load_codes(row), load_codes(direction));
+  }
+#ifdef __ARM_FEATURE_DOTPROD
+  static void add(Sums& sum, const Word* items, Word query) {
+    const int8x16_t codes = without_offset(load_codes(items));
+    sum = vdotq_lane_s32(sum, codes, vreinterpret_s8_s32(int32x2_t{query, 0}), 0);
+  }
+  static void add(Sums& sum, int8x16_t one, int8x16_t other) { sum = vdotq_s32(sum, one, other); }
+#else
+  static void add(Sums& sum, const Word* items, Word query) {
+    add(sum, without_offset(load_codes(items)), vreinterpretq_s8_s32(vdupq_n_s32(query)));
+  }
+  static void add(Sums& sum, int8x16_t one, int8x16_t other) {
+    // Two products are added up in 16 bits: 2 * 127 * 127 is less than 2^15.
+    sum = vpadalq_s16(
+        sum, vpaddq_s16(vmull_s8(vget_low_s8(one), vget_low_s8(other)), vmull_high_s8(one, other)));
+  }
+#endif
+
+#else
+  // Unsigned codes by signed codes.
+#if NGAME_VECTOR_BYTES == 64
+  using Codes = __m512i;
+  static Codes load_codes(const void* from) { return _mm512_loadu_si512(from); }
+  static Codes offset(Codes codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+  static void add(Sums& sum, Codes codes, Codes with) {
+#ifdef __AVX512VNNI__
+    sum = reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), codes, with));
+#else
+    const __m512i pairs = _mm512_maddubs_epi16(codes, with);
+    sum += reinterpret_cast<Sums>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+  }
+  static Codes repeat(Word word) { return _mm512_set1_epi32(word); }
+#else
+  using Codes = __m256i;
+  static Codes load_codes(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  }
+  static Codes offset(Codes codes) { return _mm256_xor_si256(codes, _mm256_set1_epi8(-128)); }
+  static void add(Sums& sum, Codes codes, Codes with) {
+    const __m256i pairs = _mm256_maddubs_epi16(codes, with);
+    sum += reinterpret_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static Codes repeat(Word word) { return _mm256_set1_epi32(word); }
+#endif
+  static Sums start(Word word) { return word - Sums{}; }
+  static void add(Sums& sum, const Word* items, Word query) {
+    add(sum, load_codes(items), repeat(query));
+  }
+  // Rows are offset as they are read; what that adds is taken back from the start.
+  static Sums start(const Element* direction, size_t dim) {
+    Sums added{};
+    for (size_t element = 0; element < dim; element += kElements) {
+      add(added, offset(Codes{}), load_codes(direction + element));
+    }
+    return -added;
+  }
+  static void multiply(Sums& sum, const Element* row, const Element* direction) {
+    add(sum, offset(load_codes(row)), load_codes(direction));
+  }
+#endif
+};
+#endif
+
+// A tile is kProductUnit directions, which stay in the nearest cache, or half of them where there
+// are fewer registers, by two rows. A lone last row is done twice.
+template <class Products>
+void products(const GatheredRows<typename Products::Element>& rows,
+              const GatheredRows<typename Products::Element>& directions, size_t dim, float* scores,
+              size_t score_stride) {
+  using Element = typename Products::Element;
+  using Sums = typename Products::Sums;
   constexpr size_t kRows = 2;
-  constexpr size_t kDirections = NGAME_VECTOR_BYTES == 64 ? kProductUnit : kProductUnit / 2;
+  constexpr size_t kDirections = kManyRegisters ? kProductUnit : kProductUnit / 2;
   for (size_t first = 0; first < directions.count; first += kDirections) {
-    const float* tile[kDirections];
+    const Element* tile[kDirections];
+    Sums start[kDirections];
     for (size_t direction = 0; direction < kDirections; ++direction) {
       const size_t index = first + direction;
       tile[direction] = directions[index < directions.count ? index : directions.count - 1];
+      start[direction] = Products::start(tile[direction], dim);
     }
     for (size_t row = 0; row < rows.count; row += kRows) {
       const size_t second = row + 1 < rows.count ? row + 1 : row;
-      const float* const pair[kRows] = {rows[row], rows[second]};
-      Vector sums[kRows * kDirections] = {};
-      for (size_t element = 0; element < dim; element += kWidth) {
-        const Vector parts[kRows] = {load(pair[0] + element), load(pair[1] + element)};
+      const Element* const pair[kRows] = {rows[row], rows[second]};
+      Sums sums[kRows * kDirections];
+#pragma GCC unroll 8
+      for (size_t direction = 0; direction < kDirections; ++direction) {
+        sums[direction] = sums[kDirections + direction] = start[direction];
+      }
+      for (size_t element = 0; element < dim; element += Products::kElements) {
 #pragma GCC unroll 8
         for (size_t direction = 0; direction < kDirections; ++direction) {
-          const Vector values = load(tile[direction] + element);
-          sums[direction] += parts[0] * values;
-          sums[kDirections + direction] += parts[1] * values;
+          const Element* const values = tile[direction] + element;
+          Products::multiply(sums[direction], pair[0] + element, values);
+          Products::multiply(sums[kDirections + direction], pair[1] + element, values);
         }
       }
       float found[kRows * kDirections];
       for (size_t part = 0; part < kRows * kDirections; part += kWidth) {
-        store(found + part, sum_each(sums + part));
+        store(found + part, __builtin_convertvector(sum_each(sums + part), Vector));
       }
       __builtin_memcpy(scores + row * score_stride + first, found, sizeof(found) / 2);
       __builtin_memcpy(scores + second * score_stride + first, found + kDirections,
@@ -278,7 +398,7 @@ void pack(const Element* row, size_t dim, float scale, uint32_t* words) {
 }
 
 // Rows that share one load of the direction.
-constexpr size_t kPackedRows = NGAME_VECTOR_BYTES == 64 ? 8 : 4;
+constexpr size_t kPackedRows = kManyRegisters ? 8 : 4;
 
 template <size_t kRows>
 inline void dot_packed(const uint32_t* const* rows, size_t words, const float* direction,
@@ -433,11 +553,12 @@ void scale(const Element* row, size_t dim, float factor, float* out) {
   for (; col < dim; ++col) out[col] = factor * widen(row[col]);
 }
 
-// Two vectors of items by as many queries as the registers hold sums for.
-#if NGAME_VECTOR_BYTES == 64
-constexpr size_t kTileQueries = 14;
+// Two vectors of items by as many queries as the registers hold sums for. On aarch64 a query's word
+// takes a register too, and four queries share it.
+#if defined(__aarch64__)
+constexpr size_t kTileQueries = 12;
 #else
-constexpr size_t kTileQueries = 6;
+constexpr size_t kTileQueries = kManyRegisters ? 14 : 6;
 #endif
 constexpr size_t kTileItems = 2 * kWidth;
 
@@ -496,45 +617,6 @@ inline int32_t finish_tile(const Sums (&sums)[kQueries][2], const float* weights
   return most;
 }
 
-// Products of floats, and of codes: how `sum` takes up a word of items and one of a query.
-struct FloatProducts {
-  using Word = float;
-  using Sums = Vector;
-  static Sums start(Word word) { return broadcast(word); }
-  static void add(Sums& sum, const Word* items, Word query) {
-    sum += broadcast(query) * load(items);
-  }
-};
-
-typedef int32_t Integers __attribute__((vector_size(NGAME_VECTOR_BYTES)));
-
-#if NGAME_VECTOR_BYTES >= 32
-// Unsigned codes of items by signed codes of queries, added up in fours.
-struct CodeProducts {
-  using Word = int32_t;
-  using Sums = Integers;
-  static Sums start(Word word) { return word - Sums{}; }
-#if NGAME_VECTOR_BYTES == 64
-  static void add(Sums& sum, const Word* items, Word query) {
-    const __m512i codes = _mm512_loadu_si512(items);
-    const __m512i with = _mm512_set1_epi32(query);
-#ifdef __AVX512VNNI__
-    sum = reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), codes, with));
-#else
-    const __m512i pairs = _mm512_maddubs_epi16(codes, with);
-    sum += reinterpret_cast<Sums>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-#endif
-  }
-#else
-  static void add(Sums& sum, const Word* items, Word query) {
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items));
-    const __m256i pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(query));
-    sum += reinterpret_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-#endif
-};
-#endif
-
 template <size_t kQueries, class Products>
 int32_t tile_of(const void* queries, const void* items, size_t words, const float* weights,
                 const float* limits, int32_t first_id, const Candidates& out) {
@@ -569,18 +651,18 @@ int32_t tile(const void* queries, size_t query_count, const void* items, size_t 
     chosen = tile_of<2, Products>;
   } else if (query_count <= 4) {
     chosen = tile_of<4, Products>;
-#if NGAME_VECTOR_BYTES == 64
-  } else if (query_count <= 8) {
+  } else if (kManyRegisters && query_count <= 8) {
     chosen = tile_of<8, Products>;
-#endif
   }
   return chosen(queries, items, words, weights, limits, first_id, out);
 }
 
-#if NGAME_VECTOR_BYTES >= 32
+#ifdef NGAME_CODES
 constexpr Tile code_tile = tile<CodeProducts>;
+constexpr auto code_products = products<CodeProducts>;
 #else
 constexpr Tile code_tile = nullptr;
+constexpr decltype(Kernels::code_products) code_products = nullptr;
 #endif
 #if NGAME_VECTOR_BYTES >= 32 && !defined(__AVX512VNNI__)
 // Two products are added up in 16 bits: 2 * 255 * 64 is less than 2^15.
@@ -708,7 +790,8 @@ const Kernels table = {
     NGAME_TEXT(NGAME_ISA),
     project<float>,
     project<uint16_t>,
-    products,
+    products<FloatProducts>,
+    code_products,
     rank_scores,
     pack<float>,
     pack<uint16_t>,

@@ -9,6 +9,8 @@
 
 #ifdef NGAME_X86
 #include <cpuid.h>
+#elif defined(NGAME_ARM)
+#include <sys/auxv.h>
 #endif
 
 namespace ngame {
@@ -24,6 +26,10 @@ namespace avx512 {
 extern const Kernels table;
 }
 namespace avx512vnni {
+extern const Kernels table;
+}
+#elif defined(NGAME_ARM)
+namespace dotprod {
 extern const Kernels table;
 }
 #endif
@@ -58,6 +64,9 @@ struct Levels {
         if (__builtin_cpu_supports("avx512vnni")) add(avx512vnni::table);
       }
     }
+#elif defined(NGAME_ARM)
+    constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+    if ((getauxval(AT_HWCAP) & kDotProducts) != 0) add(dotprod::table);
 #endif
   }
   void add(const Kernels& table) {

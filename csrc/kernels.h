@@ -45,6 +45,7 @@ inline uint32_t position_of(float key) {
 
 // Packed rows are zero-padded to a multiple of this many elements: whole cache lines.
 constexpr size_t kPackedUnit = 32;
+constexpr size_t kCodeUnit = 64;  // and rows of 8-bit codes of this many
 
 // Some rows of a matrix: row i begins at data + ids[i] * stride.
 template <class Element>
@@ -77,6 +78,11 @@ struct Kernels {
   // kProductUnit; what a row has beyond its directions up to the next such multiple is undefined.
   void (*products)(const GatheredRows<float>& rows, const GatheredRows<float>& directions,
                    size_t dim, float* scores, size_t score_stride);
+
+  // The same of 8-bit codes from -query_codes to query_codes, zero from their end up to a multiple
+  // of kCodeUnit. Null where code_tile is.
+  void (*code_products)(const GatheredRows<int8_t>& rows, const GatheredRows<int8_t>& directions,
+                        size_t dim, float* scores, size_t score_stride);
 
   // The kRanked greatest of each row's kScored scores, greatest first, as keys: scores whose last
   // bits give way to the position, so that of equal ones the first is the greater.

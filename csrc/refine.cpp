@@ -9,6 +9,7 @@
 
 #include "aligned.h"
 #include "cluster.h"
+#include "coding.h"
 #include "cut.h"
 #include "kernels.h"
 
@@ -36,8 +37,9 @@ constexpr float kLeastGain = 3e-5f;
 // Rounds end with one that does not make the clusters tighter by this.
 constexpr double kLeastProgress = 1.005;
 
-// Clusters, and rows of a cluster, that a thread takes at a time.
+// Clusters, groups of them, and rows of a cluster, that a thread takes at a time.
 constexpr int64_t kClusters = 8;
+constexpr int64_t kGroups = 8;
 constexpr int64_t kRows = 64;
 constexpr int64_t kMatchedRows = 2048;
 
@@ -65,8 +67,7 @@ class Refinement {
         cancel_(cancel),
         order_(order),
         clusters_(static_cast<int64_t>(offsets.size()) - 1),
-        dim_((x.cols + static_cast<int64_t>(kPackedUnit) - 1) / static_cast<int64_t>(kPackedUnit) *
-             static_cast<int64_t>(kPackedUnit)),
+        dim_(static_cast<int64_t>(rounded_up(static_cast<size_t>(x.cols), kPackedUnit))),
         listed_(std::min(kListed, clusters_)),
         searched_(std::clamp(kSearchedForRow * x.rows / clusters_, kLeastSearched, kMostSearched)),
         means_(static_cast<size_t>(clusters_ * dim_)),
@@ -195,27 +196,38 @@ class Refinement {
     }
   }
 
-  // Clusters, so that kGroup that follow each other are a group.
-  std::vector<int32_t> grouped() const {
-    std::vector<int32_t> order(static_cast<size_t>(clusters_));
-    std::iota(order.begin(), order.end(), 0);
-    if (clusters_ <= searched_) return order;
+  // Orders clusters so that kGroup that follow each other are a group: anew, or what was a group
+  // before is refined.
+  void group() {
+    const bool anew = grouped_.empty();
+    if (anew) {
+      grouped_.resize(static_cast<size_t>(clusters_));
+      std::iota(grouped_.begin(), grouped_.end(), 0);
+    }
+    if (clusters_ <= searched_) return;
     std::vector<int64_t> offsets;
     for (int64_t first = 0; first < clusters_; first += kGroup) offsets.push_back(first);
     offsets.push_back(clusters_);
     const MatrixView means{means_.data(), clusters_, dim_, dim_, Scalar::f32, "means"};
-    balanced_clusters(means, offsets, {0, kGroupIterations, kGroupRounds, threads_}, cancel_,
-                      order);
-    return order;
+    if (anew) {
+      balanced_clusters(means, offsets, {0, kGroupIterations, kGroupRounds, threads_}, cancel_,
+                        grouped_);
+    } else {
+      std::vector<float> inverse(lengths_.size());
+      for (size_t cluster = 0; cluster < inverse.size(); ++cluster) {
+        inverse[cluster] = lengths_[cluster] > 0 ? 1.0f : 0.0f;
+      }
+      refine(means, inverse, Fetch(means), offsets, 1, threads_, cancel_, grouped_);
+    }
   }
 
   // Every cluster's list: itself, then those whose means are nearest, in the order of clusters.
   void find_lists() {
-    const std::vector<int32_t> order = grouped();
+    group();
     const int64_t groups = (clusters_ + kGroup - 1) / kGroup;
     const auto members = [&](int64_t group) {
       const int64_t first = group * kGroup;
-      return std::span(order).subspan(first, std::min(kGroup, clusters_ - first));
+      return std::span<const int32_t>(grouped_).subspan(first, std::min(kGroup, clusters_ - first));
     };
     const auto dim = static_cast<size_t>(dim_);
     AlignedVector<float> middles(static_cast<size_t>(groups * dim_), 0.0f);
@@ -226,38 +238,88 @@ class Refinement {
     });
     std::vector<int32_t> all(static_cast<size_t>(groups));
     std::iota(all.begin(), all.end(), 0);
-    const int64_t searched = clusters_ <= searched_ ? groups : searched_ / kGroup;
-    for_each_block(groups, 1, [&](int64_t group, Scratch& scratch) {
-      cancel_.check();
-      auto& [rows, scores, keys, ids, listed] = scratch;
-      const auto itself = static_cast<int32_t>(group);
-      scores.resize(padded_scores(groups));
-      kernels().products({middles.data(), dim, &itself, 1},
-                         {middles.data(), dim, all.data(), all.size()}, dim, scores.data(),
-                         scores.size());
-      listed.assign(static_cast<size_t>(searched), itself);
-      best(std::span(scores).first(all.size()), all, itself, std::span(listed).subspan(1));
-      ids.clear();
-      for (const int32_t near : listed) {
-        ids.insert(ids.end(), members(near).begin(), members(near).end());
-      }
-      std::sort(ids.begin(), ids.end());
-      const std::span<const int32_t> own = members(group);
-      const size_t stride = padded_scores(static_cast<int64_t>(ids.size()));
-      scores.resize(own.size() * stride);
-      kernels().products({means_.data(), dim, own.data(), own.size()},
-                         {means_.data(), dim, ids.data(), ids.size()}, dim, scores.data(), stride);
-      for (size_t index = 0; index < own.size(); ++index) {
-        const std::span<int32_t> list = list_of(own[index]);
-        list[0] = own[index];
-        best(std::span(scores).subspan(index * stride, ids.size()), ids, own[index],
-             list.subspan(1));
-      }
+    const bool is_every_searched = clusters_ <= searched_;
+    const int64_t searched = is_every_searched ? groups : searched_ / kGroup;
+    // Near groups are an estimate, so near means may be one too.
+    const bool coded =
+        !is_every_searched && kernels().code_products != nullptr && Coding::fits_in_bytes(x_.cols);
+    const Codes codes = coded ? code_means() : Codes{};
+    parallel_for(
+        (groups + kGroups - 1) / kGroups, threads_, cancel_, [&](int64_t block, int thread) {
+          const int64_t first = block * kGroups;
+          const auto near_to = std::span(all).subspan(first, std::min(kGroups, groups - first));
+          const size_t stride = padded_scores(groups);
+          std::vector<float> nearness(near_to.size() * stride);
+          kernels().products({middles.data(), dim, near_to.data(), near_to.size()},
+                             {middles.data(), dim, all.data(), all.size()}, dim, nearness.data(),
+                             stride);
+          auto& [rows, scores, keys, ids, listed] = scratch_[thread];
+          for (const int32_t group : near_to) {
+            cancel_.check();
+            listed.assign(static_cast<size_t>(searched), group);
+            best(std::span(nearness).subspan((group - first) * stride, all.size()), all, group,
+                 std::span(listed).subspan(1));
+            ids.clear();
+            for (const int32_t near : listed) {
+              ids.insert(ids.end(), members(near).begin(), members(near).end());
+            }
+            std::sort(ids.begin(), ids.end());
+            score_means(members(group), ids, codes, scores);
+            for (size_t index = 0; index < members(group).size(); ++index) {
+              const int32_t cluster = members(group)[index];
+              const std::span<int32_t> list = list_of(cluster);
+              list[0] = cluster;
+              best(std::span(scores).subspan(index * padded_scores(ids.size()), ids.size()), ids,
+                   cluster, list.subspan(1));
+            }
+          }
+        });
+  }
+
+  // Unit vectors as 8-bit codes, `dim` of them, times a scale each.
+  struct Codes {
+    size_t dim;
+    AlignedVector<int8_t> values;
+    std::vector<float> scales;
+  };
+  Codes code_means() {
+    const size_t dim = rounded_up(static_cast<size_t>(dim_), kCodeUnit);
+    Codes codes{dim, AlignedVector<int8_t>(static_cast<size_t>(clusters_) * dim, 0),
+                std::vector<float>(static_cast<size_t>(clusters_))};
+    for_each_block(clusters_, kRows, [&](int64_t cluster, Scratch&) {
+      int32_t sum = 0;
+      kernels().encode(mean_of(cluster), static_cast<size_t>(dim_), kernels().query_codes,
+                       codes.values.data() + cluster * dim, &codes.scales[cluster], &sum);
     });
+    return codes;
   }
-  static size_t padded_scores(int64_t count) {
-    return (static_cast<size_t>(count) + kProductUnit - 1) / kProductUnit * kProductUnit;
+
+  // Products of the means of some clusters with those of others, padded_scores of these a cluster;
+  // estimates where there are codes.
+  void score_means(std::span<const int32_t> clusters, std::span<const int32_t> others,
+                   const Codes& codes, std::vector<float>& scores) const {
+    const auto dim = static_cast<size_t>(dim_);
+    const size_t stride = padded_scores(others.size());
+    scores.resize(clusters.size() * stride);
+    if (codes.dim == 0) {
+      kernels().products({means_.data(), dim, clusters.data(), clusters.size()},
+                         {means_.data(), dim, others.data(), others.size()}, dim, scores.data(),
+                         stride);
+      return;
+    }
+    const int8_t* const values = codes.values.data();
+    kernels().code_products({values, codes.dim, clusters.data(), clusters.size()},
+                            {values, codes.dim, others.data(), others.size()}, codes.dim,
+                            scores.data(), stride);
+    // The scale of the cluster itself does not change which are the best.
+    for (size_t index = 0; index < clusters.size(); ++index) {
+      for (size_t other = 0; other < others.size(); ++other) {
+        scores[index * stride + other] *= codes.scales[others[other]];
+      }
+    }
   }
+  static size_t rounded_up(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
+  static size_t padded_scores(size_t count) { return rounded_up(count, kProductUnit); }
   float* mean_of(int64_t cluster) { return means_.data() + cluster * dim_; }
   void add(const float* vector, float* sum) const {
     for (int64_t col = 0; col < dim_; ++col) sum[col] += vector[col];
@@ -416,6 +478,7 @@ class Refinement {
   int64_t searched_;
   AlignedVector<float> means_;
   std::vector<float> lengths_;
+  std::vector<int32_t> grouped_;
   std::vector<int32_t> lists_;
   std::vector<int32_t> home_;
   std::vector<float> choices_;
