@@ -343,8 +343,8 @@ def test_factory_serves_several_parts(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_factory_knows_the_names_of_its_parts() -> None:
-    with pytest.raises(ValueError, match="parts has thrid, the data set first, third"):
-        BatchSamplerFactory({"first": pairs(), "third": pairs()}, parts={"thrid": {}})
+    with pytest.raises(ValueError, match="parts has fourth, the data set first, third"):
+        BatchSamplerFactory({"first": pairs(), "third": pairs()}, parts={"fourth": {}})
 
 
 def test_run_that_ends_before_the_first_clusters(tiny_model: Path, tmp_path: Path) -> None:
