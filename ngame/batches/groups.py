@@ -120,7 +120,8 @@ class GroupBatchSampler(BatchSampler):
         by_group = np.argsort(group_of, kind="stable").astype(np.int32)
         self._groups = by_group, np.concatenate([[0], np.cumsum(sizes)])
         self._weights: npt.NDArray[np.float64] | None = None
-        large, wanted = int((sizes >= self._per_group).sum()), self.batch_size // self._per_group
+        large = int((sizes >= self._per_group).sum())
+        wanted = 2 if self._mixed else self.batch_size // self._per_group
         if large < wanted:
             raise ValueError(
                 f"groups has {len(sizes)} groups, {large} of them with {self._per_group} rows or "
