@@ -46,5 +46,5 @@ def in_reach(x: Any) -> Any:
         from ngame import cuda
 
         if not cuda.why_not(x.device):
-            return x.detach().float() if str(x.dtype) == "torch.bfloat16" else x.detach()
+            return x.detach()
     return on_host(x)

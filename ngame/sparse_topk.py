@@ -80,7 +80,9 @@ class SparseIndex:
         )
         return new_csr(*found, shape)
 
-    def pair_scores(self, queries: Any, pairs: Any, *, threads: int = 0) -> npt.NDArray[np.float32]:
+    def pair_scores(
+        self, queries: Csr, pairs: Pairs, *, threads: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Score given pairs of queries and items, with the scores of `search`.
 
         Parameters
@@ -115,6 +117,14 @@ class SparseIndex:
                 f"queries has {rows.shape[1]} columns, items has {self._items.shape[1]}"
             )
         return rows
+
+    def __getstate__(self) -> Any:
+        """Give the items: what is prepared is made anew in another process."""
+        return self._items
+
+    def __setstate__(self, items: Any) -> None:
+        self._items = items
+        self._prepared = _core.prepare_sparse_items(pattern(items), items.data)
 
     def __len__(self) -> int:
         """Give the number of items."""

@@ -506,7 +506,7 @@ def test_wrong_texts(mistake, run, tmp_path):
 
 
 def test_wrong_numbers(mistake, run):
-    for k, message in ((0, "k is 0"), (25, "k is 25, items has only 24"), (-1, "k is -1")):
+    for k, message in ((0, "k is 0"), (25, "k is 25, expected at most 24"), (-1, "k is -1")):
         assert message in mistake("predict", run, "--text", "ba", "-k", k)
     assert "invalid int value: 'x'" in mistake("predict", run, "--text", "ba", "-k", "x")
     assert "argument -k: 0 is less than 1" in mistake("evaluate", run, "data", "-k", 1, 0)
@@ -556,9 +556,13 @@ def test_wrong_arrays(mistake, data, tmp_path):
     assert "threads is 5000, expected at most 1024" in err
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda raw: raw[: len(raw) // 2], lambda _: b"\xff{]" * 40], ids=["cut", "junk"]
-)
+def cut(raw):
+    """The first half; never whole lines of settings, which could be all there were."""
+    half = len(raw) // 2
+    return raw[: raw.find(b"=", half) + 1 or half]
+
+
+@pytest.mark.parametrize("damage", [cut, lambda _: b"\xff{]" * 40], ids=["cut", "junk"])
 def test_damaged_run(call, run, data, tmp_path, damage):
     """The error names the file, whichever it is."""
     folder = tmp_path / "run"
@@ -567,6 +571,8 @@ def test_damaged_run(call, run, data, tmp_path, damage):
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name in ("run.lock", "log.jsonl", "tokens/labels.ids.npy"):
+            continue
+        if re.search(r"/\d_\w+/|modules.json", name):  # for sentence-transformers alone
             continue
         raw = path.read_bytes()
         path.write_bytes(damage(raw))
@@ -582,7 +588,7 @@ def test_damaged_run(call, run, data, tmp_path, damage):
         assert message.startswith(f"ngame: error: {path}"), (name, err)
         assert status == (2 if resumed and name == "config.toml" else 3), (name, err)
         checked += 1
-    assert checked == 18
+    assert checked == 19
 
 
 def test_output_that_cannot_be_written(mistake, run, tmp_path):

@@ -1,5 +1,6 @@
 """Synthetic negatives, mixed from hard ones."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class HardMixer:
         if not 0 <= value_at(max_share, 0) <= 0.5:
             raise ValueError(f"max_share is {max_share}, expected from 0 to 0.5")
         self._max_share, self._start = max_share, start
-        self._seed = as_count(seed, "seed", 0)
+        self._seed = as_count(seed, "seed", 0, math.inf)
 
     def draw(self, rows: int, step: int) -> MixingDraws:
         """The random choices of a step for that many queries."""

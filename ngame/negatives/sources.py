@@ -1,6 +1,7 @@
 """Where negatives come from. Every source offers vectors together with the ids of what they are."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -151,7 +152,7 @@ class SharedRandom:
     ) -> None:
         self._count = as_count(count, "count")
         self._reuse = as_count(reuse, "reuse")
-        self._seed = as_count(seed, "seed", 0)
+        self._seed = as_count(seed, "seed", 0, math.inf)
         self._m = m
         if not value_at(m, 0) >= 0:
             raise ValueError(f"m is {m}, expected at least 0")

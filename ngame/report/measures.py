@@ -382,12 +382,13 @@ def batches(model: Model, config: Config, cluster_size: int, shown: int) -> list
         len(vectors),
         min(config.encoder_stage.batch_size, len(vectors)),
         cluster_size=min(cluster_size, len(vectors)),
-        start_epoch=0,
+        start_epoch=1,
         seed=config.seed,
         threads=config.threads,
     )
     views = [_view(model, np.asarray(next(iter(sampler)), np.int64), shown)]
     sampler.refresh(vectors)
+    sampler.set_epoch(1)
     return [*views, _view(model, np.asarray(next(iter(sampler)), np.int64), shown)]
 
 

@@ -24,6 +24,7 @@ from ngame.adapters.sklearn import NgameClassifier
 DATA = tiny.dataset()
 TEXTS = np.array(DATA.train_texts)
 FIRST = np.array([f"class {ids[0]:02}" for ids in DATA.train_labels.tolil().rows])
+ALONE = ("prediction.scorers=['encoder']",)
 EPOCHS = "encoder_stage.epochs=8", "classifier_stage.epochs=8"
 SETTINGS = [*(item for item in tiny.SETTINGS if "epochs" not in item), *EPOCHS]
 
@@ -130,7 +131,7 @@ def test_labels_that_no_scorer_proposes_come_last() -> None:
 
 def test_pipeline_and_grid_search() -> None:
     pipeline = make_pipeline(FunctionTransformer(np.char.upper), classifier(n_labels=1))
-    grid = {"ngameclassifier__settings": [[*SETTINGS, "encoder.dim=2"], SETTINGS]}
+    grid = {"ngameclassifier__settings": [[*SETTINGS, "encoder.dim=2", *ALONE], SETTINGS]}
     y = MultiLabelBinarizer().fit_transform([row.indices for row in DATA.train_labels])
     search = GridSearchCV(pipeline, grid, cv=2, scoring="f1_micro", error_score="raise")
     search.fit(TEXTS, y)
@@ -139,6 +140,7 @@ def test_pipeline_and_grid_search() -> None:
     assert len(cross_val_score(classifier(), list(TEXTS), FIRST, cv=2)) == 2
 
 
+@tiny.few_held_out
 def test_two_classes_and_one() -> None:
     texts = ["red apple", "green pear", "blue car", "old bus"] * 10
     two = classifier().fit(texts, ["fruit", "fruit", "wheels", "wheels"] * 10)

@@ -1,5 +1,6 @@
 """Exact search among sparse rows."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -184,3 +185,11 @@ def test_one_index_in_several_threads(rng):
     for worker in workers:
         worker.join()
     assert all((one != found[0]).nnz == 0 for one in found)
+
+
+def test_an_index_travels_to_other_processes():
+    rng = np.random.default_rng(0)
+    queries, items = (random_rows(rng, rows, 30, 0.3, "any") for rows in (5, 40))
+    index = ngame.SparseIndex(items)
+    again = pickle.loads(pickle.dumps(index))
+    assert (again.search(queries, 3) != index.search(queries, 3)).nnz == 0

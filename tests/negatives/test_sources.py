@@ -64,6 +64,7 @@ def test_draws_are_functions_of_the_step(weights):
         assert (np.diff(ids) > 0).all()
     np.testing.assert_array_equal(draw(3).ids, draw(5).ids)
     assert (draw(5).ids != draw(6).ids).any()
+    SharedRandom(50, 8, seed=2**64)  # of any size
     other = SharedRandom(50, 8, weights=weights, reuse=3, seed=2)
     assert (draw(0).ids != other.draw(0).ids).any()
 

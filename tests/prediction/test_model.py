@@ -317,8 +317,9 @@ def test_evaluate(model, dataset):
 
 def test_metrics_file(folder, model):
     written = json.loads((folder / "metrics.json").read_text())
+    families = ("P", "N", "MRR", "MAP", "HR", "PSP", "PSN")
     assert written == model.metrics
-    names = {f"{family}@{k}" for family in ("P", "N", "PSP", "PSN") for k in (1, 3, 5)}
+    names = {f"{family}@{k}" for family in families for k in (1, 3, 5)}
     for scorer in (*SCORERS, "fused"):
         assert set(written[scorer]) == names | {"R@10", "R@100"}
 

@@ -348,6 +348,7 @@ def test_hard_negative_recall(dataset, monkeypatch):
     assert values["encoder", "one"] < values["encoder", "all"]
 
 
+@tiny.few_held_out
 def test_scoring_takes_a_twentieth_of_the_work(log, monkeypatch):
     """Many labels and few points: not every epoch is scored, but the last one of each stage."""
     dataset = tiny.dataset(40)
