@@ -535,7 +535,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("second_values"), py::arg("sum"), py::arg("threads"));
   m.def("drop_pairs", &drop_pairs_, py::arg("matrix"), py::arg("values"), py::arg("pairs"),
         py::arg("threads"));
-  py::class_<SparseItems>(m, "SparseItems");
+  py::class_<SparseItems>(m, "SparseItems",
+                          py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)));
   m.def("prepare_sparse_items", &prepare_sparse_items_, py::arg("items"),
         py::arg("values").noconvert());
   m.def("sparse_topk", &sparse_topk_, py::arg("queries"), py::arg("query_values").noconvert(),
