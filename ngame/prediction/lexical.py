@@ -14,7 +14,6 @@ import scipy.sparse as sp
 from ngame.sparse_topk import SparseIndex
 
 _WORD = re.compile(r"\w+")
-_PAIRS_PER_CHUNK = 200_000
 
 
 class Tfidf:
@@ -122,36 +121,24 @@ class Lexical:
         return self._label_index.search(queries, k, drop=drop, threads=threads)
 
     def cosines(
-        self,
-        queries: sp.csr_matrix,
-        rows: npt.NDArray[np.integer],
-        labels: npt.NDArray[np.integer],
+        self, queries: sp.csr_matrix, pairs: sp.csr_matrix, *, threads: int = 0
     ) -> npt.NDArray[np.float32]:
-        """Cosine of each (query, label) pair, float32 [pairs]."""
-        found = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), _PAIRS_PER_CHUNK):
-            part = slice(start, start + _PAIRS_PER_CHUNK)
-            both = queries[rows[part]].multiply(self.labels[labels[part]])
-            found[part] = np.asarray(both.sum(axis=1)).ravel()
-        return found
+        """Cosine of each stored (query, label) pair of a matrix [n, L], float32 [pairs]."""
+        return self._label_index.pair_scores(queries, pairs, threads=threads)
 
-    def votes(
-        self, queries: sp.csr_matrix, k: int, point_labels: sp.csr_matrix, *, threads: int = 0
-    ) -> sp.csr_matrix:
-        """Labels of the k nearest points, weighted by their share of the squared cosines.
+    def voters(self, queries: sp.csr_matrix, k: int, *, threads: int = 0) -> sp.csr_matrix:
+        """The k nearest points, each with its share of the squared cosines.
 
         Returns
         -------
-        float32 csr_matrix [n, L]
+        float32 csr_matrix [n, N]
         """
         near = self._point_index.search(queries, k, threads=threads)
         near.data **= 2
         sizes = np.diff(near.indptr)
         total = np.bincount(np.repeat(np.arange(len(sizes)), sizes), near.data, len(sizes))
         near.data /= np.repeat(total, sizes).astype(np.float32)
-        votes = sp.csr_matrix(near @ point_labels, dtype=np.float32)
-        votes.sort_indices()
-        return votes
+        return near
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What `from_arrays` makes the same from."""

@@ -55,6 +55,27 @@ _QUERIES_PER_CHUNK = 4096
 VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What brought one label of a text up.
+
+    Attributes
+    ----------
+    label, text : id and text of the label
+    score : of all scorers fused, as `Model.predict` gives it
+    parts : what each scorer adds to the score, less what it adds to the text's candidates on
+        average. The sum is what lifts the label above the average candidate.
+    points : by each scorer that lets training points vote, the nearest ones that have the label:
+        (row, share of all votes), the largest share first
+    """
+
+    label: int
+    text: str
+    score: float
+    parts: dict[str, float]
+    points: dict[str, list[tuple[int, float]]]
+
+
 @dataclass(eq=False, repr=False)
 class Model:
     """Everything that prediction needs: made by `ngame.train`, or read from a run with `load`.
@@ -207,6 +228,64 @@ class Model:
             return dict.fromkeys([*self._on(seen), "fused"], empty)
         return {name: sp.vstack(part, format="csr") for name, part in parts.items()}
 
+    def explain(self, text: str, k: int = 5) -> list[Explanation]:
+        """Say what brought the best labels of a text up: which scorer, which training points.
+
+        Parameters
+        ----------
+        text : str
+        k : number of labels, at most L
+
+        Returns
+        -------
+        list of Explanation, best first
+            The labels and scores of ``predict([text], k)``.
+
+        Raises
+        ------
+        TypeError
+            `text` is not a str.
+        ValueError
+            k is not in 1 .. L.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}, expected a str")
+        k = as_count(k, "k", 1, len(self.label_texts))
+        vectors = self.encode([text])
+        candidates, features, _ = self.candidates([text], vectors, at_least=k)
+        fusion = self.fusions["all"]
+        scores = fusion(features)
+        parts: dict[str, npt.NDArray[np.float32]] = {}
+        for name, weight in fusion.weights.items():
+            lift = np.float32(weight) * (features[name] - features[name].mean())
+            scorer = name.removeprefix("log ")
+            parts[scorer] = parts.get(scorer, np.float32(0)) + lift
+        terms = None if self.lexical is None else self.lexical.tfidf([text])
+        voters = {
+            name: self._voters(name, vectors, terms)
+            for name in self._on(seen=False)
+            if name in VOTERS
+        }
+        found = []
+        for place in np.lexsort((candidates.indices, -scores))[:k]:
+            label = int(candidates.indices[place])
+            points: dict[str, list[tuple[int, float]]] = {}
+            for name, near in voters.items():
+                has = self.point_labels[near.indices, label].toarray().ravel() > 0
+                ids, shares = near.indices[has], near.data[has]
+                order = np.argsort(-shares, kind="stable")
+                points[name] = list(zip(ids[order].tolist(), shares[order].tolist(), strict=True))
+            found.append(
+                Explanation(
+                    label=label,
+                    text=self.label_texts[label],
+                    score=float(scores[place]),
+                    parts={name: float(values[place]) for name, values in parts.items()},
+                    points=points,
+                )
+            )
+        return found
+
     def evaluate(
         self,
         predictions: Mapping[Scorer, sp.csr_matrix] | Mapping[str, sp.csr_matrix],
@@ -262,11 +341,10 @@ class Model:
         votes: dict[str, sp.csr_matrix] = {}
         for name in self._on(seen):
             if name in VOTERS:
-                if name == "neighbours":
-                    counted = self._votes(vectors)
-                else:
-                    near = min(self.config.neighbours, lexical.points.shape[0])
-                    counted = lexical.votes(terms, near, self.point_labels, threads=threads)
+                counted = sp.csr_matrix(
+                    self._voters(name, vectors, terms) @ self.point_labels, dtype=np.float32
+                )
+                counted.sort_indices()
                 if drop is not None:
                     counted = drop_pairs(counted, drop, threads=threads)
                 votes[name], found[name] = counted, keep_topk(counted, most, threads=threads)
@@ -286,20 +364,23 @@ class Model:
                 features[scorer] = _values_at(votes[scorer], *pairs)
                 features[f"log {scorer}"] = np.log(features[scorer] + np.float32(VOTERS[scorer]))
             elif scorer == "tfidf":
-                features[scorer] = lexical.cosines(terms, *pairs)
+                features[scorer] = lexical.cosines(terms, pattern, threads=threads)
             else:
                 features[scorer] = pair_products(vectors, self._items[scorer], *pairs)
         return pattern, features, found
 
-    def _votes(self, vectors: Vectors) -> sp.csr_matrix:
-        """Labels of the nearest training points, weighted by a softmax of the similarities."""
+    def _voters(
+        self, name: ScorerName, vectors: Vectors, terms: sp.csr_matrix | None
+    ) -> sp.csr_matrix:
+        """The nearest training points by a scorer, with the shares of their votes [n, N]."""
         k = min(self.config.neighbours, len(self.point_vectors))
-        scores, ids = self._search("neighbours", vectors, k)
+        if name == "tfidf_neighbours":
+            return cast(Lexical, self.lexical).voters(terms, k, threads=self.threads)
+        # A softmax of the similarities.
+        scores, ids = self._search(name, vectors, k)
         weights = np.exp((scores - scores[:, :1]) / self.config.vote_temperature)
         weights /= weights.sum(axis=1, keepdims=True)
-        votes = ranked_csr(weights, ids, len(self.point_vectors)) @ self.point_labels
-        votes.sort_indices()
-        return sp.csr_matrix(votes, dtype=np.float32)
+        return ranked_csr(weights, ids, len(self.point_vectors))
 
     @property
     def _items(self) -> dict[Scorer, Vectors]:

@@ -300,6 +300,37 @@ def test_texts_without_known_tokens(model):
     assert np.isfinite(found.data).all()
 
 
+def test_explanations_add_up(model, dataset):
+    text = dataset.test_texts[3]
+    found = model.explain(text, 4)
+    predicted = model.predict([text], 4)
+    assert {one.label: pytest.approx(one.score) for one in found} == dict(
+        zip(predicted.indices, predicted.data, strict=True)
+    )
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    _, features, _ = model.candidates([text], model.encode([text]))
+    mean = model.fusions["all"](features).mean()
+    terms = model.lexical.tfidf([text])
+    for one in found:
+        assert one.text == model.label_texts[one.label]
+        assert set(one.parts) == set(model.scorers) - {"fused"}
+        assert sum(one.parts.values()) == pytest.approx(one.score - mean, abs=1e-4)
+        assert set(one.points) == {"neighbours", "tfidf_neighbours"}
+        for name, points in one.points.items():
+            near = model._voters(name, model.encode([text]), terms)
+            votes = (near @ model.point_labels)[0, one.label]
+            assert sum(share for _, share in points) == pytest.approx(votes, abs=1e-6)
+            assert all(model.point_labels[row, one.label] for row, _ in points)
+            assert [share for _, share in points] == sorted((s for _, s in points), reverse=True)
+
+
+def test_explain_checks_its_arguments(model):
+    with pytest.raises(TypeError, match="text is a list, expected a str"):
+        model.explain(["ba"])
+    with pytest.raises(ValueError, match="k is 0, expected 1 or more"):
+        model.explain("ba", 0)
+
+
 def test_evaluate(model, dataset):
     found = model.scores(dataset.test_texts)
     scored = model.evaluate(found, dataset.test_labels, ks=[1, 5])

@@ -71,34 +71,23 @@ def test_labels_are_searched_exactly(lexical):
     np.testing.assert_allclose(
         lexical.search_labels(queries, 3).toarray(), expected, rtol=1e-5, atol=1e-7
     )
-    rows, labels = np.divmod(np.arange(15), 3)
-    found = lexical.cosines(queries, rows, labels)
+    found = lexical.cosines(queries, sp.csr_matrix(np.ones((5, 3), np.float32)))
     np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5, atol=1e-7)
     dropped = lexical.search_labels(queries, 3, drop=[(0, 0)])
     assert dropped[0].nnz == 0
-
-
-def test_cosines_are_found_chunk_by_chunk(lexical, monkeypatch):
-    queries = lexical.tfidf(QUERIES)
-    rows, labels = np.divmod(np.arange(15), 3)
-    whole = lexical.cosines(queries, rows, labels)
-    monkeypatch.setattr("ngame.prediction.lexical._PAIRS_PER_CHUNK", 4)
-    assert np.array_equal(lexical.cosines(queries, rows, labels), whole)
-    assert lexical.cosines(queries, rows[:0], labels[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_votes(lexical, k):
     labels = sp.csr_matrix(np.eye(5, 4, dtype=np.float32) + np.eye(5, 4, 1, dtype=np.float32))
     queries = lexical.tfidf(QUERIES)
-    found = lexical.votes(queries, k, labels)
+    found = lexical.voters(queries, k) @ labels
     cosines = (queries @ lexical.points.T).toarray()
     for row, scores in enumerate(cosines):
         near = np.argsort(-scores, kind="stable")[:k]
         weights = scores[near] ** 2
         votes = weights / max(weights.sum(), 1e-30) @ labels.toarray()[near]
         np.testing.assert_allclose(found[row].toarray()[0], votes, rtol=1e-5)
-    assert found.has_sorted_indices
 
 
 def test_some_points_and_arrays(lexical):
@@ -108,5 +97,4 @@ def test_some_points_and_arrays(lexical):
     same = Lexical.from_arrays(lexical.arrays())
     assert (same.tfidf(QUERIES) != queries).nnz == 0
     assert (same.search_labels(queries, 2) != lexical.search_labels(queries, 2)).nnz == 0
-    labels = sp.identity(5, dtype=np.float32, format="csr")
-    assert (same.votes(queries, 2, labels) != lexical.votes(queries, 2, labels)).nnz == 0
+    assert (same.voters(queries, 2) != lexical.voters(queries, 2)).nnz == 0
