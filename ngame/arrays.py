@@ -59,6 +59,10 @@ def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
     between rows: slices of a wider or longer array are not copied. A bfloat16 tensor becomes
     float32.
     """
+    if sp.issparse(value):
+        raise TypeError(
+            f"{name} is a sparse matrix, expected a dense array; sparse_topk takes those"
+        )
     array = as_array(value, name)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4):
         raise TypeError(f"{name} has dtype {array.dtype}, expected float32 or float16")
@@ -205,6 +209,8 @@ def as_count(value: Any, name: str, least: float = 1, most: float = 2**31 - 1) -
 
 def as_cutoffs(ks: Iterable[Any]) -> list[int]:
     """The distinct cut-offs of a ranking, ascending."""
+    if not isinstance(ks, Iterable):
+        raise TypeError(f"ks is {ks!r}, expected integers, such as [{ks!r}]")
     cuts = sorted({as_count(k, "ks") for k in ks})
     if not cuts:
         raise ValueError("ks is empty")

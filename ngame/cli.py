@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import scipy.sparse as sp
@@ -308,7 +308,8 @@ def _predict(options: argparse.Namespace) -> None:
     model = _model(options.run_folder)
     drop = None
     if options.data:
-        dataset = _without_self_pairs(_dataset(options.data), Path(options.run_folder))
+        data = _same_labels(_dataset(options.data), model)
+        dataset = _without_self_pairs(data, Path(options.run_folder))
         texts, _, drop = _test_points(dataset)
     elif options.texts:
         texts = _read_lines(options.texts)
@@ -379,7 +380,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
         model = _model(path)
-        texts, truth, drop = _test_points(_without_self_pairs(_dataset(options.data), path))
+        dataset = _without_self_pairs(_same_labels(_dataset(options.data), model), path)
+        texts, truth, drop = _test_points(dataset)
         k = min(max(options.k), len(model.label_texts))
         scores = model.scores(texts, k, drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
@@ -576,6 +578,19 @@ def _without_self_pairs(dataset: ngame.Dataset, run: Path | None = None) -> ngam
     return dataset
 
 
+def _same_labels(dataset: ngame.Dataset, model: Any) -> ngame.Dataset:
+    """Check that the labels are the run's: their ids are what is compared."""
+    ours, theirs = model.label_texts, dataset.label_texts
+    if len(ours) != len(theirs):
+        raise _InputError(f"{dataset.name} has {len(theirs)} labels, the run {len(ours)}")
+    for label, (text, expected) in enumerate(zip(theirs, ours, strict=True)):
+        if text != expected:
+            raise _InputError(
+                f"label {label} of {dataset.name} is {text!r}, that of the run {expected!r}"
+            )
+    return dataset
+
+
 def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]:
     if dataset.test_texts is None or dataset.test_labels is None:
         raise _InputError(f"{dataset.name} has no test points")
@@ -607,6 +622,8 @@ def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
 
 
 def _load_npz(path: Path) -> Any:
+    if not is_zipfile(path):
+        raise _InputError(f"{path} is not a .npz file of predictions, as `predict -o` writes")
     with open(path, "rb") as file:  # SciPy leaves a damaged file open
         return sp.load_npz(file)
 

@@ -80,9 +80,7 @@ class SparseIndex:
         )
         return new_csr(*found, shape)
 
-    def pair_scores(
-        self, queries: Csr, pairs: Pairs, *, threads: int = 0
-    ) -> npt.NDArray[np.float32]:
+    def pair_scores(self, queries: Csr, pairs: Csr, *, threads: int = 0) -> npt.NDArray[np.float32]:
         """Score given pairs of queries and items, with the scores of `search`.
 
         Parameters
@@ -98,6 +96,8 @@ class SparseIndex:
             In the order of the entries, columns ascending within a row.
         """
         rows = self._as_queries(queries)
+        if not sp.issparse(pairs):  # whose scores would come back in another order
+            raise TypeError(f"pairs is a {type(pairs).__name__}, expected a CSR matrix")
         asked = as_pairs(pairs, "pairs", (rows.shape[0], len(self)))
         index = np.result_type(*(m.indices.dtype for m in (rows, self._items, asked)))
         return _core.sparse_pair_scores(

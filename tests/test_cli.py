@@ -683,3 +683,33 @@ def test_bars_on_a_terminal(data, tmp_path):
         r"\d\d:\d\d<\d\d:\d\d",
     ):
         assert re.search(wanted, text), (wanted, text[-2000:])
+
+
+def test_other_labels_are_not_scored(mistake, run, tmp_path):
+    """Ids are compared, so their texts must be the run's."""
+    whole = tiny.dataset()
+    for texts, message in (
+        ([*whole.label_texts[1:], whole.label_texts[0]], "label 0 of other is"),
+        ([*whole.label_texts, "more"], "other has 25 labels, the run 24"),
+    ):
+        more = len(texts) - len(whole.label_texts)
+        labels = [
+            sp.hstack([y, sp.csr_matrix((y.shape[0], more))], format="csr")
+            for y in (whole.train_labels, whole.test_labels)
+        ]
+        other = ngame.Dataset(
+            whole.train_texts, labels[0], texts, test_texts=whole.test_texts, test_labels=labels[1]
+        )
+        folder = tmp_path / str(more) / "other"
+        folder.parent.mkdir()
+        save_dataset(other, folder)
+        for arguments in (("evaluate", run), ("predict", run, "--data")):
+            assert message in mistake(*arguments, folder, status=3)
+
+
+def test_predictions_of_another_kind(mistake, data, tmp_path):
+    path = tmp_path / "found.jsonl"
+    path.write_text("{}")
+    assert "found.jsonl is not a .npz file of predictions" in mistake(
+        "evaluate", path, data, status=3
+    )

@@ -508,6 +508,8 @@ def test_on_a_stream_of_ones_own():
 class _OnGpu:
     """As much of a CUDA array as shows its device."""
 
+    shape = 3, 1
+
     @property
     def __cuda_array_interface__(self):
         return {"version": 3}

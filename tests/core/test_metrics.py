@@ -340,3 +340,9 @@ def test_rejects_forms():
     error(IndexError, r"truth has label id 3 in row 0", np.ones((1, 3)), [[3]])
     error(TypeError, r"truth\[0\] has dtype float64", np.ones((1, 3)), [[0.5]])
     error(TypeError, "truth is a str", np.ones((1, 3)), "1")
+
+
+def test_one_cut_off_is_a_list_too():
+    x = sp.csr_matrix(np.eye(3, dtype=np.float32))
+    with pytest.raises(TypeError, match=r"ks is 1, expected integers, such as \[1\]"):
+        metrics.evaluate(x, x, ks=1)

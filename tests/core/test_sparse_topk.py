@@ -193,3 +193,9 @@ def test_an_index_travels_to_other_processes():
     index = ngame.SparseIndex(items)
     again = pickle.loads(pickle.dumps(index))
     assert (again.search(queries, 3) != index.search(queries, 3)).nnz == 0
+
+
+def test_pairs_are_a_matrix():
+    x = sp.csr_matrix(np.eye(3, dtype=np.float32))
+    with pytest.raises(TypeError, match="pairs is a list, expected a CSR matrix"):
+        ngame.SparseIndex(x).pair_scores(x, [(1, 1), (0, 0)])

@@ -484,3 +484,9 @@ class TestPairScores:
             pair_scores(x, np.where(np.arange(4)[:, None] == 2, np.nan, x), pairs)
         with pytest.raises(ValueError, match="may overflow float32"):
             pair_scores(x * 1e20, x * 1e20, pairs, metric="dot")
+
+
+def test_sparse_rows_are_for_another_function():
+    x = sp.csr_matrix(np.eye(3, dtype=np.float32))
+    with pytest.raises(TypeError, match=r"items is a sparse matrix.*sparse_topk"):
+        ngame.topk(x, x, 1)
