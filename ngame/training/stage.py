@@ -217,7 +217,8 @@ class Stage:
         )
         self.run.write_log()
         if self.bar.disable:
-            status = self._status(self.run.log[-1]["loss"], self.run.log)
+            # What this epoch was scored at, if it was: the bar shows the last scores there are.
+            status = self._status(self.run.log[-1]["loss"], self.run.log[-1:])
             took = f"{self.timer.seconds:.0f} s"
             print(f"{self.name}: {status}, {took}", file=sys.stderr, flush=True)
         if self.run.config.keep == "best" and measured and measured["P@1"] > self.best:

@@ -349,7 +349,7 @@ def test_hard_negative_recall(dataset, monkeypatch):
 
 
 @tiny.few_held_out
-def test_scoring_takes_a_twentieth_of_the_work(log, monkeypatch):
+def test_scoring_takes_a_twentieth_of_the_work(log, monkeypatch, capfd):
     """Many labels and few points: not every epoch is scored, but the last one of each stage."""
     dataset = tiny.dataset(40)
     none = sp.csr_matrix((40, 2976), dtype=np.float32)
@@ -367,6 +367,11 @@ def test_scoring_takes_a_twentieth_of_the_work(log, monkeypatch):
     last = [("encoder", 4), ("classifier", 2)]
     found = scored()
     assert found == last
+    lines = [line for line in capfd.readouterr().err.splitlines() if ": epoch" in line]
+    assert [line.split(",")[0] for line in lines if "held-out" in line] == [
+        "encoder: epoch 5/5",
+        "classifier: epoch 3/3",
+    ]
     monkeypatch.setattr(training, "_SCORING_SHARE", 6)
     assert len(scored()) > 2
     every = [("encoder", epoch) for epoch in range(5)] + [("classifier", row) for row in range(3)]
