@@ -31,13 +31,8 @@ def dispatched(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def on_host(x: Any) -> Any:
-    """A torch tensor as NumPy can read it: on the host, without gradient; others as they are."""
-    if not hasattr(x, "detach"):
-        return x
-    x = x.detach()
-    if str(x.dtype) == "torch.bfloat16":
-        x = x.float()
-    return x.cpu()
+    """A torch tensor on the host, without gradient; other values as they are."""
+    return x.detach().cpu() if hasattr(x, "detach") else x
 
 
 def in_reach(x: Any) -> Any:

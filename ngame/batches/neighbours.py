@@ -8,7 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, as_count
+from ngame.arrays import MAX_THREADS, Csr, as_array, as_count
 from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
@@ -159,7 +159,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             check_rows("graph", graph.shape[0], self.n_rows)
             neighbours = graph_neighbours(graph, self._range, threads=self._threads)
         else:
-            array = np.asarray(on_host(source))
+            array = as_array(on_host(source), "source")
             is_ids = array.dtype.kind in "iu"
             what = "neighbours" if is_ids else "embeddings"
             if array.ndim != 2:

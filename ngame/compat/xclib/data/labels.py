@@ -139,7 +139,16 @@ class LabelsBase:
         return self.Y[index] if self._valid else None
 
 
-class DenseLabels(LabelsBase):
+class _Normalized(LabelsBase):
+    def __init__(
+        self, data_dir: str, fname: str | None, Y: Any = None, normalize: bool = False
+    ) -> None:
+        super().__init__(data_dir, fname, Y)
+        if normalize:
+            self.normalize()
+
+
+class DenseLabels(_Normalized):
     """Labels whose rows are given as float32 arrays of shape [l].
 
     Parameters
@@ -150,19 +159,12 @@ class DenseLabels(LabelsBase):
         Divide every row by its largest magnitude.
     """
 
-    def __init__(
-        self, data_dir: str, fname: str | None, Y: Any = None, normalize: bool = False
-    ) -> None:
-        super().__init__(data_dir, fname, Y)
-        if normalize:
-            self.normalize()
-
     def __getitem__(self, index: Any) -> Any:
         rows = super().__getitem__(index)
         return None if rows is None else rows.toarray().ravel().astype(np.float32)
 
 
-class SparseLabels(LabelsBase):
+class SparseLabels(_Normalized):
     """Labels whose rows are given as two arrays: ids and values.
 
     Parameters
@@ -172,13 +174,6 @@ class SparseLabels(LabelsBase):
     normalize : bool
         Divide every row by its largest magnitude.
     """
-
-    def __init__(
-        self, data_dir: str, fname: str | None, Y: Any = None, normalize: bool = False
-    ) -> None:
-        super().__init__(data_dir, fname, Y)
-        if normalize:
-            self.normalize()
 
     def __getitem__(self, index: Any) -> Any:
         rows = super().__getitem__(index)
