@@ -306,7 +306,8 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
     Measured in bench/results/defaults.md.
 
     - Eight epochs, fewer for many points. More of them fit the training points and no others. But
-      about a hundred updates: less leave the encoder of a hundred points untrained.
+      15 below 1,600 points, and about a hundred updates: less leave the encoder of a hundred points
+      untrained.
     - Fewer than 12,000 points make smaller batches, so that an epoch has about 16 updates.
     - Fewer points, seen oftener, need more dropout of tokens.
     - If there are no more labels than a batch has points, the triplet loss and fine-tuning the
@@ -319,6 +320,7 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
     batch_size = min(max(2 ** round(math.log2(points / 16)), 16), StageConfig().batch_size)
     encoder: dict[str, Any] = {"dropout": round(dropout, 2)}
     epochs = min(max(round(2500 / math.sqrt(points)), 3), 8)
+    epochs = max(epochs, min(round(600 / math.sqrt(points)), 15))
     epochs = min(max(epochs, 96 * batch_size // points), 30)  # enough updates
     stage: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     classifier: dict[str, Any] = {"batch_size": batch_size}
