@@ -5,8 +5,10 @@ The public functions call their namesakes here where an argument is on a CUDA de
 stream of the device.
 """
 
+import math
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -451,17 +453,97 @@ def topk_arrays(
         dropped = _Pattern(_pairs(drop, "drop", shape, device), torch.int64)
     scores = torch.empty((len(queries), k), dtype=torch.float32, device=device)
     ids = torch.empty((len(queries), k), dtype=torch.int32, device=device)
-    call.run(
-        "topk",
-        _dense(queries),
-        _dense(items),
-        dropped.addresses if dropped else None,
-        k,
-        metric == "cosine",
-        scores.data_ptr(),
-        ids.data_ptr(),
-    )
+    product = _Product(queries, items, k)
+    with _exact_sums:
+        call.run(
+            "topk",
+            _dense(queries),
+            _dense(items),
+            dropped.addresses if dropped else None,
+            k,
+            metric == "cosine",
+            product.arguments,
+            scores.data_ptr(),
+            ids.data_ptr(),
+        )
     return scores, ids
+
+
+class _ExactSums:
+    """PyTorch's products of bfloat16 are summed in float32 throughout while this is entered.
+
+    By default parts of a long sum may be added in bfloat16, which the search cannot allow for. The
+    setting is the process's: the last of several threads to leave restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        settings = torch.backends.cuda.matmul
+        with self._lock:
+            if self._inside == 0:
+                self._before = settings.allow_bf16_reduced_precision_reduction
+                settings.allow_bf16_reduced_precision_reduction = False
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                settings = torch.backends.cuda.matmul
+                settings.allow_bf16_reduced_precision_reduction = self._before
+
+
+_exact_sums = _ExactSums()
+
+# Scores of a block of queries with a block of items, which stay in the cache of a GPU from their
+# product to their use; and how many of a block's queries there are at most.
+_BLOCK_SCORES = 1 << 25
+_BLOCK_QUERIES = 4096
+# Items of a block; more if queries are few.
+_BLOCK_ITEMS = 8192
+
+
+class _Product:
+    """The products of rounded rows, by PyTorch, and their memory."""
+
+    def __init__(self, queries: torch.Tensor, items: torch.Tensor, k: int) -> None:
+        device = queries.device
+        # Candidates take memory too: about 64 k bytes a query.
+        block = max(1, min(_BLOCK_QUERIES, len(queries), max(128, _BLOCK_SCORES // (4 * k))))
+        # Rows of 16 bytes: else the product is several times slower.
+        columns, width = (
+            math.ceil(count / 8) * 8
+            for count in (queries.shape[1], min(len(items), max(_BLOCK_ITEMS, _BLOCK_SCORES // block)))
+        )
+        rows = (len(queries), len(items))
+        self._left, self._right = (
+            torch.empty((n, columns), dtype=torch.bfloat16, device=device) for n in rows
+        )
+        self._scores = torch.empty((block, width), dtype=torch.bfloat16, device=device)
+
+    def multiply(self, first_query: int, last_query: int, first_item: int, last_item: int) -> None:
+        """Queue one product."""
+        torch.mm(
+            self._left[first_query:last_query],
+            self._right[first_item:last_item].T,
+            out=self._scores[: last_query - first_query, : last_item - first_item],
+        )
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int, int, int, Callable[[int, int, int, int], None]]:
+        """What `ngame._cuda.topk` takes."""
+        addresses = [part.data_ptr() for part in (self._left, self._right, self._scores)]
+        return (
+            *addresses[:2],
+            self._left.shape[1],
+            addresses[2],
+            *self._scores.shape,
+            self.multiply,
+        )
 
 
 def ranked_csr(scores: torch.Tensor, ids: torch.Tensor, columns: int) -> torch.Tensor:

@@ -51,6 +51,10 @@ def device(request, monkeypatch):
     if emulated is None:
         pytest.skip("no emulated GPU core: built with -Ccmake.define.NGAME_CUDA_EMULATE=ON")
     monkeypatch.setattr(cuda, "_cuda", emulated)
+    # Small, so that a search has several blocks.
+    monkeypatch.setattr(cuda, "_BLOCK_QUERIES", 32)
+    monkeypatch.setattr(cuda, "_BLOCK_ITEMS", 160)
+    monkeypatch.setattr(cuda, "_BLOCK_SCORES", 32 * 160)
     emulated.set_backward(request.param == "backward")
     return torch.device("cpu")
 

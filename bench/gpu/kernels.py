@@ -17,7 +17,8 @@ import ngame
 
 KERNELS = (
     *("invert_norms", "score_rows", "learn", "split"),
-    *("filter", "merge", "round_rows", "finish", "start"),
+    *("spread_sample", "spread_project", "spread_weigh", "spread_add", "spread_turn"),
+    *("collect", "merge", "round_rows", "finish", "start"),
 )
 
 
@@ -41,9 +42,11 @@ def clustering(x: torch.Tensor, small: bool) -> None:
     if not times:
         return
     print(
-        f"{tuple(x.shape)} {x.dtype}: peak {peak():.1f} GiB; ms by level: learn, score_rows, split"
+        f"{tuple(x.shape)} {x.dtype}: peak {peak():.1f} GiB; ms by level: learn (where one kernel "
+        "does it), score_rows, split"
     )
-    levels = zip(times["learn"], times["score_rows"], times["split"], strict=True)
+    one_kernel = [0.0] * (len(times["split"]) - len(times["learn"])) + times["learn"]
+    levels = zip(one_kernel, times["score_rows"], times["split"], strict=True)
     for level, each in enumerate(levels):
         print(f"{level:2d} " + " ".join(f"{ms:8.3f}" for ms in each))
     print({kernel: round(sum(each), 2) for kernel, each in times.items()})

@@ -68,8 +68,8 @@ if command -v compute-sanitizer >/dev/null; then
   step 100 4 memcheck "${sanitized[@]}" compute-sanitizer --error-exitcode 9 --tool memcheck --report-api-errors no "${tests[@]}" -x -k "$small"
 fi
 if command -v ncu >/dev/null; then
-  for kernel in filter learn; do
-    step 35 0 "ncu $kernel" ncu --clock-control none --set detailed -k "regex:$kernel" --launch-skip "$([ $kernel = filter ] && echo 12 || echo 0)" \
+  for kernel in collect learn; do
+    step 35 0 "ncu $kernel" ncu --clock-control none --set detailed -k "regex:$kernel" --launch-skip "$([ $kernel = collect ] && echo 12 || echo 0)" \
       -c 1 "${ours[@]}" -m gpu.kernels --small
     grep -E "Duration|Throughput|Hit Rate|Achieved Occ|Registers Per" "$work/step.log"
   done
@@ -82,8 +82,8 @@ if [ -d "$folder/data" ] && [ -d "$folder/model" ]; then
 fi
 if command -v compute-sanitizer >/dev/null; then
   step 100 4 racecheck "${sanitized[@]}" compute-sanitizer --error-exitcode 9 --tool racecheck "${tests[@]}" -x \
-    -k "$small and (filter or from_samples or extreme or as_tight)"
+    -k "$small and (filter_loses or from_samples or extreme or as_tight)"
   step 60 4 synccheck "${sanitized[@]}" compute-sanitizer --error-exitcode 9 --tool synccheck "${tests[@]}" -x \
-    -k "$small and (filter or as_tight or metrics)"
+    -k "$small and (filter_loses or as_tight or metrics)"
 fi
 exit $failed

@@ -240,8 +240,10 @@ def block_times(queries: Any, items: Any, at_once: int, device: str) -> list[flo
     """Times of the bfloat16 product of all queries and items, a block of queries at once."""
     import torch
 
-    left, right = queries.bfloat16(), items.bfloat16().T
-    product = torch.empty(at_once, len(items), dtype=left.dtype, device=device)
+    # Rows of whole 16 bytes: with an odd number of items the library is six times as slow.
+    padded = torch.nn.functional.pad(items.bfloat16(), (0, 0, 0, -len(items) % 8))
+    left, right = queries.bfloat16(), padded.T
+    product = torch.empty(at_once, len(padded), dtype=left.dtype, device=device)
 
     def multiply() -> None:
         for part in left.split(at_once):

@@ -143,14 +143,31 @@ std::map<std::string, py::array_t<double>> evaluate_(const Where& where,
   });
 }
 
+// Addresses of the rows to multiply, their columns; address and shape of the scores; multiply(first
+// query, last query, first item, last item).
+using ProductArrays =
+    std::tuple<Address, Address, int64_t, Address, int64_t, int64_t, py::function>;
+
 void topk_(const Where& where, const Dense& queries, const Dense& items,
-           const std::optional<CsrArrays>& drop, int64_t k, bool cosine, Address scores,
-           Address ids) {
+           const std::optional<CsrArrays>& drop, int64_t k, bool cosine,
+           const ProductArrays& product, Address scores, Address ids) {
+  const auto& [left, right, cols, products, query_block, item_block, multiply] = product;
+  const Product by_library{out<BFloat>(left),
+                           out<BFloat>(right),
+                           cols,
+                           out<BFloat>(products),
+                           query_block,
+                           item_block,
+                           [&multiply = multiply](int64_t first_query, int64_t last_query,
+                                                  int64_t first_item, int64_t last_item) {
+                             const py::gil_scoped_acquire lock;
+                             multiply(first_query, last_query, first_item, last_item);
+                           }};
   compute("topk_arrays", where, [&](const Call& call) {
     std::optional<Csr<int64_t>> pairs;
     if (drop) pairs = csr_view<int64_t>(*drop, "drop");
     topk(call, matrix_view(queries, "queries"), matrix_view(items, "items"),
-         pairs ? &*pairs : nullptr, k, cosine, out<float>(scores), out<int32_t>(ids));
+         pairs ? &*pairs : nullptr, k, cosine, by_library, out<float>(scores), out<int32_t>(ids));
   });
 }
 
@@ -191,5 +208,5 @@ PYBIND11_MODULE(NGAME_CUDA_MODULE, m) {
   m.def("label_pool", &label_pool_, py::arg("where"), py::arg("labels"), py::arg("rows"),
         py::arg("row_count"));
   m.def("topk", &topk_, py::arg("where"), py::arg("queries"), py::arg("items"), py::arg("drop"),
-        py::arg("k"), py::arg("cosine"), py::arg("scores"), py::arg("ids"));
+        py::arg("k"), py::arg("cosine"), py::arg("product"), py::arg("scores"), py::arg("ids"));
 }

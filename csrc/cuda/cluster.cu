@@ -13,10 +13,13 @@ namespace {
 // Small, so that tests see samples.
 constexpr int kThreads = 64;
 constexpr int64_t kSampleRows = 512;
+constexpr int64_t kSpreadBlocks = 6;
 #else
 constexpr int kThreads = 512;
 // A node of more rows learns its direction from a sample of so many of them.
 constexpr int64_t kSampleRows = 8192;
+// Blocks that learn at once where nodes are few: two for each of a large GPU's multiprocessors.
+constexpr int64_t kSpreadBlocks = 264;
 #endif
 constexpr int kWarps = kThreads / kWarp;
 // Rows that a warp reads at once: enough to hide the wait for memory.
@@ -57,6 +60,8 @@ struct Shared {
   float totals[kWarps];
   int64_t before[kWarps];
 };
+
+__device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
 
 // Of a value of each thread; in the same order always. All threads get it.
 __device__ float block_sum(float value, Shared& shared) {
@@ -104,6 +109,8 @@ __device__ __forceinline__ void project(const Matrix& x, const float* inverse, c
     scales[row] = inverse[id];
     products[row] = 0;
   }
+  // Unrolled, it would need more registers than two blocks at once leave.
+#pragma unroll 1
   for (int64_t column = lane() * kPack; column < x.cols; column += kWarp * kPack) {
     const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction + column);
     Pack<T, kPack> packs[kRows];
@@ -123,23 +130,65 @@ __device__ __forceinline__ void project(const Matrix& x, const float* inverse, c
   for (int row = 0; row < kRows; ++row) products[row] = warp_sum(products[row]);
 }
 
-// What one block knows of its node while it learns the direction.
+// Smaller for what goes left first: lower scores, ties by lower position.
+__device__ __forceinline__ uint64_t side_key(const float* scores, int64_t position) {
+  return static_cast<uint64_t>(descending(-scores[position])) << 32 |
+         static_cast<uint64_t>(position);
+}
+
+// One block's work on the direction along which to split a node, by 2-means on its rows or a sample
+// of them, the positions [0, count). What is said of a stretch [first, last) of them can be done by
+// several blocks; the rest is done by one.
 template <class T, int kPack>
 struct Learner {
   Matrix x;
   const float* inverse;
-  const int32_t* ids;
-  int64_t count;
+  Node node;
+  int count;
+  int32_t* ids;
   float* scores;
   float* weights;
   unsigned char* sides;
   float* direction;
+  float* left_sum;
+  float* total;
   Shared* shared;
 
-  __device__ void project_all() const {
-    for (int64_t position = threadIdx.x / kWarp; position < count;
+  __device__ Learner(const Matrix& x, const float* inverse, const Level& level, int64_t number,
+                     Shared& shared)
+      : x(x),
+        inverse(inverse),
+        node(level.nodes[number]),
+        count(static_cast<int>(node.rows < kSampleRows ? node.rows : kSampleRows)),
+        ids(level.ids + node.begin),
+        scores(level.scores + node.begin),
+        weights(level.weights + node.begin),
+        sides(level.sides + node.begin),
+        direction(level.directions + number * x.cols),
+        left_sum(level.sums + number * 2 * x.cols),
+        total(left_sum + x.cols),
+        shared(&shared) {}
+
+  // Of a large node a row at random from each of as many equal stretches. All have weight 1.
+  __device__ void sample(const int32_t* order, int first, int last) const {
+    for (int position = first + thread(); position < last; position += kThreads) {
+      const int64_t begin = position * node.rows / count;
+      const auto size = static_cast<uint64_t>((position + 1) * node.rows / count - begin);
+      const uint64_t draw = splitmix(node.seed ^ splitmix(static_cast<uint64_t>(position)));
+      ids[position] = order[node.begin + begin + static_cast<int64_t>(draw % size)];
+      weights[position] = 1;
+      sides[position] = 0;
+    }
+  }
+
+  __device__ void clear(float* vector) const {
+    for (int column = thread(); column < x.cols; column += kThreads) vector[column] = 0;
+  }
+
+  __device__ void project_rows(int first, int last) const {
+    for (int position = first + thread() / kWarp; position < last;
          position += kRowsAtOnce * kWarps) {
-      const int64_t rows = (count - position + kWarps - 1) / kWarps;
+      const int rows = (last - position + kWarps - 1) / kWarps;
       float products[kRowsAtOnce];
       project<T, kPack>(x, inverse, ids + position, kWarps, rows, direction, products);
       if (lane() != 0) continue;
@@ -153,21 +202,22 @@ struct Learner {
 
   // to += the sum of the unit rows times their weights; rows of no weight are not read. Each warp
   // sums every kWarps-th row, and the warps are added in order.
-  __device__ void add(float* to) const {
+  __device__ void add(int begin, int end, float* to) const {
     constexpr int kColumns = kWarp * kPack;
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int warp = thread() / kWarp;
     for (int64_t first = 0; first < x.cols; first += kColumns) {
       const int64_t column = first + lane() * kPack;
       const bool inside = column < x.cols;
       float sums[kPack] = {};
-      for (int64_t position = warp; position < count; position += kRowsAtOnce * kWarps) {
+#pragma unroll 1
+      for (int position = begin + warp; position < end; position += kRowsAtOnce * kWarps) {
         float factors[kRowsAtOnce];
         float scales[kRowsAtOnce] = {};
         Pack<T, kPack> packs[kRowsAtOnce] = {};
 #pragma unroll
         for (int row = 0; row < kRowsAtOnce; ++row) {
-          const int64_t place = position + row * kWarps;
-          factors[row] = inside && place < count ? weights[place] : 0;
+          const int place = position + row * kWarps;
+          factors[row] = inside && place < end ? weights[place] : 0;
           if (factors[row] == 0) continue;
           const int32_t id = ids[place];
           scales[row] = inverse[id];
@@ -187,11 +237,11 @@ struct Learner {
         shared->partial[warp][lane() * kPack + element] = sums[element];
       }
       __syncthreads();
-      for (int column = static_cast<int>(threadIdx.x); column < kColumns && first + column < x.cols;
+      for (int column = thread(); column < kColumns && first + column < x.cols;
            column += kThreads) {
-        float total = to[first + column];
-        for (int other = 0; other < kWarps; ++other) total += shared->partial[other][column];
-        to[first + column] = total;
+        float sum = to[first + column];
+        for (int other = 0; other < kWarps; ++other) sum += shared->partial[other][column];
+        to[first + column] = sum;
       }
       __syncthreads();
     }
@@ -200,119 +250,214 @@ struct Learner {
   // One over the length of a vector, or 0.
   __device__ float inverse_length(const float* vector) const {
     float squares = 0;
-    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads)
+    for (int column = thread(); column < x.cols; column += kThreads)
       squares += vector[column] * vector[column];
     squares = block_sum(squares, *shared);
     return squares > 0 ? 1.0f / sqrtf(squares) : 0.0f;
   }
 
-  // From the line between two random rows towards the direction of the largest variance.
-  __device__ void start(uint64_t seed) const {
+  // The line between two random rows.
+  __device__ void draw_line() const {
     const auto rows = static_cast<uint64_t>(count);
-    const uint64_t first = splitmix(seed) % rows;
-    const uint64_t second = (first + 1 + splitmix(seed + 1) % (rows - 1)) % rows;
+    const uint64_t first = splitmix(node.seed) % rows;
+    const uint64_t second = (first + 1 + splitmix(node.seed + 1) % (rows - 1)) % rows;
     const T* const from = static_cast<const T*>(x.data) + ids[first] * x.stride;
     const T* const to = static_cast<const T*>(x.data) + ids[second] * x.stride;
-    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
+    for (int column = thread(); column < x.cols; column += kThreads) {
       direction[column] = to_float(to[column]) * inverse[ids[second]] -
                           to_float(from[column]) * inverse[ids[first]];
     }
     __syncthreads();
-    for (int round = 0; round < kPowerRounds; ++round) {
-      project_all();
-      float sum = 0;
-      for (int64_t position = threadIdx.x; position < count; position += kThreads)
-        sum += scores[position];
-      const float mean = block_sum(sum, *shared) / static_cast<float>(count);
-      for (int64_t position = threadIdx.x; position < count; position += kThreads)
-        weights[position] = scores[position] - mean;
-      for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) direction[column] = 0;
-      __syncthreads();
-      add(direction);
-      const float scale = inverse_length(direction);
-      for (int64_t column = threadIdx.x; column < x.cols; column += kThreads)
-        direction[column] *= scale;
-      __syncthreads();
+  }
+
+  // A round of the power method, which turns towards the largest variance: after project_rows(),
+  // the rows weighted so give a new direction by add(), which unit_direction() scales.
+  __device__ void weigh_by_score() const {
+    float sum = 0;
+    for (int position = thread(); position < count; position += kThreads) sum += scores[position];
+    const float mean = block_sum(sum, *shared) / static_cast<float>(count);
+    for (int position = thread(); position < count; position += kThreads)
+      weights[position] = scores[position] - mean;
+    __syncthreads();
+  }
+  __device__ void unit_direction() const {
+    const float scale = inverse_length(direction);
+    for (int column = thread(); column < x.cols; column += kThreads) direction[column] *= scale;
+    __syncthreads();
+  }
+
+  // A round of 2-means: after project_rows(), chooses sides and weighs rows by how they moved, so
+  // that the left sum follows by add(): few move, after the first rounds. Whether any did.
+  __device__ bool choose_sides() const {
+    const double share = static_cast<double>(node.left) / static_cast<double>(node.rows);
+    auto left = static_cast<int64_t>(share * static_cast<double>(count));
+    left = count == node.rows ? node.left : left < 1 ? 1 : left > count - 1 ? count - 1 : left;
+    const auto key = [&](int64_t position) { return side_key(scores, position); };
+    const uint64_t last = block_select<8>(key, count, left - 1, shared->digits);
+    float moved = 0;
+    for (int position = thread(); position < count; position += kThreads) {
+      const unsigned char side = key(position) <= last;
+      weights[position] =
+          static_cast<float>(static_cast<int>(side) - static_cast<int>(sides[position]));
+      moved += side != sides[position];
+      sides[position] = side;
     }
+    return block_sum(moved, *shared) != 0;
   }
 
   // Turns from the left centre to the right one, both on the sphere.
-  __device__ void aim(const float* left, const float* total) const {
-    const float left_scale = inverse_length(left);
-    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
-      direction[column] = total[column] - left[column];
+  __device__ void aim() const {
+    const float left_scale = inverse_length(left_sum);
+    for (int column = thread(); column < x.cols; column += kThreads) {
+      direction[column] = total[column] - left_sum[column];
     }
     __syncthreads();
     const float right_scale = inverse_length(direction);
-    for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
-      direction[column] = direction[column] * right_scale - left[column] * left_scale;
+    for (int column = thread(); column < x.cols; column += kThreads) {
+      direction[column] = direction[column] * right_scale - left_sum[column] * left_scale;
     }
     __syncthreads();
   }
 };
 
-// Smaller for what goes left first: lower scores, ties by lower position.
-__device__ __forceinline__ uint64_t side_key(const float* scores, int64_t position) {
-  return static_cast<uint64_t>(descending(-scores[position])) << 32 |
-         static_cast<uint64_t>(position);
-}
-
-// Learns the direction along which to split a node, by 2-means on its rows or a sample of them. A
-// block for each node.
+// Learns the direction of a node. A block for each node.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kThreads, 2)
     learn(Matrix x, const float* inverse, const int32_t* order, Level level, int max_iterations) {
-  auto& shared = *shared_memory<Shared>();
-  const Node node = level.nodes[blockIdx.x];
-  const int64_t count = node.rows < kSampleRows ? node.rows : kSampleRows;
-  int32_t* const ids = level.ids + node.begin;
-  // Of a large node a row at random from each of as many equal stretches.
-  for (int64_t position = threadIdx.x; position < count; position += kThreads) {
-    const int64_t first = position * node.rows / count;
-    const auto size = static_cast<uint64_t>((position + 1) * node.rows / count - first);
-    const uint64_t draw = splitmix(node.seed ^ splitmix(static_cast<uint64_t>(position)));
-    ids[position] = order[node.begin + first + static_cast<int64_t>(draw % size)];
-  }
-  float* const left_sum = level.sums + blockIdx.x * 2 * x.cols;
-  float* const total = left_sum + x.cols;
-  const Learner<T, kPack> learner{x,
-                                  inverse,
-                                  ids,
-                                  count,
-                                  level.scores + node.begin,
-                                  level.weights + node.begin,
-                                  level.sides + node.begin,
-                                  level.directions + blockIdx.x * x.cols,
-                                  &shared};
-  for (int64_t position = threadIdx.x; position < count; position += kThreads) {
-    learner.weights[position] = 1;
-    learner.sides[position] = 0;
-  }
-  for (int64_t column = threadIdx.x; column < x.cols; column += kThreads)
-    left_sum[column] = total[column] = 0;
+  const Learner<T, kPack> learner(x, inverse, level, blockIdx.x, *shared_memory<Shared>());
+  const int count = learner.count;
+  learner.sample(order, 0, count);
+  learner.clear(learner.left_sum);
+  learner.clear(learner.total);
   __syncthreads();
-  learner.add(total);
-  learner.start(node.seed);
-
-  auto left = static_cast<int64_t>(static_cast<double>(node.left) / static_cast<double>(node.rows) *
-                                   static_cast<double>(count));
-  left = count == node.rows ? node.left : left < 1 ? 1 : left > count - 1 ? count - 1 : left;
+  learner.add(0, count, learner.total);
+  learner.draw_line();
+  for (int round = 0; round < kPowerRounds; ++round) {
+    learner.project_rows(0, count);
+    learner.weigh_by_score();
+    learner.clear(learner.direction);
+    __syncthreads();
+    learner.add(0, count, learner.direction);
+    learner.unit_direction();
+  }
   for (int iteration = 0; iteration < max_iterations; ++iteration) {
-    learner.project_all();
-    const auto key = [&](int64_t position) { return side_key(learner.scores, position); };
-    const uint64_t last = block_select(key, count, left - 1, shared.digits);
-    // The left sum follows the rows that change sides: few, after the first rounds.
-    float moved = 0;
-    for (int64_t position = threadIdx.x; position < count; position += kThreads) {
-      const unsigned char side = key(position) <= last;
-      learner.weights[position] =
-          static_cast<float>(static_cast<int>(side) - static_cast<int>(learner.sides[position]));
-      moved += side != learner.sides[position];
-      learner.sides[position] = side;
+    learner.project_rows(0, count);
+    if (!learner.choose_sides()) break;
+    learner.add(0, count, learner.left_sum);
+    learner.aim();
+  }
+}
+
+// The same where nodes are fewer than blocks that run at once: several blocks share the rows of a
+// node, and a launch is what they wait for.
+struct Spread {
+  int64_t parts;        // blocks of a node
+  float* partial;       // [nodes, parts, cols]
+  unsigned char* done;  // [nodes]: no row changes its side any more
+};
+
+struct Stretch {
+  int64_t node;
+  int first, last;
+};
+// The rows of this block, one of those of all nodes.
+__device__ __forceinline__ Stretch own_stretch(const Level& level, const Spread& spread) {
+  const int64_t node = blockIdx.x / spread.parts;
+  const int64_t part = blockIdx.x % spread.parts;
+  const int64_t rows = level.nodes[node].rows;
+  const int64_t count = rows < kSampleRows ? rows : kSampleRows;
+  return {node, static_cast<int>(part * count / spread.parts),
+          static_cast<int>((part + 1) * count / spread.parts)};
+}
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kThreads, 2)
+    spread_sample(Matrix x, const float* inverse, const int32_t* order, Level level,
+                  Spread spread) {
+  const Stretch own = own_stretch(level, spread);
+  const Learner<T, kPack> learner(x, inverse, level, own.node, *shared_memory<Shared>());
+  learner.sample(order, own.first, own.last);
+  if (threadIdx.x == 0) spread.done[own.node] = 0;
+}
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kThreads, 2)
+    spread_project(Matrix x, const float* inverse, Level level, Spread spread) {
+  const Stretch own = own_stretch(level, spread);
+  if (spread.done[own.node]) return;
+  const Learner<T, kPack> learner(x, inverse, level, own.node, *shared_memory<Shared>());
+  learner.project_rows(own.first, own.last);
+}
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kThreads, 2)
+    spread_add(Matrix x, const float* inverse, Level level, Spread spread) {
+  const Stretch own = own_stretch(level, spread);
+  if (spread.done[own.node]) return;
+  const Learner<T, kPack> learner(x, inverse, level, own.node, *shared_memory<Shared>());
+  float* const to = spread.partial + blockIdx.x * x.cols;
+  learner.clear(to);
+  __syncthreads();
+  learner.add(own.first, own.last, to);
+}
+
+// What one block of a node does with the scores: nothing at first.
+enum class Step { begin, power, means };
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kThreads, 2)
+    spread_weigh(Matrix x, const float* inverse, Level level, Spread spread, Step step) {
+  if (spread.done[blockIdx.x]) return;
+  const Learner<T, kPack> learner(x, inverse, level, blockIdx.x, *shared_memory<Shared>());
+  if (step == Step::power) {
+    learner.weigh_by_score();
+  } else if (!learner.choose_sides() && threadIdx.x == 0) {
+    spread.done[blockIdx.x] = 1;
+  }
+}
+
+// And with the sums of all.
+template <class T, int kPack>
+__global__ void __launch_bounds__(kThreads, 2)
+    spread_turn(Matrix x, const float* inverse, Level level, Spread spread, Step step) {
+  if (spread.done[blockIdx.x]) return;
+  const Learner<T, kPack> learner(x, inverse, level, blockIdx.x, *shared_memory<Shared>());
+  const float* const partial = spread.partial + blockIdx.x * spread.parts * x.cols;
+  float* const to = step == Step::begin   ? learner.total
+                    : step == Step::power ? learner.direction
+                                          : learner.left_sum;
+  for (int64_t column = threadIdx.x; column < x.cols; column += kThreads) {
+    float sum = step == Step::means ? to[column] : 0;
+    for (int64_t part = 0; part < spread.parts; ++part) sum += partial[part * x.cols + column];
+    to[column] = sum;
+    if (step == Step::begin) learner.left_sum[column] = 0;
+  }
+  __syncthreads();
+  if (step == Step::begin) {
+    learner.draw_line();
+  } else if (step == Step::power) {
+    learner.unit_direction();
+  } else {
+    learner.aim();
+  }
+}
+
+template <class T, int kPack>
+void learn_spread(const Call& call, const Matrix& x, const float* inverse, const int32_t* order,
+                  const Level& level, int64_t nodes, const Spread& spread, int max_iterations) {
+  const auto launch = [&](auto kernel, int64_t blocks, auto... arguments) {
+    call.launch(kernel, blocks, kThreads, sizeof(Shared), x, inverse, arguments...);
+  };
+  const int64_t blocks = nodes * spread.parts;
+  launch(spread_sample<T, kPack>, blocks, order, level, spread);
+  for (int round = 0; round < 1 + kPowerRounds + max_iterations; ++round) {
+    const Step step = round == 0 ? Step::begin : round <= kPowerRounds ? Step::power : Step::means;
+    if (step != Step::begin) {
+      launch(spread_project<T, kPack>, blocks, level, spread);
+      launch(spread_weigh<T, kPack>, nodes, level, spread, step);
     }
-    if (block_sum(moved, shared) == 0) break;
-    learner.add(left_sum);
-    learner.aim(left_sum, total);
+    launch(spread_add<T, kPack>, blocks, level, spread);
+    launch(spread_turn<T, kPack>, nodes, level, spread, step);
   }
 }
 
@@ -345,8 +490,9 @@ __global__ void split(Level level, int32_t* order) {
   const float* const scores = level.scores + node.begin;
   int32_t* const from = order + node.begin;
   int32_t* const to = level.ids + node.begin;
-  const uint64_t last = block_select([&](int64_t position) { return side_key(scores, position); },
-                                     node.rows, node.left - 1, shared.digits);
+  const uint64_t last =
+      block_select<8>([&](int64_t position) { return side_key(scores, position); }, node.rows,
+                      node.left - 1, shared.digits);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   int64_t left_before = 0;
   for (int64_t first = 0; first < node.rows; first += kThreads) {
@@ -418,6 +564,8 @@ void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int6
               call.buffer<float>(x.rows),
               call.buffer<float>(x.rows),
               call.buffer<unsigned char>(x.rows)};
+  auto* const partial = call.buffer<float>(kSpreadBlocks * x.cols);
+  auto* const done = call.buffer<unsigned char>(kSpreadBlocks);
   with_scalar(x.scalar, [&](auto scalar) {
     using T = decltype(scalar);
     constexpr int kPack = kPackBytes / sizeof(T);
@@ -431,8 +579,14 @@ void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int6
     for (size_t depth = 1; depth < tree.levels.size(); ++depth) {
       const int64_t count = tree.levels[depth] - tree.levels[depth - 1];
       level.nodes = nodes + tree.levels[depth - 1];
-      call.launch(by_packs ? learn<T, kPack> : learn<T, 1>, count, kThreads, sizeof(Shared), x,
-                  inverse, order, level, params.max_iterations);
+      if (const Spread spread{kSpreadBlocks / count, partial, done}; spread.parts > 1) {
+        (by_packs ? learn_spread<T, kPack> : learn_spread<T, 1>)(call, x, inverse, order, level,
+                                                                 count, spread,
+                                                                 params.max_iterations);
+      } else {
+        call.launch(by_packs ? learn<T, kPack> : learn<T, 1>, count, kThreads, sizeof(Shared), x,
+                    inverse, order, level, params.max_iterations);
+      }
       call.for_each_warp(by_packs ? score_rows<T, kPack> : score_rows<T, 1>, x.rows, x, inverse,
                          order, level, count);
       call.launch(split, count, kThreads, sizeof(Shared), level, order);

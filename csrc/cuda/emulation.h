@@ -82,6 +82,12 @@ T atomicAdd(T* address, U value) {
   return before;
 }
 template <class T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  if (value > before) *address = value;
+  return before;
+}
+template <class T>
 T atomicMin(T* address, T value) {
   const T before = *address;
   if (value < before) *address = value;

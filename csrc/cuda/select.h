@@ -31,18 +31,18 @@ __device__ __forceinline__ void find_digit(int64_t rank, Digits& digits) {
   digits.rank = static_cast<unsigned long long>(rank - below);
 }
 
-// The key of this rank, from 0, among key(0) .. key(count - 1); equal keys are ties. Found digit by
-// digit from the highest, by counting the keys that share the digits found so far. All threads of
-// the block call this and get the key.
-template <class Key>
+// The key of this rank, from 0, among key(0) .. key(count - 1), which are below 256 to the power of
+// kBytes; equal keys are ties. Found digit by digit from the highest, by counting the keys that
+// share the digits found so far. All threads of the block call this and get the key.
+template <int kBytes, class Key>
 __device__ uint64_t block_select(const Key& key, int64_t count, int64_t rank, Digits& digits) {
   uint64_t found = 0;
-  for (int shift = 56; shift >= 0; shift -= 8) {
+  for (int shift = 8 * (kBytes - 1); shift >= 0; shift -= 8) {
     __syncthreads();
     for (unsigned position = threadIdx.x; position < 256; position += blockDim.x)
       digits.counts[position] = 0;
     __syncthreads();
-    const uint64_t above = shift == 56 ? 0 : ~uint64_t{0} << (shift + 8);
+    const uint64_t above = shift == 8 * (kBytes - 1) ? 0 : ~uint64_t{0} << (shift + 8);
     for (int64_t position = threadIdx.x; position < count; position += blockDim.x) {
       const uint64_t value = key(position);
       if ((value & above) == found) atomicAdd(&digits.counts[value >> shift & 255], 1u);

@@ -4,65 +4,85 @@
 
 #include "csr.h"
 #include "select.h"
-#include "tile.h"
 #include "topk.h"
 
 namespace ngame::cuda {
 namespace {
 
 #ifdef NGAME_CUDA_EMULATE
-// Small, so that tests see several blocks.
-constexpr int64_t kQueryBlock = 32;
-constexpr int64_t kItemBlock = 160;
+// Small, so that tests see several rounds.
 constexpr int64_t kFirstItems = 32;
+constexpr int64_t kSpare = 16;
 #else
-// Queries that are searched for together, and items that they meet in one launch: the candidates of
-// all of them are kept until the next, 8 bytes each.
-constexpr int64_t kQueryBlock = 4096;
-constexpr int64_t kItemBlock = 8192;
-// Items of the first launch, all of which become candidates: the best of them leave few of others.
+// Items of the first round, all of which become candidates: the best of them leave few of others.
 constexpr int64_t kFirstItems = 1024;
+// A query keeps 4 k candidates and so many more before they are looked through.
+constexpr int64_t kSpare = 1024;
 #endif
+// Items of a round, for each one met before: about so many times k become candidates.
+constexpr int64_t kGrowth = 7;
 
-// A block scores so many queries against as many items, and takes the dimensions in steps.
-constexpr int kBlockRows = 128;
-constexpr int kDepth = 32;
-constexpr int kStride = kDepth + 8;  // in shared memory, against bank conflicts
-constexpr int kFilterThreads = 256;  // 4 x 2 warps, each with 32 queries x 64 items
 constexpr int kMergeThreads = 256;
+// Items of a query that one warp looks through.
+constexpr int kStretch = 2048;
 constexpr uint64_t kNoKey = ~uint64_t{0};
 
 // Longer rows are rejected where they are not scaled: their products might overflow.
 constexpr double kLongest = 0x1p63;
 
+// How far the rounding of a score to bfloat16 may move it, for each unit; a little more.
+constexpr float kScoreError = 0x1.001p-8f;
+
 // Rows scaled and rounded to bfloat16, and how far that moved them.
 struct Rounded {
   BFloat* data;     // [rows, cols]
-  int64_t cols;     // a multiple of kDepth, zeros at the end
+  int64_t cols;     // zeros behind those of the matrix
   double* scale;    // of each row
   float* length;    // of each rounded row, or a little more
   float* residual;  // length of what was rounded away, or a little more
+  unsigned* most;   // bits of the largest length and of the largest residual
 };
 
 struct Candidate {
-  float score;  // of the rounded rows
+  float score;  // of the rounded rows, rounded
   int32_t id;
 };
 
 // Of a rounded row.
 struct Margin {
-  __device__ Margin(const Rounded& rows, int64_t row)
-      : length(rows.length[row]), residual(rows.residual[row]) {}
   float length, residual;
 };
-// How far a product of rounded rows may be from the score. The last term stands for the sums on the
-// tensor cores and the rounding of the score: each of the `cols` additions errs by less than 2^-22
-// of the product of the lengths.
+__device__ __forceinline__ Margin margin(const Rounded& rows, int64_t row) {
+  return {rows.length[row], rows.residual[row]};
+}
+__device__ __forceinline__ Margin largest_margin(const Rounded& rows) {
+  return {__uint_as_float(rows.most[0]), __uint_as_float(rows.most[1])};
+}
+
+// How far the product of rounded rows may be from the score, before it is rounded. The last term
+// stands for the sums of the product, in float, and the rounding of the score: each of the `cols`
+// additions errs by less than 2^-22 of the product of the lengths. Ascends with either margin.
 __device__ __forceinline__ float slack(Margin query, Margin item, int64_t cols) {
   const float whole_query = query.length + query.residual;
   const float whole_item = item.length + item.residual;
   const float sums = static_cast<float>(cols + 8) * 0x1p-22f * whole_query * whole_item;
   return 1.0001f * (query.residual * item.length + whole_query * item.residual + sums) + 0x1p-100f;
+}
+__device__ __forceinline__ float error(float score, Margin query, Margin item, int64_t cols) {
+  return slack(query, item, cols) + fabsf(score) * kScoreError;
+}
+// score + error(score) of any item is below the cutoff if the score is below this.
+__device__ __forceinline__ float threshold(float cutoff, Margin query, Margin longest,
+                                           int64_t cols) {
+  const float least = cutoff - 1.00001f * slack(query, longest, cols);
+  return least - 1.02f * kScoreError * fabsf(least);
+}
+
+// Keeps the larger of two floats that are not negative: their bits ascend with them. Most rows see
+// that they need not write.
+__device__ __forceinline__ void raise(unsigned* bits, float value) {
+  const unsigned own = __float_as_uint(value);
+  if (own > *bits) atomicMax(bits, own);
 }
 
 // A warp for each row.
@@ -100,8 +120,12 @@ __global__ void round_rows(Matrix matrix, bool cosine, Rounded rounded, Fault ba
   residual = warp_sum(residual);
   if (lane() != 0) return;
   rounded.scale[row] = scale;
-  rounded.length[row] = 1.000001f * static_cast<float>(sqrt(length));
-  rounded.residual[row] = 1.000001f * static_cast<float>(sqrt(residual));
+  const float own_length = 1.000001f * static_cast<float>(sqrt(length));
+  const float own_residual = 1.000001f * static_cast<float>(sqrt(residual));
+  rounded.length[row] = own_length;
+  rounded.residual[row] = own_residual;
+  raise(rounded.most, own_length);
+  raise(rounded.most + 1, own_residual);
 }
 
 // Queries [first_query, last_query) meet items [first_item, last_item); the arrays of candidates
@@ -110,130 +134,78 @@ struct Round {
   int64_t first_query, last_query, first_item, last_item;
 };
 struct Candidates {
-  Candidate* list;   // [kQueryBlock, kItemBlock]
+  Candidate* list;  // [queries, capacity]
+  int64_t capacity;
+  int64_t limit;     // no query has more at the beginning of a round
   unsigned* counts;  // of each query
   float* cutoffs;    // below which no score is of use
 };
 
-struct FilterMemory {
-  BFloat queries[kBlockRows * kStride];
-  BFloat items[kBlockRows * kStride];
-  float tiles[kFilterThreads / kWarp][kTile * kTile];
-};
-
-// What one thread reads of a step: a few packs of a block's rows.
-using Eight = Pack<BFloat, 8>;
-constexpr int kEightsPerRow = kDepth / 8;
-struct Fetched {
-  Eight eights[kBlockRows * kEightsPerRow / kFilterThreads];
-};
-
-__device__ __forceinline__ Fetched fetch_rows(const Rounded& from, int64_t first, int64_t last,
-                                              int64_t depth) {
-  Fetched fetched;
-  int piece = static_cast<int>(threadIdx.x);
+// Lists the items of a round that may be among the best k of a query, but for the pairs to drop. A
+// warp for each kStretch items of a query.
+__global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round round,
+                        const BFloat* scores, int64_t stride, Candidates candidates) {
+  const int64_t width = round.last_item - round.first_item;
+  const int64_t stretches = (width + kStretch - 1) / kStretch;
+  const int64_t place = global_warp() / stretches;
+  const int64_t query = round.first_query + place;
+  if (query >= round.last_query) return;
+  const int64_t begin = global_warp() % stretches * kStretch;
+  const int64_t end = begin + kStretch < width ? begin + kStretch : width;
+  const float cutoff = candidates.cutoffs[place];
+  const Margin query_margin = margin(queries, query);
+  const float least = threshold(cutoff, query_margin, largest_margin(items), queries.cols);
+  using Eight = Pack<BFloat, 8>;
+  for (int64_t first = begin; first < end; first += kWarp * 8) {
+    const int64_t column = first + lane() * 8;
+    unsigned passing = 0;
+    Eight eight{};
+    if (column < end) {
+      // Rows are whole packs: what stands behind the last item is no score, but can be read.
+      eight = *reinterpret_cast<const Eight*>(scores + place * stride + column);
 #pragma unroll
-  for (Eight& eight : fetched.eights) {
-    const int64_t row = first + piece / kEightsPerRow;
-    const int64_t column = depth + piece % kEightsPerRow * 8;
-    eight = row < last ? *reinterpret_cast<const Eight*>(from.data + row * from.cols + column)
-                       : Eight{};
-    piece += kFilterThreads;
-  }
-  return fetched;
-}
-
-__device__ __forceinline__ void store_rows(const Fetched& fetched, BFloat* to) {
-  int piece = static_cast<int>(threadIdx.x);
-#pragma unroll
-  for (const Eight& eight : fetched.eights) {
-    *reinterpret_cast<Eight*>(to + piece / kEightsPerRow * kStride + piece % kEightsPerRow * 8) =
-        eight;
-    piece += kFilterThreads;
-  }
-}
-
-// Lists the items that may be among the best k of a query. A block for each kBlockRows queries and
-// as many items.
-__global__ void filter(Rounded queries, Rounded items, Round round, Candidates candidates) {
-  auto& memory = *shared_memory<FilterMemory>();
-  const int64_t across = (round.last_item - round.first_item + kBlockRows - 1) / kBlockRows;
-  const int64_t first_query = round.first_query + blockIdx.x / across * kBlockRows;
-  const int64_t first_item = round.first_item + blockIdx.x % across * kBlockRows;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int query_offset = warp / 2 * 32;
-  const int item_offset = warp % 2 * 64;
-  Tile tiles[2][4];
-  Fetched query_rows = fetch_rows(queries, first_query, round.last_query, 0);
-  Fetched item_rows = fetch_rows(items, first_item, round.last_item, 0);
-  for (int64_t depth = 0; depth < queries.cols; depth += kDepth) {
-    store_rows(query_rows, memory.queries);
-    store_rows(item_rows, memory.items);
-    __syncthreads();
-    // The next step is on its way while the products of this one are made.
-    if (depth + kDepth < queries.cols) {
-      query_rows = fetch_rows(queries, first_query, round.last_query, depth + kDepth);
-      item_rows = fetch_rows(items, first_item, round.last_item, depth + kDepth);
-    }
-#pragma unroll
-    for (int step = 0; step < kDepth; step += kTile) {
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-#pragma unroll
-        for (int column = 0; column < 4; ++column) {
-          tiles[row][column].multiply(
-              memory.queries + (query_offset + row * kTile) * kStride + step,
-              memory.items + (item_offset + column * kTile) * kStride + step, kStride);
-        }
+      for (int i = 0; i < 8; ++i) {
+        passing |= static_cast<unsigned>(to_float(eight.values[i]) >= least) << i;
       }
+      if (end - column < 8) passing &= (1u << (end - column)) - 1;
     }
-    __syncthreads();
-  }
-  float* const tile = memory.tiles[warp];
-  // Each half of a warp has a row of the tile: sixteen items of one query.
-  constexpr uint32_t kRowLanes = (1u << kTile) - 1;
-  const int row_start = lane() / kTile * kTile;
+    if (__ballot_sync(kAllLanes, passing != 0) == 0) continue;
 #pragma unroll
-  for (int column = 0; column < 4; ++column) {
-    const int64_t item = first_item + item_offset + column * kTile + lane() % kTile;
-    const bool item_there = item < round.last_item;
-    const Margin item_margin(items, item_there ? item : round.first_item);
+    for (int i = 0; i < 8; ++i) {
+      if ((passing >> i & 1) == 0) continue;
+      const int64_t item = round.first_item + column + i;
+      const float score = to_float(eight.values[i]);
+      const float most = score + error(score, query_margin, margin(items, item), queries.cols);
+      const bool wanted =
+          !(most < cutoff) && !(drop.offsets != nullptr && contains(drop, query, item));
+      if (!wanted) passing &= ~(1u << i);
+    }
+    int through = __popc(passing);
+    const int own = through;
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const int other = __shfl_sync(kAllLanes, through, lane() >= distance ? lane() - distance : 0);
+      if (lane() >= distance) through += other;
+    }
+    unsigned next = 0;
+    if (lane() == kWarp - 1 && through > 0) {
+      next = atomicAdd(candidates.counts + place, static_cast<unsigned>(through));
+    }
+    next = __shfl_sync(kAllLanes, next, kWarp - 1) + static_cast<unsigned>(through - own);
+    Candidate* const list = candidates.list + place * candidates.capacity;
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      tiles[row][column].store(tile);
-      __syncwarp();
-      for (int element = lane(); element < kTile * kTile; element += kWarp) {
-        const int64_t query = first_query + query_offset + row * kTile + element / kTile;
-        const bool there = item_there && query < round.last_query;
-        const int64_t place = there ? query - round.first_query : 0;
-        const Margin query_margin(queries, round.first_query + place);
-        const float most = tile[element] + slack(query_margin, item_margin, queries.cols);
-        const bool passes = there && !(most < candidates.cutoffs[place]);
-        const uint32_t all = __ballot_sync(kAllLanes, passes);
-        if (all == 0) continue;
-        // One place is asked for by all of a row that pass.
-        const uint32_t passing = all >> row_start & kRowLanes;
-        unsigned next = 0;
-        if (lane() == row_start && passing != 0) {
-          const int64_t own = query - round.first_query;
-          next = atomicAdd(candidates.counts + own, static_cast<unsigned>(__popc(passing)));
-        }
-        next = __shfl_sync(kAllLanes, next, row_start);
-        next += __popc(passing & ((1u << lane() % kTile) - 1));
-        if (passes) {
-          candidates.list[place * kItemBlock + next] = {tile[element], static_cast<int32_t>(item)};
-        }
-      }
-      __syncwarp();
+    for (int i = 0; i < 8; ++i) {
+      if ((passing >> i & 1) == 0) continue;
+      const int64_t item = round.first_item + column + i;
+      list[next++] = {to_float(eight.values[i]), static_cast<int32_t>(item)};
     }
   }
 }
 
-// The best so far of each query of a block: keys whose high half descends with the score and whose
-// low half is the id.
+// The best so far of each query of a block by their exact scores: keys whose high half descends
+// with the score and whose low half is the id.
 struct Best {
-  uint64_t* keys;   // [kQueryBlock, capacity]; those kept come first
-  uint64_t* spare;  // [kQueryBlock, k]
+  uint64_t* keys;   // [queries, capacity]; those kept come first
+  uint64_t* spare;  // [queries, k]
   unsigned* kept;
   int64_t capacity;
   int64_t k;
@@ -242,6 +214,7 @@ struct Best {
 struct MergeMemory {
   Digits digits;
   unsigned count;
+  unsigned before[kMergeThreads / kWarp];
 };
 
 template <class Query, class Item>
@@ -258,76 +231,93 @@ __device__ float exact_score(const Matrix& queries, const Matrix& items, int64_t
                             rounded_items.scale[item]);
 }
 
-// Scores the candidates of a query and keeps the best k of them and those kept before. A block for
-// each query.
+// Drops the candidates of a query that cannot be among its best k, where they have become many.
+// Those left are scored if they are still many or if it is the `last` round, and the best k of them
+// and of those scored before are kept. A block for each query.
 template <class Query, class Item>
 __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rounded rounded_items,
-                      Csr<int64_t> drop, Round round, Candidates candidates, Best best) {
+                      Round round, Candidates candidates, Best best, bool last) {
   auto& memory = *shared_memory<MergeMemory>();
   const int64_t place = blockIdx.x;
   const int64_t query = round.first_query + place;
-  const Candidate* const list = candidates.list + place * kItemBlock;
+  Candidate* const list = candidates.list + place * candidates.capacity;
   const auto count = static_cast<int64_t>(candidates.counts[place]);
+  if (!last && count <= candidates.limit) return;
+  const Margin query_margin = margin(rounded_queries, query);
+  const auto bound = [&](const Candidate& candidate) {
+    return error(candidate.score, query_margin, margin(rounded_items, candidate.id),
+                 rounded_queries.cols);
+  };
+  // The k-th best of what candidates score at least is a cutoff too.
+  float cutoff = candidates.cutoffs[place];
+  if (count >= best.k) {
+    const auto least = [&](int64_t position) {
+      const Candidate candidate = list[position];
+      return static_cast<uint64_t>(descending(candidate.score - bound(candidate)));
+    };
+    const auto key = block_select<4>(least, count, best.k - 1, memory.digits);
+    const float score = from_descending(static_cast<uint32_t>(key));
+    cutoff = score > cutoff ? score : cutoff;
+  }
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  int64_t left = 0;
+  for (int64_t first = 0; first < count; first += kMergeThreads) {
+    const int64_t position = first + threadIdx.x;
+    const bool there = position < count;
+    const Candidate candidate = list[there ? position : 0];
+    const bool stays = there && !(candidate.score + bound(candidate) < cutoff);
+    const uint32_t staying = __ballot_sync(kAllLanes, stays);
+    __syncthreads();  // all have read theirs, and those before them have written
+    if (lane() == 0) memory.before[warp] = static_cast<unsigned>(__popc(staying));
+    __syncthreads();
+    int64_t to = left + __popc(staying & ((1u << lane()) - 1));
+    for (int other = 0; other < kMergeThreads / kWarp; ++other) {
+      if (other < warp) to += memory.before[other];
+      left += memory.before[other];
+    }
+    if (stays) list[to] = candidate;
+  }
+  __syncthreads();
+  if (!last && left <= candidates.limit) {
+    if (threadIdx.x == 0) {
+      candidates.counts[place] = static_cast<unsigned>(left);
+      candidates.cutoffs[place] = cutoff;
+    }
+    return;
+  }
   uint64_t* const keys = best.keys + place * best.capacity;
   uint64_t* const spare = best.spare + place * best.k;
-  const unsigned kept = best.kept[place];
-  const auto dropped = [&](int64_t candidate) {
-    return drop.offsets != nullptr && contains(drop, query, list[candidate].id);
-  };
-  const Margin margin(rounded_queries, query);
-  const auto error = [&](int64_t candidate) {
-    return slack(margin, Margin(rounded_items, list[candidate].id), rounded_queries.cols);
-  };
-  // What a candidate scores at least; the k-th best of that is a cutoff too.
-  const auto least = [&](int64_t candidate) {
-    if (dropped(candidate)) return kNoKey;
-    const float score = list[candidate].score - error(candidate);
-    return static_cast<uint64_t>(descending(score)) << 32 |
-           static_cast<uint32_t>(list[candidate].id);
-  };
-  float cutoff = candidates.cutoffs[place];
-  if (count > best.k) {
-    const uint64_t key = block_select(least, count, best.k - 1, memory.digits);
-    if (key != kNoKey) {
-      const float score = from_descending(static_cast<uint32_t>(key >> 32));
-      cutoff = score > cutoff ? score : cutoff;
-    }
-  }
-  if (threadIdx.x == 0) memory.count = kept;
-  __syncthreads();
-  for (int64_t candidate = threadIdx.x / kWarp; candidate < count;
-       candidate += kMergeThreads / kWarp) {
-    const int64_t item = list[candidate].id;
-    if (list[candidate].score + error(candidate) < cutoff) continue;
-    if (dropped(candidate)) continue;
+  const int64_t kept = best.kept[place];
+  for (int64_t position = warp; position < left; position += kMergeThreads / kWarp) {
+    const int64_t item = list[position].id;
     const float score =
         exact_score<Query, Item>(queries, items, query, item, rounded_queries, rounded_items);
     if (lane() == 0) {
-      keys[atomicAdd(&memory.count, 1u)] =
+      keys[kept + position] =
           static_cast<uint64_t>(descending(score)) << 32 | static_cast<uint32_t>(item);
     }
   }
   __syncthreads();
-  const auto total = static_cast<int64_t>(memory.count);
+  const int64_t total = kept + left;
   if (total >= best.k) {
-    const uint64_t last = block_select([&](int64_t position) { return keys[position]; }, total,
-                                       best.k - 1, memory.digits);
+    const uint64_t worst = block_select<8>([&](int64_t position) { return keys[position]; }, total,
+                                           best.k - 1, memory.digits);
     __syncthreads();
     if (threadIdx.x == 0) memory.count = 0;
     __syncthreads();
     for (int64_t position = threadIdx.x; position < total; position += kMergeThreads) {
-      if (keys[position] <= last) spare[atomicAdd(&memory.count, 1u)] = keys[position];
+      if (keys[position] <= worst) spare[atomicAdd(&memory.count, 1u)] = keys[position];
     }
     __syncthreads();
     for (int64_t position = threadIdx.x; position < best.k; position += kMergeThreads)
       keys[position] = spare[position];
-    if (threadIdx.x == 0) {
-      candidates.cutoffs[place] = from_descending(static_cast<uint32_t>(last >> 32));
-    }
+    const float score = from_descending(static_cast<uint32_t>(worst >> 32));
+    cutoff = score > cutoff ? score : cutoff;
   }
   if (threadIdx.x == 0) {
     best.kept[place] = static_cast<unsigned>(total < best.k ? total : best.k);
     candidates.counts[place] = 0;
+    candidates.cutoffs[place] = cutoff;
   }
 }
 
@@ -371,13 +361,16 @@ __global__ void finish(Round round, Best best, int64_t width, float* scores, int
   }
 }
 
-Rounded round_matrix(const Call& call, const Matrix& matrix, bool cosine) {
+Rounded round_matrix(const Call& call, const Matrix& matrix, BFloat* data, const Product& product,
+                     bool cosine) {
   Rounded rounded{};
-  rounded.cols = (matrix.cols + kDepth - 1) / kDepth * kDepth;
-  rounded.data = call.buffer<BFloat>(matrix.rows * rounded.cols);
+  rounded.cols = product.cols;
+  rounded.data = data;
   rounded.scale = call.buffer<double>(matrix.rows);
   rounded.length = call.buffer<float>(matrix.rows);
   rounded.residual = call.buffer<float>(matrix.rows);
+  rounded.most = call.buffer<unsigned>(2);
+  call.fill(rounded.most, 2, 0);
   const Fault bad = Fault::make(call);
   with_scalar(matrix.scalar, [&](auto scalar) {
     call.for_each_warp(round_rows<decltype(scalar)>, matrix.rows, matrix, cosine, rounded, bad);
@@ -393,34 +386,37 @@ Rounded round_matrix(const Call& call, const Matrix& matrix, bool cosine) {
 }  // namespace
 
 void topk(const Call& call, const Matrix& queries, const Matrix& items, const Csr<int64_t>* drop,
-          int64_t k, bool cosine, float* scores, int32_t* ids) {
+          int64_t k, bool cosine, const Product& product, float* scores, int32_t* ids) {
   if (drop != nullptr) check(call, *drop);
-  const Rounded rounded_queries = round_matrix(call, queries, cosine);
-  const Rounded rounded_items = round_matrix(call, items, cosine);
-  const int64_t block = std::min(kQueryBlock, queries.rows);
+  const Rounded rounded_queries = round_matrix(call, queries, product.queries, product, cosine);
+  const Rounded rounded_items = round_matrix(call, items, product.items, product, cosine);
+  const int64_t block = std::min(product.query_block, queries.rows);
   int64_t width = 1;
   while (width < k) width *= 2;
-  const Candidates candidates{call.buffer<Candidate>(block * kItemBlock),
+  const int64_t limit = 4 * k + kSpare;
+  const int64_t listed = limit + product.item_block;
+  const Candidates candidates{call.buffer<Candidate>(block * listed), listed, limit,
                               call.buffer<unsigned>(block), call.buffer<float>(block)};
-  const int64_t capacity = std::max(k + kItemBlock, width);
+  const int64_t capacity = std::max(k + listed, width);
   const Best best{call.buffer<uint64_t>(block * capacity), call.buffer<uint64_t>(block * k),
                   call.buffer<unsigned>(block), capacity, k};
   const Csr<int64_t> pairs = drop != nullptr ? *drop : Csr<int64_t>{};
-  for (int64_t first = 0; first < queries.rows; first += kQueryBlock) {
-    Round round{first, std::min(first + kQueryBlock, queries.rows), 0, 0};
+  for (int64_t first = 0; first < queries.rows; first += block) {
+    Round round{first, std::min(first + block, queries.rows), 0, 0};
     const int64_t count = round.last_query - round.first_query;
     call.for_each(start, count, candidates, best);
     for (; round.first_item < items.rows; round.first_item = round.last_item) {
-      const int64_t most = round.first_item == 0 ? std::max(kFirstItems, k) : kItemBlock;
-      round.last_item = std::min(round.first_item + std::min(most, kItemBlock), items.rows);
-      const int64_t across = (round.last_item - round.first_item + kBlockRows - 1) / kBlockRows;
-      call.launch(filter, (count + kBlockRows - 1) / kBlockRows * across, kFilterThreads,
-                  sizeof(FilterMemory), rounded_queries, rounded_items, round, candidates);
+      const int64_t most = std::max({kFirstItems, k, kGrowth * round.first_item});
+      round.last_item = std::min(round.first_item + std::min(most, product.item_block), items.rows);
+      product.multiply(round.first_query, round.last_query, round.first_item, round.last_item);
+      const int64_t stretches = (round.last_item - round.first_item + kStretch - 1) / kStretch;
+      call.for_each_warp(collect, count * stretches, rounded_queries, rounded_items, pairs, round,
+                         product.scores, product.item_block, candidates);
       with_scalar(queries.scalar, [&](auto query) {
         with_scalar(items.scalar, [&](auto item) {
           call.launch(merge<decltype(query), decltype(item)>, count, kMergeThreads,
-                      sizeof(MergeMemory), queries, items, rounded_queries, rounded_items, pairs,
-                      round, candidates, best);
+                      sizeof(MergeMemory), queries, items, rounded_queries, rounded_items, round,
+                      candidates, best, round.last_item == items.rows);
         });
       });
     }
