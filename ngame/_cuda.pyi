@@ -11,7 +11,15 @@ _Dense = tuple[int, int, int, int, str]
 _Csr = tuple[int, int, int, int, int, bool]
 _Pattern = tuple[int, int, int]  # indptr, indices, stored entries
 
+# x, inverse norms, offsets, order, clusters
+_Clustering = tuple[_Dense, int, int, int, int]
+# queries, items, their columns; scores, their rows and columns;
+# multiply(first query, last query, first item, last item)
+_Product = tuple[int, int, int, int, int, int, Callable[[int, int, int, int], None]]
+
 architectures: str
+listed: int
+asked: int
 
 def devices() -> tuple[int, str]: ...
 def balanced_clusters(
@@ -20,8 +28,19 @@ def balanced_clusters(
     offsets: Sequence[int],
     seed: int,
     max_iterations: int,
+    inverse: int,
     order: int,
 ) -> None: ...
+def choose(
+    where: _Where,
+    clustering: _Clustering,
+    means: int,
+    lengths: int,
+    lists: int,
+    listed: int,
+    keys: int,
+) -> None: ...
+def cluster_means(where: _Where, clustering: _Clustering, means: int, lengths: int) -> None: ...
 def evaluate(
     where: _Where,
     predictions: _Csr,
@@ -39,6 +58,17 @@ def in_batch_positives(
 def label_pool(
     where: _Where, labels: _Csr, rows: int, row_count: int
 ) -> tuple[int, int, _Pattern]: ...
+def match(
+    where: _Where,
+    rows: int,
+    offsets: int,
+    clusters: int,
+    home: int,
+    keys: int,
+    held: int,
+    counts: int,
+    refused: int,
+) -> int: ...
 def topk(
     where: _Where,
     queries: _Dense,
@@ -46,6 +76,7 @@ def topk(
     drop: _Csr | None,
     k: int,
     cosine: bool,
+    product: _Product,
     scores: int,
     ids: int,
 ) -> None: ...

@@ -215,8 +215,7 @@ def balanced_clusters(
         levels and twice for each round, and its rows one by one where they are copied, with many
         requests at a time. Float16 is read as such. An array is copied only where its rows are
         not contiguous. A CUDA tensor, bfloat16 too, is clustered on its device; only the ids come
-        to the host. That is the tree alone: refinement is not on the GPU yet, and `refine` has no
-        effect there. The clusters differ from those of the CPU.
+        to the host. The tree's clusters differ from those of the CPU, and so do the refined.
     size : int
         Every cluster has exactly `size` rows, but for the last, which takes the remainder.
     n_clusters : int

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -201,7 +201,7 @@ class _Pattern:
 def balanced_order(
     x: torch.Tensor, offsets: npt.NDArray[np.int64], seed: int, max_iter: int, *, refine: int
 ) -> npt.NDArray[np.int32]:
-    """The order of `ngame.balanced_clusters`, computed on a device: the tree alone.
+    """The order of `ngame.balanced_clusters`, computed on a device.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def balanced_order(
     max_iter : int
         Most iterations of each 2-means.
     refine : int
-        Has no effect yet: the GPU core does not refine.
+        Most rounds of refinement.
 
     Returns
     -------
@@ -226,10 +226,112 @@ def balanced_order(
         `x` has NaN or infinity (the message names the first such row).
     """
     call = _Call("balanced_clusters", x.device)
+    inverse = torch.empty(len(x), dtype=torch.float32, device=x.device)
     order = torch.empty(len(x), dtype=torch.int32, device=x.device)
-    call.run("balanced_clusters", _dense(x), offsets.tolist(), seed, max_iter, order.data_ptr())
+    outputs = inverse.data_ptr(), order.data_ptr()
+    call.run("balanced_clusters", _dense(x), offsets.tolist(), seed, max_iter, *outputs)
+    if refine and len(offsets) > 2:
+        order = _Refinement(x, inverse, offsets, order).run(refine)
     ids: npt.NDArray[np.int32] = order.cpu().numpy()
     return ids
+
+
+# A round of refinement that makes the clusters tighter by less is the last, as on the CPU.
+_LEAST_PROGRESS = 1.005
+
+
+class _Refinement:
+    """Rounds in which rows move to the nearest cluster that has room: see csrc/refine.h."""
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        inverse: torch.Tensor,
+        offsets: npt.NDArray[np.int64],
+        order: torch.Tensor,
+    ) -> None:
+        self.x, self.inverse, self.order = x, inverse, order
+        self.offsets = torch.from_numpy(offsets).to(x.device)
+        self.room = self.offsets.diff()
+        clusters = torch.arange(len(self.room), dtype=torch.int32, device=x.device)
+        # The cluster of each place of the order.
+        self.places = clusters.repeat_interleave(self.room, output_size=len(x))
+        self.means = self._empty((len(self.room), x.shape[1]), torch.float32)
+        self.lengths = self._empty(len(self.room), torch.float32)
+
+    def run(self, rounds: int) -> torch.Tensor:
+        """Return the order after so many rounds at most."""
+        tightest = self._find_means()
+        for _ in range(rounds):
+            before = self.order
+            self.order = self._match(self._choose())
+            if torch.equal(before, self.order):
+                break
+            found = self._find_means()
+            if found <= tightest:
+                self.order = before
+            if found < _LEAST_PROGRESS * tightest:
+                break
+            tightest = found
+        return self.order
+
+    def _empty(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.x.device)
+
+    def _run(self, function: str, *arguments: Any) -> Any:
+        return _Call("balanced_clusters", self.x.device).run(function, *arguments)
+
+    @property
+    def _clustering(self) -> tuple[Any, ...]:
+        arrays = self.inverse, self.offsets, self.order
+        return (_dense(self.x), *(array.data_ptr() for array in arrays), len(self.room))
+
+    def _find_means(self) -> float:
+        """The unit means of all clusters; returns the coherence."""
+        addresses = self.means.data_ptr(), self.lengths.data_ptr()
+        self._run("cluster_means", self._clustering, *addresses)
+        return float((self.lengths.double() / self.room).square().mean())
+
+    def _choose(self) -> torch.Tensor:
+        """The clusters that each row asks, as the keys of csrc/cuda/refine.h."""
+        most = cast(ModuleType, _cuda).listed
+        own = torch.arange(len(self.room), dtype=torch.int32, device=self.x.device)[:, None]
+        _, near = topk_arrays(self.means, self.means, min(most, len(own)))
+        # Itself first; where others have the same mean, it may not be among the nearest.
+        near = torch.where(near == own, -1, near)
+        lists = torch.cat([own, near], 1)
+        last = (lists < 0).sort(dim=1, stable=True).indices[:, :most]
+        lists = lists.gather(1, last).contiguous()
+        keys = self._empty((len(self.x), cast(ModuleType, _cuda).asked), torch.int64)
+        addresses = (array.data_ptr() for array in (self.means, self.lengths, lists))
+        self._run("choose", self._clustering, *addresses, lists.shape[1], keys.data_ptr())
+        return keys
+
+    def _match(self, keys: torch.Tensor) -> torch.Tensor:
+        """The order in which every cluster has the best of those that asked it."""
+        home = torch.empty_like(self.order)
+        home[self.order.long()] = self.places
+        held = self._empty(len(self.x), torch.int64)
+        counts = self._empty(len(self.room), torch.int32)
+        refused = torch.empty_like(self.order)
+        count = self._run(
+            "match",
+            len(self.x),
+            self.offsets.data_ptr(),
+            len(self.room),
+            *(array.data_ptr() for array in (home, keys, held, counts, refused)),
+        )
+        # A place is taken if it is one of the first of its cluster.
+        within = torch.arange(len(self.x), device=self.x.device) - self.offsets[self.places.long()]
+        taken = within < counts[self.places.long()]
+        rest = refused[:count].long()
+        rest = rest[(home[rest].long() * len(self.x) + rest).argsort()]
+        left = (~taken).cumsum(0) - 1
+        ids = torch.where(
+            taken, held & 0xFFFFFFFF, torch.cat([rest, rest.new_zeros(1)])[left.clamp(0, count)]
+        )
+        ids = (self.places.long() << 32 | ids).sort().values & 0xFFFFFFFF
+        return ids.int()
 
 
 def in_batch_positives(labels: Any, rows: Any, columns: Any) -> torch.Tensor:
@@ -517,7 +619,10 @@ class _Product:
         # Rows of 16 bytes: else the product is several times slower.
         columns, width = (
             math.ceil(count / 8) * 8
-            for count in (queries.shape[1], min(len(items), max(_BLOCK_ITEMS, _BLOCK_SCORES // block)))
+            for count in (
+                queries.shape[1],
+                min(len(items), max(_BLOCK_ITEMS, _BLOCK_SCORES // block)),
+            )
         )
         rows = (len(queries), len(items))
         self._left, self._right = (
@@ -534,7 +639,9 @@ class _Product:
         )
 
     @property
-    def arguments(self) -> tuple[int, int, int, int, int, int, Callable[[int, int, int, int], None]]:
+    def arguments(
+        self,
+    ) -> tuple[int, int, int, int, int, int, Callable[[int, int, int, int], None]]:
         """What `ngame._cuda.topk` takes."""
         addresses = [part.data_ptr() for part in (self._left, self._right, self._scores)]
         return (

@@ -323,8 +323,8 @@ def test_topk_rejects(device):
         cuda.topk_arrays(x, x * 1e25, 1, metric="dot")
 
 
-def clusters_of(x, offsets, seed=0):
-    order = cuda.balanced_order(cuda.as_matrix(x, "x"), offsets, seed, 20, refine=0)
+def clusters_of(x, offsets, seed=0, refine=0):
+    order = cuda.balanced_order(cuda.as_matrix(x, "x"), offsets, seed, 20, refine=refine)
     return ngame.Clusters(order, offsets)
 
 
@@ -386,6 +386,54 @@ def test_clusters_of_equal_and_extreme_rows(device):
     for x in (torch.zeros(50, 3), torch.ones(50, 3), torch.full((50, 3), 3e38)):
         found = clusters_of(x.to(device), np.arange(0, 51, 5))
         assert found.assignment.tolist() == np.repeat(np.arange(10), 5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "size"), [(300, 8, 10), (300, 33, 7), (400, 20, 4), (61, 5, 30), (500, 16, 50)]
+)
+def test_a_round_of_refinement_is_the_reference_s(device, mixture, rows, dim, size):
+    same = []
+    offsets = np.append(np.arange(0, rows, size), rows)
+    for seed, scalar in enumerate(SCALARS):
+        x = torch.tensor(mixture(rows, dim, seed), device=device).to(scalar)
+        tree, found = (clusters_of(x, offsets, seed, n) for n in (0, 1))
+        assert all((np.diff(ids) > 0).all() for ids in found)
+        expected = reference.refined(x.double().cpu().numpy(), tree)
+        same.append((found.assignment == expected).mean())
+    # Scores within 1e-5 of each other may be taken for equal; one such case may change many rows.
+    assert np.median(same) == 1
+    assert np.mean(same) > 0.97
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (7, 1), (7, 7), (50, 33), (130, 65)])
+def test_refinement_of_small_and_single_clusters(device, mixture, rows, count):
+    x = mixture(rows, 6)
+    x[rows // 2 :: 3] = 0
+    offsets = np.arange(count + 1) * rows // count
+    tree, found = (clusters_of(torch.tensor(x, device=device), offsets, 0, n) for n in (0, 5))
+    assert (np.sort(found.order) == np.arange(rows)).all()
+    assert found.coherence(x) > tree.coherence(x) - 0.02
+
+
+def test_refinement_of_equal_rows(device, mixture):
+    """Where all ask for the same clusters."""
+    x = np.repeat(mixture(16, 12), 16, axis=0)
+    offsets = np.arange(0, 257, 16)
+    for seed in range(3):
+        found = clusters_of(torch.tensor(x, device=device), offsets, seed, 5)
+        assert found.coherence(x) > 0.999
+
+
+def test_rounds_of_refinement_are_those_of_the_cpu(device, mixture):
+    x = mixture(1500, 24)
+    offsets = np.append(np.arange(0, 1500, 16), 1500)
+    on_device = torch.tensor(x, device=device)
+    tree, found = (clusters_of(on_device, offsets, 0, n) for n in (0, 5))
+    assert found == clusters_of(on_device, offsets, 0, 5)
+    expected = ngame.balanced_clusters(x, size=16, refine=5)
+    assert found.coherence(x) > 1.05 * tree.coherence(x)
+    assert found.coherence(x) > 0.99 * expected.coherence(x)
+    assert found.neighbor_share(x) > 0.97 * expected.neighbor_share(x)
 
 
 def test_clusters_reject(device):
@@ -462,7 +510,7 @@ def test_clusters_of_many_rows(device, scale, mixture, rows, dim, scalar, size):
     x = torch.tensor(mixture(rows, dim), device=device).to(scalar)
     host = x.float().cpu().numpy()
     offsets = np.append(np.arange(0, rows, size, dtype=np.int64), rows)
-    assert clusters_of(x, offsets) == clusters_of(x, offsets)
+    assert clusters_of(x, offsets, refine=5) == clusters_of(x, offsets, refine=5)
     tight = []
     for seed in range(4 if scale == 1 else 1):
         found = clusters_of(x, offsets, seed)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ ROUNDS = 7
 SEEDS = 4
 QUALITY = 0.998  # least share of the CPU's coherence, by the means of SEEDS seeds
 CLUSTER = 32
+REFINED = 5  # rounds, the default
+MANY_ROWS = 1_000_000  # of which the CPU refines one seed alone
 NEAREST = 100
 CHECKED_QUERIES = 32
 
@@ -125,7 +128,7 @@ def timings(device: str, sizes: Sizes) -> Iterator[Row]:
     yield multiplied
     bandwidth = 2 * sizes.copied / statistics.median(copied.times)
     for rows, dim, scalar, bar in sizes.clusterings:
-        yield clustering(device, rows, dim, scalar, bar, bandwidth)
+        yield from clusterings(device, rows, dim, scalar, bar, bandwidth)
     yield from search(device, sizes)
 
 
@@ -163,39 +166,42 @@ def product_times(device: str, side: int) -> list[float]:
     return timed(lambda: torch.mm(left, right, out=product), device)[0]
 
 
-def clustering(device: str, rows: int, dim: int, scalar: str, bar: str, bandwidth: float) -> Row:
-    """Clusters of 32: sizes exact, and as tight as the CPU's of the same points."""
+def clusterings(
+    device: str, rows: int, dim: int, scalar: str, bar: str, bandwidth: float
+) -> Iterator[Row]:
+    """Clusters of 32, of the tree and refined: sizes exact, as tight as the CPU's of the same."""
     import numpy as np
     import torch
 
     import ngame
 
     x = mixture(rows, dim, scalar, device)
-    times, found = timed(lambda: ngame.balanced_clusters(x, size=CLUSTER), device)
     # NumPy has no bfloat16. float16 rounds differently, which hardly changes the clusters.
     host = (x if x.dtype == torch.float32 else x.half()).cpu().numpy()
-    ours, theirs, exact = [], [], True
-    for seed in range(SEEDS):
-        # The result that was timed is one of those checked.
-        tree = ngame.balanced_clusters(x, size=CLUSTER, seed=seed) if seed else found
-        # The GPU core does not refine.
-        expected = ngame.balanced_clusters(host, size=CLUSTER, seed=seed, refine=0)
-        exact = exact and np.array_equal(tree.offsets, expected.offsets)
-        exact = exact and np.array_equal(np.sort(tree.order), np.arange(rows))
-        ours.append(tree.coherence(host))
-        theirs.append(expected.coherence(host))
-    quality = sum(ours) / sum(theirs)
     # At least every element is read once, and one id a row is written.
     floor = (x.numel() * x.element_size() + 4 * rows) / bandwidth
-    return Row(
-        f"clusters of {CLUSTER}",
-        f"{rows:,} x {dim} {scalar}",
-        times,
-        floor,
-        f"under {bar}, quality at least {QUALITY}",
-        f"{'sizes exact' if exact else 'sizes wrong'}, coherence {quality:.4f} of the CPU's",
-        exact and quality >= QUALITY,
-    )
+    for refine in (0, REFINED):
+        cluster = partial(ngame.balanced_clusters, size=CLUSTER, refine=refine)
+        times, found = timed(partial(cluster, x), device)
+        ours, theirs, exact = [], [], True
+        for seed in range(SEEDS if rows < MANY_ROWS or not refine else 1):
+            # The result that was timed is one of those checked.
+            tree = cluster(x, seed=seed) if seed else found
+            expected = cluster(host, seed=seed)
+            exact = exact and np.array_equal(tree.offsets, expected.offsets)
+            exact = exact and np.array_equal(np.sort(tree.order), np.arange(rows))
+            ours.append(tree.coherence(host))
+            theirs.append(expected.coherence(host))
+        quality = sum(ours) / sum(theirs)
+        yield Row(
+            f"clusters of {CLUSTER}" + (f", {refine} rounds of refinement" if refine else ""),
+            f"{rows:,} x {dim} {scalar}",
+            times,
+            floor,
+            f"quality at least {QUALITY}" + ("" if refine else f", under {bar}"),
+            f"{'sizes exact' if exact else 'sizes wrong'}, coherence {quality:.4f} of the CPU's",
+            exact and quality >= QUALITY,
+        )
 
 
 def search(device: str, sizes: Sizes) -> Iterator[Row]:

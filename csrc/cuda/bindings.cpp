@@ -11,6 +11,7 @@
 #include "cluster.h"
 #include "metrics.h"
 #include "positives.h"
+#include "refine.h"
 #include "topk.h"
 
 #ifdef NGAME_CUDA_EMULATE
@@ -172,10 +173,42 @@ void topk_(const Where& where, const Dense& queries, const Dense& items,
 }
 
 void balanced_clusters_(const Where& where, const Dense& x, const std::vector<int64_t>& offsets,
-                        uint64_t seed, int max_iterations, Address order) {
+                        uint64_t seed, int max_iterations, Address inverse, Address order) {
   compute("balanced_clusters", where, [&](const Call& call) {
     balanced_clusters(call, matrix_view(x, "x"), offsets, {seed, max_iterations},
-                      out<int32_t>(order));
+                      out<float>(inverse), out<int32_t>(order));
+  });
+}
+
+// (x, inverse norms, offsets, order, clusters)
+using ClusteringArrays = std::tuple<Dense, Address, Address, Address, int64_t>;
+
+Clustering clustering_view(const ClusteringArrays& clustering) {
+  const auto& [x, inverse, offsets, order, clusters] = clustering;
+  return {matrix_view(x, "x"), in<float>(inverse), in<int64_t>(offsets), in<int32_t>(order),
+          clusters};
+}
+
+void cluster_means_(const Where& where, const ClusteringArrays& clustering, Address means,
+                    Address lengths) {
+  compute("balanced_clusters", where, [&](const Call& call) {
+    cluster_means(call, clustering_view(clustering), out<float>(means), out<float>(lengths));
+  });
+}
+
+void choose_(const Where& where, const ClusteringArrays& clustering, Address means, Address lengths,
+             Address lists, int64_t listed, Address keys) {
+  compute("balanced_clusters", where, [&](const Call& call) {
+    choose(call, clustering_view(clustering), in<float>(means), in<float>(lengths),
+           in<int32_t>(lists), listed, out<uint64_t>(keys));
+  });
+}
+
+int64_t match_(const Where& where, int64_t rows, Address offsets, int64_t clusters, Address home,
+               Address keys, Address held, Address counts, Address refused) {
+  return compute("balanced_clusters", where, [&](const Call& call) {
+    return match(call, rows, in<int64_t>(offsets), clusters, in<int32_t>(home), in<uint64_t>(keys),
+                 out<uint64_t>(held), out<int32_t>(counts), out<int32_t>(refused));
   });
 }
 
@@ -199,7 +232,17 @@ PYBIND11_MODULE(NGAME_CUDA_MODULE, m) {
   m.def("devices", &devices);
 #endif
   m.def("balanced_clusters", &balanced_clusters_, py::arg("where"), py::arg("x"),
-        py::arg("offsets"), py::arg("seed"), py::arg("max_iterations"), py::arg("order"));
+        py::arg("offsets"), py::arg("seed"), py::arg("max_iterations"), py::arg("inverse"),
+        py::arg("order"));
+  m.attr("listed") = kListed;
+  m.attr("asked") = kAsked;
+  m.def("cluster_means", &cluster_means_, py::arg("where"), py::arg("clustering"), py::arg("means"),
+        py::arg("lengths"));
+  m.def("choose", &choose_, py::arg("where"), py::arg("clustering"), py::arg("means"),
+        py::arg("lengths"), py::arg("lists"), py::arg("listed"), py::arg("keys"));
+  m.def("match", &match_, py::arg("where"), py::arg("rows"), py::arg("offsets"),
+        py::arg("clusters"), py::arg("home"), py::arg("keys"), py::arg("held"), py::arg("counts"),
+        py::arg("refused"));
   m.def("evaluate", &evaluate_, py::arg("where"), py::arg("predictions"), py::arg("scores"),
         py::arg("scores_are_double"), py::arg("truth"), py::arg("drop"),
         py::arg("inverse_propensity"), py::arg("ks"), py::arg("by_row"));

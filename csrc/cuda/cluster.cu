@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "cluster.h"
-#include "scalar.h"
+#include "rows.h"
 #include "select.h"
 
 namespace ngame::cuda {
@@ -11,20 +11,14 @@ namespace {
 
 #ifdef NGAME_CUDA_EMULATE
 // Small, so that tests see samples.
-constexpr int kThreads = 64;
 constexpr int64_t kSampleRows = 512;
 constexpr int64_t kSpreadBlocks = 6;
 #else
-constexpr int kThreads = 512;
 // A node of more rows learns its direction from a sample of so many of them.
 constexpr int64_t kSampleRows = 8192;
 // Blocks that learn at once where nodes are few: two for each of a large GPU's multiprocessors.
 constexpr int64_t kSpreadBlocks = 264;
 #endif
-constexpr int kWarps = kThreads / kWarp;
-// Rows that a warp reads at once: enough to hide the wait for memory.
-constexpr int kRowsAtOnce = 4;
-
 // Rounds of the power method before 2-means, as on the CPU.
 constexpr int kPowerRounds = 2;
 
@@ -54,25 +48,11 @@ struct Level {
   unsigned char* sides;
 };
 
-struct Shared {
+struct Shared : BlockSums {
   Digits digits;
   float partial[kWarps][kWarp * kPackBytes / 2];
-  float totals[kWarps];
   int64_t before[kWarps];
 };
-
-__device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
-
-// Of a value of each thread; in the same order always. All threads get it.
-__device__ float block_sum(float value, Shared& shared) {
-  value = warp_sum(value);
-  __syncthreads();
-  if (lane() == 0) shared.totals[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  float sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) sum += shared.totals[warp];
-  return sum;
-}
 
 // The inverse of every row's length. A warp for each row.
 template <class T>
@@ -91,43 +71,6 @@ __global__ void invert_norms(Matrix x, float* inverse, int32_t* order, Fault bad
   const double norm = sqrt(squares);
   inverse[row] = norm >= FLT_MIN ? static_cast<float>(1.0 / norm) : 0.0f;
   order[row] = static_cast<int32_t>(row);
-}
-
-// The products of a direction with the unit rows ids[0], ids[step], ... , kRows of them, of which
-// only the first `count`, at least one, are there; all lanes get them. kPack elements at once.
-template <class T, int kPack, int kRows>
-__device__ __forceinline__ void project(const Matrix& x, const float* inverse, const int32_t* ids,
-                                        int64_t step, int64_t count, const float* direction,
-                                        float (&products)[kRows]) {
-  const T* from[kRows];
-  // Elements are scaled one by one: a product of a long row might overflow.
-  float scales[kRows];
-#pragma unroll
-  for (int row = 0; row < kRows; ++row) {
-    const int32_t id = ids[row < count ? row * step : 0];
-    from[row] = static_cast<const T*>(x.data) + id * x.stride;
-    scales[row] = inverse[id];
-    products[row] = 0;
-  }
-  // Unrolled, it would need more registers than two blocks at once leave.
-#pragma unroll 1
-  for (int64_t column = lane() * kPack; column < x.cols; column += kWarp * kPack) {
-    const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction + column);
-    Pack<T, kPack> packs[kRows];
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(from[row] + column);
-    }
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-#pragma unroll
-      for (int element = 0; element < kPack; ++element) {
-        products[row] += to_float(packs[row].values[element]) * scales[row] * along.values[element];
-      }
-    }
-  }
-#pragma unroll
-  for (int row = 0; row < kRows; ++row) products[row] = warp_sum(products[row]);
 }
 
 // Smaller for what goes left first: lower scores, ties by lower position.
@@ -547,7 +490,7 @@ Tree make_tree(const std::vector<int64_t>& offsets, uint64_t seed) {
 }  // namespace
 
 void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int64_t>& offsets,
-                       const ClusterParams& params, int32_t* order) {
+                       const ClusterParams& params, float* inverse, int32_t* order) {
   const Tree tree = make_tree(offsets, params.seed);
   const auto node_count = static_cast<int64_t>(tree.nodes.size());
   Node* const nodes = call.buffer<Node>(node_count);
@@ -556,7 +499,6 @@ void balanced_clusters(const Call& call, const Matrix& x, const std::vector<int6
   for (size_t depth = 1; depth < tree.levels.size(); ++depth) {
     most = std::max(most, tree.levels[depth] - tree.levels[depth - 1]);
   }
-  float* const inverse = call.buffer<float>(x.rows);
   Level level{nodes,
               call.buffer<float>(most * x.cols),
               call.buffer<float>(most * 2 * x.cols),

@@ -5,6 +5,7 @@
 #include "cluster.cu"
 #include "metrics.cu"
 #include "positives.cu"
+#include "refine.cu"
 #include "topk.cu"
 #include "bindings.cpp"
 // clang-format on

@@ -5,6 +5,8 @@
 
 namespace ngame::cuda {
 
+constexpr uint64_t kNoKey = ~uint64_t{0};  // greater than every key
+
 struct Digits {
   unsigned counts[256];
   int digit;

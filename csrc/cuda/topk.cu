@@ -25,7 +25,6 @@ constexpr int64_t kGrowth = 7;
 constexpr int kMergeThreads = 256;
 // Items of a query that one warp looks through.
 constexpr int kStretch = 2048;
-constexpr uint64_t kNoKey = ~uint64_t{0};
 
 // Longer rows are rejected where they are not scaled: their products might overflow.
 constexpr double kLongest = 0x1p63;
