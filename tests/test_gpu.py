@@ -58,8 +58,7 @@ def test_every_timing_on_the_emulation(gpu, monkeypatch, tmp_path, capsys):
     assert [row.what for row in rows] == [
         "limit: copy",
         "limit: bfloat16 product",
-        "clusters of 32",
-        "clusters of 32",
+        *["clusters of 32", "clusters of 32, 5 rounds of refinement"] * 2,
         "bfloat16 product alone",
         "exact top-100",
     ]
@@ -69,22 +68,22 @@ def test_every_timing_on_the_emulation(gpu, monkeypatch, tmp_path, capsys):
         assert min(row.times) > 0
     bandwidth = 2 * sizes.copied / sum(rows[0].times) * 2
     assert rows[2].floor == pytest.approx((200 * 16 * 4 + 200 * 4) / bandwidth)
-    assert rows[3].floor == pytest.approx((150 * 24 * 2 + 150 * 4) / bandwidth)
-    assert rows[5].floor == pytest.approx(sum(rows[4].times) / 2)
+    assert rows[4].floor == pytest.approx((150 * 24 * 2 + 150 * 4) / bandwidth)
+    assert rows[7].floor == pytest.approx(sum(rows[6].times) / 2)
     # What is wrong is seen, said, kept, and the status.
     monkeypatch.setattr(gpu, "QUALITY", 2)
-    wrong = gpu.clustering("cpu", 100, 8, "float32", "1 s", 1e9)
+    wrong = next(gpu.clusterings("cpu", 100, 8, "float32", "1 s", 1e9))
     assert not wrong.passed
     output = tmp_path / "rows.jsonl"
     assert gpu.report(iter(rows), None) == 0
-    assert gpu.report(iter([rows[5], wrong]), output) == 1
+    assert gpu.report(iter([rows[7], wrong]), output) == 1
     table = capsys.readouterr().out.splitlines()[-4:]
     assert {line.count("|") for line in table} == {9}
     assert "**" in table[-1]
     assert "**" not in table[-2]
     kept = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["passed"] for row in kept] == [True, False]
-    assert kept[0]["times"] == rows[5].times
+    assert kept[0]["times"] == rows[7].times
 
 
 def test_a_search_that_is_wrong_is_seen(gpu, monkeypatch):

@@ -18,6 +18,7 @@ import ngame
 KERNELS = (
     *("invert_norms", "score_rows", "learn", "split"),
     *("spread_sample", "spread_project", "spread_weigh", "spread_add", "spread_turn"),
+    *("find_means", "score_lists", "fill_queue", "ask", "answer"),
     *("collect", "merge", "round_rows", "finish", "start"),
 )
 
@@ -38,7 +39,7 @@ def main() -> None:
 
 def clustering(x: torch.Tensor, small: bool) -> None:
     """Milliseconds of each level of a tree, kernel by kernel."""
-    times = launches(lambda: ngame.balanced_clusters(x, size=32), small)
+    times = launches(lambda: ngame.balanced_clusters(x, size=32, refine=0), small)
     if not times:
         return
     print(
@@ -49,7 +50,9 @@ def clustering(x: torch.Tensor, small: bool) -> None:
     levels = zip(one_kernel, times["score_rows"], times["split"], strict=True)
     for level, each in enumerate(levels):
         print(f"{level:2d} " + " ".join(f"{ms:8.3f}" for ms in each))
-    print({kernel: round(sum(each), 2) for kernel, each in times.items()})
+    print_sums(times)
+    print("refined, launches and ms:")
+    print_sums(launches(lambda: ngame.balanced_clusters(x, size=32), small))
 
 
 def search(x: torch.Tensor, queries: int, small: bool) -> None:
@@ -58,7 +61,13 @@ def search(x: torch.Tensor, queries: int, small: bool) -> None:
     if not times:
         return
     print(f"top-100 of {queries} x {len(x) - queries} x {x.shape[1]}: peak {peak():.1f} GiB")
-    print({kernel: (len(each), round(sum(each), 2)) for kernel, each in times.items()})
+    print_sums(times)
+
+
+def print_sums(times: dict[str, list[float]]) -> None:
+    """Launches and milliseconds of each kernel, the longest first."""
+    sums = {kernel: (len(each), round(sum(each), 2)) for kernel, each in times.items()}
+    print(dict(sorted(sums.items(), key=lambda item: -item[1][1])))
 
 
 def launches(work: Callable[[], Any], small: bool) -> dict[str, list[float]]:
@@ -74,7 +83,7 @@ def launches(work: Callable[[], Any], small: bool) -> dict[str, list[float]]:
     times = defaultdict(list)
     kernels = [e for e in taken.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     for event in sorted(kernels, key=lambda event: event.time_range.start):
-        known = [kernel for kernel in KERNELS if kernel in event.name]
+        known = [kernel for kernel in KERNELS if f"::{kernel}" in event.name]
         times[known[0] if known else event.name[:50]].append(event.time_range.elapsed_us() / 1e3)
     return times
 
