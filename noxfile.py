@@ -1,8 +1,8 @@
 """The tasks of a working day; `nox --list` names them.
 
 They run in the environment that nox is in, the editable install of CONTRIBUTING.md; only `core`,
-which needs no torch and builds the core in several ways, makes one of its own in .nox/. What stands
-after `--` is handed on: `nox -s test -- tests/core -x`.
+which needs no torch and builds the core in several ways, makes some of its own in .nox/: `nox -s
+"core(asan)"`. What stands after `--` is handed on: `nox -s test -- tests/core -x`.
 """
 
 import os
@@ -38,25 +38,28 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
-def core(session: nox.Session) -> None:
-    """The core's tests without torch, on builds of CMakePresets.json: `-- default clang asan`."""
+@nox.parametrize("preset", [nox.param(name, id=name) for name in ("default", "clang", *SANITIZERS)])
+def core(session: nox.Session, preset: str) -> None:
+    """The core's tests without torch, on a build of CMakePresets.json.
+
+    Each has an environment of its own, so that several can run side by side.
+    """
     session.install(*PROJECT["build-system"]["requires"], "cmake", "ninja")
     session.install(*nox.project.dependency_groups(PROJECT, "core"))
-    for preset in session.posargs or ["default"]:
-        # A build folder each, kept: the next time only what has changed is compiled.
-        session.install(
-            "--no-build-isolation",
-            "--no-deps",
-            "--force-reinstall",
-            f"-Cbuild-dir=build/{preset}",
-            f"-Ccmake.args=--preset={preset}",
-            f"-Ccmake.build-type={'RelWithDebInfo' if preset in SANITIZERS else 'Release'}",
-            ".",
-        )
-        command, env = ["pytest", "-q", "tests/core"], {"PYTHONSAFEPATH": "1"}
-        if preset in SANITIZERS:
-            command, env = sanitized(preset, command), env | SANITIZER_ENV
-        session.run(*command, env=env, external=True)
+    # A build folder each, kept: the next time only what has changed is compiled.
+    session.install(
+        "--no-build-isolation",
+        "--no-deps",
+        "--force-reinstall",
+        f"-Cbuild-dir=build/{preset}",
+        f"-Ccmake.args=--preset={preset}",
+        f"-Ccmake.build-type={'RelWithDebInfo' if preset in SANITIZERS else 'Release'}",
+        ".",
+    )
+    command, env = ["pytest", "-q", "tests/core"], {"PYTHONSAFEPATH": "1"}
+    if preset in SANITIZERS:
+        command, env = sanitized(preset, command), env | SANITIZER_ENV
+    session.run(*command, *session.posargs, env=env, external=True)
 
 
 # Python frees little of its own at exit; a report of another kind ends the run. A child of a fork
@@ -83,12 +86,6 @@ def sanitized(preset: str, command: list[str]) -> list[str]:
     preload = f"LD_PRELOAD={' '.join(libraries)}"
     capture = ["--capture=sys", "--durations=5"]
     return ["setarch", "--addr-no-randomize", "env", preload, *command, *capture]
-
-
-@nox.session(venv_backend="none")
-def sanitize(session: nox.Session) -> None:
-    """The core's tests under GCC's sanitizers of addresses, undefined behaviour and threads."""
-    session.notify("core", ["asan", "tsan"])
 
 
 @nox.session(venv_backend="none")
