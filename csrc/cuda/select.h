@@ -11,6 +11,7 @@ struct Digits {
   unsigned counts[256];
   int digit;
   unsigned long long rank;
+  uint64_t only;
 };
 
 // The digit of the key of a rank, and the key's rank among those with that digit. By one warp.
@@ -35,7 +36,8 @@ __device__ __forceinline__ void find_digit(int64_t rank, Digits& digits) {
 
 // The key of this rank, from 0, among key(0) .. key(count - 1), which are below 256 to the power of
 // kBytes; equal keys are ties. Found digit by digit from the highest, by counting the keys that
-// share the digits found so far. All threads of the block call this and get the key.
+// share the digits found so far, until there is only one. All threads of the block call this and
+// get the key.
 template <int kBytes, class Key>
 __device__ uint64_t block_select(const Key& key, int64_t count, int64_t rank, Digits& digits) {
   uint64_t found = 0;
@@ -54,6 +56,13 @@ __device__ uint64_t block_select(const Key& key, int64_t count, int64_t rank, Di
     __syncthreads();
     rank = static_cast<int64_t>(digits.rank);
     found |= static_cast<uint64_t>(digits.digit) << shift;
+    if (shift == 0 || digits.counts[digits.digit] > 1) continue;
+    for (int64_t position = threadIdx.x; position < count; position += blockDim.x) {
+      const uint64_t value = key(position);
+      if (value >> shift == found >> shift) digits.only = value;
+    }
+    __syncthreads();
+    return digits.only;
   }
   return found;
 }
