@@ -425,12 +425,12 @@ def test_refinement_of_equal_rows(device, mixture):
 
 
 def test_rounds_of_refinement_are_those_of_the_cpu(device, mixture):
-    x = mixture(1500, 24)
-    offsets = np.append(np.arange(0, 1500, 16), 1500)
+    x = mixture(700, 24)
+    offsets = np.append(np.arange(0, 700, 8), 700)
     on_device = torch.tensor(x, device=device)
     tree, found = (clusters_of(on_device, offsets, 0, n) for n in (0, 5))
     assert found == clusters_of(on_device, offsets, 0, 5)
-    expected = ngame.balanced_clusters(x, size=16, refine=5)
+    expected = ngame.balanced_clusters(x, size=8, refine=5)
     assert found.coherence(x) > 1.05 * tree.coherence(x)
     assert found.coherence(x) > 0.99 * expected.coherence(x)
     assert found.neighbor_share(x) > 0.97 * expected.neighbor_share(x)

@@ -13,7 +13,11 @@ constexpr float kLeastGain = 3e-5f;
 // Rounds of a matching between two looks at whether it has ended, each of which waits.
 constexpr int kRoundsAtOnce = 8;
 constexpr int kMatchThreads = 128;
+#ifdef NGAME_CUDA_EMULATE
+constexpr int64_t kAskBlocks = 2;
+#else
 constexpr int64_t kAskBlocks = 512;
+#endif
 
 // A block for each cluster.
 template <class T>
