@@ -12,6 +12,8 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
+from ngame.transfer import sent
+
 MASKED = -1e30
 """Score of a masked entry: far below any cosine divided by a temperature, but finite, so that a row
 without negatives has a zero gradient instead of NaN."""
@@ -27,10 +29,12 @@ class CooIndex(NamedTuple):
     def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "CooIndex":
         """Positions of the stored entries of a CSR matrix, row by row."""
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        return cls(
-            torch.from_numpy(rows).to(device),
-            torch.from_numpy(matrix.indices.astype(np.int64)).to(device),
-        )
+        columns = matrix.indices.astype(np.int64)
+        return cls(torch.from_numpy(rows), torch.from_numpy(columns)).to(device)
+
+    def to(self, device: torch.device | str) -> "CooIndex":
+        """The same positions on a device; a GPU is not waited for."""
+        return CooIndex(sent(self.rows, device), sent(self.columns, device))
 
 
 def triplet(
@@ -69,7 +73,7 @@ def triplet(
     hinge = (hardest - positive + margin).clamp_min(0)
     violates = hinge > 0
     weights = torch.softmax((hardest / temperature).masked_fill(~violates, MASKED), dim=1)
-    return mean_over_rows((hinge * weights * violates).sum(dim=1), targets)
+    return mean_over_rows((hinge * weights * violates).sum(dim=1), targets, len(scores))
 
 
 def decoupled_softmax(
@@ -94,16 +98,21 @@ def decoupled_softmax(
     scores = scores.float() / temperature
     negative = torch.logsumexp(_negatives(scores, known), dim=1)
     positive = scores[targets.rows, targets.columns]
-    return mean_over_rows(F.softplus(negative[targets.rows] - positive), targets)
+    return mean_over_rows(F.softplus(negative[targets.rows] - positive), targets, len(scores))
 
 
 def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:
-    return scores.index_put(tuple(known), scores.new_tensor(MASKED))
+    return scores.index_put(tuple(known), scores.new_full((), MASKED))
 
 
-def mean_over_rows(losses: torch.Tensor, targets: CooIndex) -> torch.Tensor:
-    """Average `losses` over the targets of each row, then over rows; 0 if there are no targets."""
+def mean_over_rows(losses: torch.Tensor, targets: CooIndex, rows: int) -> torch.Tensor:
+    """Average `losses` over the targets of each of the rows, then over those that have any.
+
+    0 if there are no targets.
+    """
     if len(losses) == 0:
         return losses.sum()
-    count = torch.bincount(targets.rows)
+    # Not `bincount`, which waits for the GPU to learn how long its result is.
+    count = torch.zeros(rows, dtype=torch.int64, device=losses.device)
+    count.index_add_(0, targets.rows, torch.ones_like(targets.rows))
     return (losses / count[targets.rows]).sum() / torch.count_nonzero(count)

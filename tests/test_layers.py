@@ -22,7 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "dispatch": {"arrays", "cuda"},
     "files": set(),
     "state": set(),
-    "loss": set(),
+    "transfer": set(),
+    "loss": {"transfer"},
     "config": {"arrays", "files"},
     # the doors to C++
     "topk": {"_core", "arrays", "dispatch", "files"},
@@ -36,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "negatives": {"arrays", "loss", "positives"},
     # the way of the data
     "data": {"_core", "arrays", "files"},
-    "encoders": {"arrays", "cuda", "data", "files"},
+    "encoders": {"arrays", "cuda", "data", "files", "transfer"},
     "batches": {"_core", "arrays", "cluster", "dispatch", "neighbours"},
     "prediction": {
         "arrays",
@@ -62,6 +63,7 @@ ROOMS: dict[str, set[str]] = {
         "prediction",
         "state",
         "topk",
+        "transfer",
     },
     # those who use it all
     "adapters": {
@@ -114,6 +116,7 @@ TORCH = {
     "report",
     "state",
     "training",
+    "transfer",
 }
 FOREIGN = {
     "accelerate",

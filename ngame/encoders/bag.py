@@ -17,6 +17,7 @@ from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
 from ngame.encoders.modules import Module, write_modules
 from ngame.files import atomic_write, read_json, reading, write_json, write_tensors
+from ngame.transfer import sent
 
 _UNKNOWN, _CONTINUATION = "[UNK]", "##"
 # The tokenizer's results take a hundred bytes a token until they are plain numbers.
@@ -176,18 +177,18 @@ class BagEncoder(Encoder):
         device = self.embedding.weight.device
         if self.training and self.dropout > 0:
             tokens = _drop_tokens(tokens, self.dropout)
-        offsets = torch.from_numpy(tokens.offsets).to(device)
+        offsets = sent(torch.from_numpy(tokens.offsets), device)
         if self.training:
             # Each embedding is gathered once, so autograd sums its gradients. The sparse optimizer
             # would otherwise have to sort and sum one gradient per token.
             unique, inverse = np.unique(tokens.ids, return_inverse=True)
-            rows = F.embedding(
-                torch.from_numpy(unique).to(device), self.embedding.weight, sparse=True
-            )
-            ids = torch.from_numpy(inverse).to(device)
+            used = sent(torch.from_numpy(unique), device)
+            rows = F.embedding(used, self.embedding.weight, sparse=True)
+            ids = sent(torch.from_numpy(inverse), device)
             x = F.embedding_bag(ids, rows, offsets, mode="sum", include_last_offset=True)
         else:
-            x = self.embedding(torch.from_numpy(np.asarray(tokens.ids)).to(device).long(), offsets)
+            ids = sent(torch.from_numpy(np.asarray(tokens.ids)), device)
+            x = self.embedding(ids.long(), offsets)
         return self._through_layers(x)
 
     def padded(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ngame.arrays import as_count, as_ids
 from ngame.encoders.vectors import Vectors, as_floats, to_device
+from ngame.transfer import sent
 
 # Smallest norm to divide by. It is far below every float32 norm, so it only affects zero vectors.
 _MIN_NORM = 1e-300
@@ -95,11 +96,14 @@ class EmbeddingBank:
         if outside.any():
             raise IndexError(f"rows has {ids[np.argmax(outside)]}, out of range for {len(self)}")
         if isinstance(values, torch.Tensor):
-            # Indexed assignment on a GPU stores an arbitrary one of repeated rows.
-            _, last = np.unique(ids[::-1], return_index=True)
-            last = len(ids) - 1 - last
-            directions = F.normalize(values[last].double(), dim=1, eps=_MIN_NORM)
-            self.vectors[ids[last]] = directions.half()
+            # A GPU would store an arbitrary one of repeated rows. Indices are sent to it, since to
+            # index by an array of NumPy waits for it.
+            stored, last = np.unique(ids[::-1], return_index=True)
+            last_of = sent(torch.from_numpy(len(ids) - 1 - last), values.device)
+            values = values.index_select(0, last_of)
+            directions = F.normalize(values.double(), dim=1, eps=_MIN_NORM)
+            places = sent(torch.from_numpy(stored), values.device)
+            self.vectors.index_copy_(0, places, directions.half())
         else:
             norms = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
             if not np.isfinite(norms).all():

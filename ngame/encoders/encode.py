@@ -14,6 +14,10 @@ from ngame.arrays import as_count, as_ids
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
 from ngame.encoders.vectors import Vectors, as_floats, first_not_finite, to_device
+from ngame.transfer import sent
+
+# Large enough to keep a CPU busy, small enough for its memory.
+_TOKENS_PER_BATCH = 16_384
 
 
 @contextmanager
@@ -131,7 +135,10 @@ def encode_rows(
                 raise ValueError(
                     f"encode returned shape {tuple(chunk.shape)}, expected ({len(rows)}, {width})"
                 )
-            vectors[rows] = chunk
+            if isinstance(chunk, torch.Tensor):
+                vectors.index_copy_(0, sent(torch.from_numpy(rows), vectors.device), chunk)
+            else:
+                vectors[rows] = chunk
             bar.update(stop - start)
             start = stop
     bad_row = first_not_finite(vectors)
@@ -146,7 +153,7 @@ def encode(
     tokens: Tokens,
     *,
     device: torch.device | None = None,
-    tokens_per_batch: int = 16_384,
+    tokens_per_batch: int | None = None,
 ) -> Vectors:
     """Encode n texts within `evaluating`, sorted by length so that padding is short.
 
@@ -155,7 +162,8 @@ def encode(
     encoder : an `Encoder`
     tokens : n texts
     device : where to put the vectors, as a tensor; if not given, an array on the host
-    tokens_per_batch : padded tokens per forward pass (number of texts times the longest of them)
+    tokens_per_batch : padded tokens per forward pass (number of texts times the longest of them);
+        16,384 if not given, and eight times as many where the encoder is on a GPU
 
     Returns
     -------
@@ -170,6 +178,10 @@ def encode(
     """
     if not len(tokens):
         return to_device(torch.empty(0, encoder.dim, device=device), device)
+    if tokens_per_batch is None:
+        weight = next(encoder.parameters(), None)
+        on_gpu = weight is not None and weight.device.type == "cuda"
+        tokens_per_batch = _TOKENS_PER_BATCH * (8 if on_gpu else 1)
     return encode_rows(
         lambda rows: check_vectors(encoder(tokens.take(rows)), len(rows), encoder.dim),
         len(tokens),

@@ -199,7 +199,7 @@ class ContrastiveLoss(torch.nn.Module):
             if {"query_to_item", "item_to_query"} <= set(self.directions):
                 parts = [_with_another_positive(parts[0], batch.positive)]
         losses = [self._losses(batch, part) for part in parts]
-        return torch.stack([mean_over_rows(loss, targets) for loss in losses]).mean()
+        return torch.stack([mean_over_rows(loss, targets, rows) for loss in losses]).mean()
 
     def _losses(self, batch: "_Batch", negatives: torch.Tensor) -> torch.Tensor:
         """Loss of each target, [t], from what `_Batch.negatives` gave."""

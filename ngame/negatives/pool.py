@@ -66,19 +66,19 @@ def batch_labels(
     known = labels if known is None else known
     if rng is None:
         pool, positives = label_pool(labels, rows)
-        targets = CooIndex.of(positives, device)
+        targets = CooIndex.of(positives)
         if shared is None and known is labels:
+            targets = targets.to(device)
             return BatchLabels(pool, targets, targets)
     else:
         begin, count = labels.indptr[rows], np.diff(labels.indptr)[rows]
         places = begin + (rng.random(len(rows)) * count).astype(np.int64)
         labelled = np.flatnonzero(count)
         pool, columns = np.unique(labels.indices[places[labelled]], return_inverse=True)
-        targets = CooIndex(
-            torch.from_numpy(labelled).to(device), torch.from_numpy(columns).to(device)
-        )
+        targets = CooIndex(torch.from_numpy(labelled), torch.from_numpy(columns))
     if shared is not None:
         own, pool = pool, np.union1d(pool, shared).astype(pool.dtype)
-        moved = torch.from_numpy(np.searchsorted(pool, own)).to(device)
+        moved = torch.from_numpy(np.searchsorted(pool, own))
         targets = CooIndex(targets.rows, moved[targets.columns])
-    return BatchLabels(pool, CooIndex.of(in_batch_positives(known, rows, pool), device), targets)
+    masked = CooIndex.of(in_batch_positives(known, rows, pool), device)
+    return BatchLabels(pool, masked, targets.to(device))
