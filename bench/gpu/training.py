@@ -1,0 +1,198 @@
+"""What a step of training a transformer costs: time, the GPU's share of it, launches, waits.
+
+    PYTHONPATH=bench python -m gpu.training DATA MODEL    # in the repository's root
+
+For each batch size: milliseconds a step, without a profiler; the share of that in which the GPU
+works, by the times of its kernels; launches a step; how often a step waits for the GPU, and where;
+and the operators that take most of the host's time. Then how long all labels take to encode.
+"""
+
+import argparse
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ngame.config import Config
+from ngame.data.dataset import Dataset, load_dataset
+from ngame.encoders.encode import encode
+from ngame.training.loops import train_encoder
+from ngame.training.run import Run
+from ngame.training.stage import Stage
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many steps of a batch size go into each measurement."""
+
+    batch_size: int
+    warm: int
+    timed: int
+    profiled: int
+    by_operator: int
+    watched: int
+
+
+STEPS = (Steps(64, 30, 100, 20, 20, 10), Steps(1024, 4, 12, 4, 3, 4))
+OPERATORS = 25
+
+
+class Enough(Exception):
+    """All steps that are measured are done."""
+
+
+def main() -> None:
+    """Measure every batch size, then encoding."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of a data set")
+    parser.add_argument("model", type=Path, help="folder of a transformer")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    dataset = load_dataset(options.data)
+    for steps in STEPS:
+        encoding(measure(part(dataset, steps), str(options.model), steps, "cuda"))
+
+
+def part(dataset: Dataset, steps: Steps) -> Dataset:
+    """As many points of a data set as the steps read, with all labels."""
+    batches = steps.warm + steps.timed + steps.profiled + steps.by_operator + steps.watched
+    points = (batches + 2) * steps.batch_size * 5 // 4  # up to a fifth is held out
+    return Dataset(
+        train_texts=dataset.train_texts[:points],
+        train_labels=dataset.train_labels[:points],
+        label_texts=dataset.label_texts,
+    )
+
+
+def measure(dataset: Dataset, model: str, steps: Steps, device: str) -> Run:
+    """Train with steps of the encoder stage and say what they cost."""
+    config = Config.load(
+        None,
+        [
+            f"device={device}",
+            "encoder.kind=transformer",
+            f"encoder.model={model}",
+            f"encoder_stage.batch_size={steps.batch_size}",
+        ],
+    )
+    run = Run(dataset, config, None, False, None)
+    batches = Stage.batches
+
+    def measured(stage: Stage) -> Iterator[Any]:
+        plan = batches(stage)
+
+        def some(count: int) -> Iterator[Any]:
+            for _ in range(count):
+                yield next(plan)
+
+        wait(device)
+        yield from some(steps.warm)
+        wait(device)
+        started = time.perf_counter()
+        yield from some(steps.timed)
+        wait(device)
+        seconds = (time.perf_counter() - started) / steps.timed
+        print(f"batch {steps.batch_size}: {1e3 * seconds:.2f} ms a step", flush=True)
+        kinds = [ProfilerActivity.CUDA] if device == "cuda" else [ProfilerActivity.CPU]
+        with profile(activities=kinds) as taken:
+            yield from some(steps.profiled)
+            wait(device)
+        say_kernels(taken, seconds, steps.profiled)
+        with profile(activities=[*{*kinds, ProfilerActivity.CPU}]) as taken:
+            yield from some(steps.by_operator)
+            wait(device)
+        averages = taken.key_averages()
+        print(
+            averages.table(
+                sort_by="self_cpu_time_total", row_limit=OPERATORS, max_name_column_width=45
+            ),
+            flush=True,
+        )
+        yield from watched(lambda: some(steps.watched), steps.watched, device)
+        raise Enough
+
+    Stage.batches = measured  # type: ignore[method-assign]
+    try:
+        train_encoder(run)
+    except Enough:
+        pass
+    finally:
+        Stage.batches = batches  # type: ignore[method-assign]
+        run.close()
+    return run
+
+
+def say_kernels(taken: profile, seconds: float, steps: int) -> None:
+    """Share of a step in which the GPU works, launches a step, and the longest kernels."""
+    spent: Counter[str] = Counter()
+    launches = 0
+    for event in taken.events():
+        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_gpu and not getattr(event, "is_user_annotation", False):
+            launches += 1
+            spent[event.name[:70]] += event.time_range.elapsed_us() / 1e3 / steps
+    busy = sum(spent.values())
+    print(
+        f"GPU busy {busy:.2f} ms a step, {busy / 1e3 / seconds:.0%} of the time, "
+        f"{launches / steps:.0f} launches a step"
+    )
+    for name, ms in spent.most_common(15):
+        print(f"  {ms:7.3f} ms  {name}", flush=True)
+
+
+def watched(batches: Callable[[], Iterator[Any]], steps: int, device: str) -> Iterator[Any]:
+    """Yield the batches; then say how often a step waited for the GPU, and where."""
+    waits: Counter[str] = Counter()
+
+    def note(message: Any, category: type[Warning], file: str, line: int, *_: Any) -> None:
+        if "called a synchronizing" not in str(message):
+            return
+        # The call of ours that led there, beside the line itself.
+        frames = traceback.extract_stack()[:-1]
+        ours = [frame for frame in frames if "ngame" in Path(frame.filename).parts]
+        by = f", from {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+        waits[f"{'/'.join(Path(file).parts[-3:])}:{line}{by}"] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note  # `catch_warnings` puts the old one back
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield from batches()
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    print(f"waits a step: {sum(waits.values()) / steps:.1f}")
+    for place, count in waits.most_common(20):
+        print(f"  {count / steps:5.1f}  {place}", flush=True)
+
+
+def encoding(run: Run) -> None:
+    """Time of encoding all labels: a second time, when everything is warm."""
+    for _ in range(2):
+        started = time.perf_counter()
+        encode(run.encoder, run.labels, device=run.core_device)
+        seconds = time.perf_counter() - started
+        print(
+            f"{len(run.labels)} labels encoded in {seconds:.2f} s, "
+            f"{len(run.labels.ids) / seconds / 1e6:.2f} M tokens/s",
+            flush=True,
+        )
+
+
+def wait(device: str) -> None:
+    """Until the GPU has done all that was asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
