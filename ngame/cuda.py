@@ -8,6 +8,7 @@ stream of the device.
 import math
 import re
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
@@ -35,6 +36,12 @@ def _load() -> ModuleType | None:
 
 
 _cuda = _load()
+
+# PyTorch 2.11 warns once that such checks are off, also where `check_invariants` says so. What asks
+# first is warned.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+    torch.sparse.check_sparse_tensor_invariants.is_enabled()  # type: ignore[no-untyped-call]
 
 
 def describe() -> str:

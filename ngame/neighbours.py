@@ -7,7 +7,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from ngame.arrays import as_count, as_csr, as_threads, canonical
+from ngame.arrays import as_array, as_count, as_csr, as_threads, canonical
+from ngame.dispatch import on_host
 from ngame.shortlist import drop_pairs, keep_topk
 from ngame.topk import topk_arrays
 
@@ -80,7 +81,7 @@ def embedding_neighbours(x: npt.ArrayLike, k: int, *, threads: int = 0) -> npt.N
 
     Parameters
     ----------
-    x : float32 or float16 array of shape [n, d]
+    x : float32 or float16 array of shape [n, d]; or a tensor on a CUDA device, searched there
     k : int
         Where there are fewer than k other rows, the result has fewer columns.
     threads : int
@@ -96,13 +97,13 @@ def embedding_neighbours(x: npt.ArrayLike, k: int, *, threads: int = 0) -> npt.N
     TypeError, ValueError
         As `topk_arrays`.
     """
-    rows = len(np.asarray(x))
+    rows = np.shape(x)[0]
     width = min(as_count(k, "k"), rows - 1)
     if width < 1:
         return np.empty((rows, 0), np.int32)
     itself = sp.identity(rows, np.bool_, "csr")
-    ids: npt.NDArray[np.int32] = topk_arrays(x, x, width, drop=itself, threads=threads)[1]
-    return ids
+    _, ids = topk_arrays(x, x, width, drop=itself, threads=threads)
+    return as_array(on_host(ids), "ids")
 
 
 def graph_neighbours(graph: Any, k: int, *, threads: int = 0) -> npt.NDArray[np.int32]:

@@ -19,7 +19,8 @@ import scipy.sparse as sp
 import torch
 
 import ngame
-from ngame import cluster, cuda, metrics, positives
+from ngame import cluster, cuda, dispatch, metrics, positives
+from ngame.batches import neighbours as sampled
 
 # PyTorch says once that its CSR tensors may change.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
@@ -607,6 +608,28 @@ def test_public_functions_dispatch(monkeypatch):
     ]
     # Sizes are planned on the host.
     assert ngame.balanced_clusters(_OnGpu(), size=2).offsets.tolist() == [0, 2, 3]
+
+
+def test_neighbours_for_batches_are_found_on_the_device(device, mixture, monkeypatch):
+    x = mixture(60, 8)
+    expected = ngame.NeighbourBatchSampler(60, 10, nearest=3, drawn=2, neighbour_range=9)
+    expected.refresh(x)
+    if device.type == "cpu":  # the emulation stands for a GPU
+        for module in (dispatch, sampled):
+            monkeypatch.setattr(module, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+        monkeypatch.setattr(sampled, "in_reach", lambda value: value)
+    sampler = ngame.NeighbourBatchSampler(60, 10, nearest=3, drawn=2, neighbour_range=9)
+    there = torch.tensor(x, device=device)
+    sampler.refresh(there)
+    assert isinstance(sampler.neighbours, np.ndarray)
+    assert (sampler.neighbours == expected.neighbours).all()
+    sampler.refresh(torch.tensor(expected.neighbours, device=device))
+    assert (sampler.neighbours == expected.neighbours).all()
+    with pytest.raises(ValueError, match=r"embeddings has shape \(60,\), expected two"):
+        sampler.refresh(there[:, 0])
+    there[4, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN, infinity.* in row 4"):
+        sampler.refresh(there)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "shortlist": {"_core", "arrays", "cluster"},
     "positives": {"_core", "arrays", "dispatch"},
     "metrics": {"_core", "arrays", "dispatch"},
-    "neighbours": {"arrays", "shortlist", "topk"},
+    "neighbours": {"arrays", "dispatch", "shortlist", "topk"},
     "mining": {"arrays", "cluster", "topk"},
     "negatives": {"arrays", "loss", "positives"},
     # the way of the data

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from ngame.config import Config
 from ngame.data.dataset import Dataset, load_dataset
 from ngame.encoders.encode import encode
+from ngame.encoders.transformer import TransformerEncoder
 from ngame.training.loops import train_encoder
 from ngame.training.run import Run
 from ngame.training.stage import Stage
@@ -58,6 +60,7 @@ def main() -> None:
     dataset = load_dataset(options.data)
     for steps in STEPS:
         encoding(measure(part(dataset, steps), str(options.model), steps, "cuda"))
+    graph(TransformerEncoder(options.model).cuda().train())
 
 
 def part(dataset: Dataset, steps: Steps) -> Dataset:
@@ -186,6 +189,40 @@ def encoding(run: Run) -> None:
             f"{len(run.labels.ids) / seconds / 1e6:.2f} M tokens/s",
             flush=True,
         )
+
+
+class Means(torch.nn.Module):
+    """The vectors of padded texts, from tensors alone."""
+
+    def __init__(self, encoder: TransformerEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, attended: torch.Tensor
+    ) -> torch.Tensor:
+        """Unit vectors."""
+        return F.normalize(self.encoder._means(ids, mask, attended), dim=1)
+
+
+def graph(encoder: TransformerEncoder) -> None:
+    """What CUDA graphs would save: both passes of a batch of one shape, without and with one."""
+    module = Means(encoder)
+    ids = torch.randint(1000, 2000, (128, 64), device="cuda")
+    mask = torch.arange(64, device="cuda") < torch.randint(4, 65, (128, 1), device="cuda")
+    given = ids, mask, encoder._added(mask)
+    for name in ("kernel by kernel", "as a graph"):
+        for count in (3, 30):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(count):
+                module(*given).sum().backward()
+                module.zero_grad()
+            torch.cuda.synchronize()
+            seconds = (time.perf_counter() - started) / count
+        print(f"128 texts of 64 tokens {name}: {1e3 * seconds:.2f} ms", flush=True)
+        if name == "kernel by kernel":
+            module = torch.cuda.make_graphed_callables(module, given, allow_unused_input=True)
 
 
 def wait(device: str) -> None:

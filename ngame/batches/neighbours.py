@@ -8,7 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, as_array, as_count
+from ngame.arrays import MAX_THREADS, Csr, as_array, as_count, on_gpu
 from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
@@ -17,7 +17,7 @@ from ngame.batches.base import (
     draw_seed,
     stored,
 )
-from ngame.dispatch import on_host
+from ngame.dispatch import in_reach, on_host
 from ngame.neighbours import embedding_neighbours, graph_neighbours
 
 
@@ -143,7 +143,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             only the first `neighbour_range` columns are kept. Or a graph, whose stored entries are
             edges, larger for nearer rows. Or a float32 or float16 array [n_rows, D], whose rows'
             neighbours are found exactly, by cosine. Or a torch tensor instead of an array, on any
-            device, in bfloat16 too.
+            device, in bfloat16 too: embeddings on a GPU are searched there.
 
         Raises
         ------
@@ -159,11 +159,14 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             check_rows("graph", graph.shape[0], self.n_rows)
             neighbours = graph_neighbours(graph, self._range, threads=self._threads)
         else:
-            array = as_array(on_host(source), "source")
-            is_ids = array.dtype.kind in "iu"
+            array: Any = in_reach(source)
+            stays = on_gpu(array) and hasattr(array, "detach") and array.is_floating_point()
+            if not stays:
+                array = as_array(on_host(array), "source")
+            is_ids = not stays and array.dtype.kind in "iu"
             what = "neighbours" if is_ids else "embeddings"
             if array.ndim != 2:
-                raise ValueError(f"{what} has shape {array.shape}, expected two dimensions")
+                raise ValueError(f"{what} has shape {tuple(array.shape)}, expected two dimensions")
             check_rows(what, len(array), self.n_rows)
             if is_ids:
                 neighbours = self._checked(array)

@@ -71,7 +71,8 @@ def batch_labels(
             targets = targets.to(device)
             return BatchLabels(pool, targets, targets)
     else:
-        begin, count = labels.indptr[rows], np.diff(labels.indptr)[rows]
+        begin = labels.indptr[rows]
+        count = labels.indptr[np.asarray(rows) + 1] - begin
         places = begin + (rng.random(len(rows)) * count).astype(np.int64)
         labelled = np.flatnonzero(count)
         pool, columns = np.unique(labels.indices[places[labelled]], return_inverse=True)

