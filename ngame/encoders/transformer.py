@@ -226,11 +226,15 @@ class TransformerEncoder(Encoder):
         return added[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
     def _takes_added_masks(self) -> bool:
-        """Whether the model gives the same vectors for what `_added` makes of a mask: tried out."""
-        length = int(min(_LENGTH_STEP, self._longest))
-        ids = torch.ones(2, length, dtype=torch.int64, device=self.model.device)
-        mask = torch.ones(2, length, dtype=torch.bool, device=self.model.device)
-        mask[1, 1:] = False
+        """Whether the model gives the same vectors for what `_added` makes of a mask: tried out.
+
+        At full length, since a model whose tokens see only their neighbours would see all.
+        """
+        device, length = self.model.device, self.max_length
+        ids = torch.arange(2 * length, device=device) % self.tokenizer.vocab_size
+        ids = ids.reshape(2, length)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[1, length // 2 :] = False
         with evaluating(self.model):
             expected = self._means(ids, mask, mask.long())
             try:
@@ -240,9 +244,8 @@ class TransformerEncoder(Encoder):
             unmasked = self._means(ids, mask, None)
         # An autocast around all this would go on with weights converted without gradients.
         torch.clear_autocast_cache()
-        return torch.allclose(found, expected, rtol=1e-2, atol=1e-2) and not torch.allclose(
-            unmasked, expected, rtol=1e-2, atol=1e-2
-        )
+        error, without = (float((each - expected).abs().max()) for each in (found, unmasked))
+        return 0 < without and error <= min(1e-3, without / 10)
 
     def _precision(self, device: torch.device) -> Any:
         # A disabled autocast would override an autocast of the caller; no context does not.

@@ -153,6 +153,27 @@ def test_gradients_by_length_within_autocast(encoder: TransformerEncoder) -> Non
     assert torch.nn.functional.cosine_similarity(vectors, expected).min() > 0.99
 
 
+@pytest.mark.parametrize(("kind", "adds"), [("Bert", True), ("ModernBert", False)])
+def test_masks_are_added_where_the_model_takes_that(kind: str, adds: bool, tmp_path: Path) -> None:
+    """Not where tokens see only their neighbours: they would see all."""
+    transformers = importlib.import_module("transformers")
+    if not hasattr(transformers, f"{kind}Config"):
+        pytest.skip(f"transformers has no {kind}")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=30_600, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16, pad_token_id=0,
+        **({} if adds else {"local_attention": 8, "global_attn_every_n_layers": 2}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path)
+    encoder = TransformerEncoder(tmp_path, max_length=64)
+    tokens = encoder.tokenize(["cat " * count for count in (70, 1, 30, 3)])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder._by_length(tokens), encoder(tokens))
+    assert encoder._adds_masks is adds
+
+
 def test_groups() -> None:
     rng = np.random.default_rng(0)
     for texts in (1, 2, 40, 300):
