@@ -245,7 +245,7 @@ class TransformerEncoder(Encoder):
         # An autocast around all this would go on with weights converted without gradients.
         torch.clear_autocast_cache()
         error, without = (float((each - expected).abs().max()) for each in (found, unmasked))
-        return 0 < without and error <= min(1e-3, without / 10)
+        return without > 0 and error <= min(1e-3, without / 10)
 
     def _precision(self, device: torch.device) -> Any:
         # A disabled autocast would override an autocast of the caller; no context does not.
