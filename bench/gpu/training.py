@@ -42,7 +42,7 @@ class Steps:
     watched: int
 
 
-STEPS = (Steps(64, 30, 100, 20, 20, 10), Steps(1024, 4, 12, 4, 3, 4))
+STEPS = (Steps(64, 30, 100, 10, 8, 10), Steps(1024, 4, 12, 3, 2, 4))
 OPERATORS = 25
 
 
