@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from ngame import cuda, dispatch
@@ -109,6 +110,23 @@ def test_points_are_those_of_the_other_benchmarks(gpu):
     torch.testing.assert_close(x.norm(dim=1), torch.ones(3000))
     near = [(z @ z.T).fill_diagonal_(-1).amax(1).mean().item() for z in (x, y)]
     assert near[0] == pytest.approx(near[1], abs=0.02)
+
+
+def test_what_a_step_of_training_costs(gpu, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from gpu import training
+
+    data = tiny.dataset()
+    folder = tiny.transformer(data, tmp_path)
+    steps = training.Steps(8, warm=1, timed=2, profiled=1, by_operator=1, watched=2)
+    part = training.part(data, steps)
+    assert len(part.train_texts) == 90
+    training.encoding(training.measure(part, str(folder), steps, "cpu", "encoder.max_length=32"))
+    said = capsys.readouterr().out
+    assert "batch 8: " in said
+    assert "aten::addmm" in said
+    assert "waits a step: 0.0" in said
+    assert "24 labels encoded in" in said
 
 
 @pytest.fixture

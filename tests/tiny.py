@@ -59,3 +59,25 @@ SETTINGS = (
 def config(*sets):
     """`SETTINGS` and more."""
     return Config.load(None, [*SETTINGS, *sets])
+
+
+def transformer(data, folder):
+    """Save a small transformer with random weights that knows the words of the data."""
+    import tokenizers
+    import torch
+    import transformers
+
+    words = {word for text in (*data.train_texts, *data.label_texts) for word in text.split()}
+    ids = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    ).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(ids), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder

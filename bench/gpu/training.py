@@ -74,7 +74,7 @@ def part(dataset: Dataset, steps: Steps) -> Dataset:
     )
 
 
-def measure(dataset: Dataset, model: str, steps: Steps, device: str) -> Run:
+def measure(dataset: Dataset, model: str, steps: Steps, device: str, *sets: str) -> Run:
     """Train with steps of the encoder stage and say what they cost."""
     config = Config.load(
         None,
@@ -83,6 +83,7 @@ def measure(dataset: Dataset, model: str, steps: Steps, device: str) -> Run:
             "encoder.kind=transformer",
             f"encoder.model={model}",
             f"encoder_stage.batch_size={steps.batch_size}",
+            *sets,
         ],
     )
     run = Run(dataset, config, None, False, None)

@@ -231,8 +231,8 @@ class TransformerEncoder(Encoder):
         At full length, since a model whose tokens see only their neighbours would see all.
         """
         device, length = self.model.device, self.max_length
-        ids = torch.arange(2 * length, device=device) % self.tokenizer.vocab_size
-        ids = ids.reshape(2, length)
+        known = self.model.get_input_embeddings().weight.shape[0]
+        ids = (torch.arange(2 * length, device=device) % known).reshape(2, length)
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, length // 2 :] = False
         with evaluating(self.model):
