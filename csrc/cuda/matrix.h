@@ -6,6 +6,12 @@
 namespace ngame::cuda {
 
 enum class Scalar { f32, f16, bf16 };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
 
 // A dense matrix whose rows are contiguous; the rows may lie apart.
 struct Matrix {

@@ -10,13 +10,6 @@
 
 namespace ngame::cuda {
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat {
-  uint16_t bits;
-};
-
 // Elements read at once.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {

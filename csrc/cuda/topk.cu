@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "csr.h"
+#include "scalar.h"
 #include "select.h"
 #include "topk.h"
 
@@ -140,10 +141,21 @@ struct Candidates {
   float* cutoffs;    // below which no score is of use
 };
 
+// Room for what a warp finds in one step and what is left of the step before.
+constexpr int kFound = kWarp * 8 + kWarp;
+constexpr int kCollectThreads = 256;
+struct CollectMemory {
+  Candidate found[kCollectThreads / kWarp][kFound];
+  unsigned counts[kCollectThreads / kWarp];
+};
+
 // Lists the items of a round that may be among the best k of a query, but for the pairs to drop. A
-// warp for each kStretch items of a query.
+// warp for each kStretch items of a query. Every score meets one comparison, with what even the
+// item of the largest margin must have; the few that pass are gathered, so that each lane looks at
+// one of them more closely.
 __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round round,
                         const BFloat* scores, int64_t stride, Candidates candidates) {
+  auto& memory = *shared_memory<CollectMemory>();
   const int64_t width = round.last_item - round.first_item;
   const int64_t stretches = (width + kStretch - 1) / kStretch;
   const int64_t place = global_warp() / stretches;
@@ -154,6 +166,29 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
   const float cutoff = candidates.cutoffs[place];
   const Margin query_margin = margin(queries, query);
   const float least = threshold(cutoff, query_margin, largest_margin(items), queries.cols);
+  Candidate* const found = memory.found[threadIdx.x / kWarp];
+  unsigned& count = memory.counts[threadIdx.x / kWarp];
+  Candidate* const list = candidates.list + place * candidates.capacity;
+
+  const auto look_at = [&](unsigned first, unsigned last) {
+    const unsigned position = first + static_cast<unsigned>(lane());
+    const bool there = position < last;
+    const Candidate candidate = found[there ? position : first];
+    const float most = candidate.score + error(candidate.score, query_margin,
+                                               margin(items, candidate.id), queries.cols);
+    const bool wanted = there && !(most < cutoff) &&
+                        !(drop.offsets != nullptr && contains(drop, query, candidate.id));
+    const uint32_t all = __ballot_sync(kAllLanes, wanted);
+    unsigned next = 0;
+    if (lane() == 0 && all != 0) {
+      next = atomicAdd(candidates.counts + place, static_cast<unsigned>(__popc(all)));
+    }
+    next = __shfl_sync(kAllLanes, next, 0);
+    if (wanted) list[next + __popc(all & ((1u << lane()) - 1))] = candidate;
+  };
+
+  if (lane() == 0) count = 0;
+  __syncwarp();
   using Eight = Pack<BFloat, 8>;
   for (int64_t first = begin; first < end; first += kWarp * 8) {
     const int64_t column = first + lane() * 8;
@@ -169,35 +204,27 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
       if (end - column < 8) passing &= (1u << (end - column)) - 1;
     }
     if (__ballot_sync(kAllLanes, passing != 0) == 0) continue;
+    if (passing != 0) {
+      unsigned next = atomicAdd(&count, static_cast<unsigned>(__popc(passing)));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if ((passing >> i & 1) == 0) continue;
-      const int64_t item = round.first_item + column + i;
-      const float score = to_float(eight.values[i]);
-      const float most = score + error(score, query_margin, margin(items, item), queries.cols);
-      const bool wanted =
-          !(most < cutoff) && !(drop.offsets != nullptr && contains(drop, query, item));
-      if (!wanted) passing &= ~(1u << i);
+      for (int i = 0; i < 8; ++i) {
+        if ((passing >> i & 1) == 0) continue;
+        const int64_t item = round.first_item + column + i;
+        found[next++] = {to_float(eight.values[i]), static_cast<int32_t>(item)};
+      }
     }
-    int through = __popc(passing);
-    const int own = through;
-    for (int distance = 1; distance < kWarp; distance *= 2) {
-      const int other = __shfl_sync(kAllLanes, through, lane() >= distance ? lane() - distance : 0);
-      if (lane() >= distance) through += other;
-    }
-    unsigned next = 0;
-    if (lane() == kWarp - 1 && through > 0) {
-      next = atomicAdd(candidates.counts + place, static_cast<unsigned>(through));
-    }
-    next = __shfl_sync(kAllLanes, next, kWarp - 1) + static_cast<unsigned>(through - own);
-    Candidate* const list = candidates.list + place * candidates.capacity;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if ((passing >> i & 1) == 0) continue;
-      const int64_t item = round.first_item + column + i;
-      list[next++] = {to_float(eight.values[i]), static_cast<int32_t>(item)};
-    }
+    __syncwarp();
+    const unsigned total = count;
+    if (total < kWarp) continue;
+    // What is left moves to the front: fewer than a warp looks at.
+    const unsigned whole = total / kWarp * kWarp;
+    for (unsigned from = 0; from < whole; from += kWarp) look_at(from, whole);
+    __syncwarp();
+    if (lane() < static_cast<int>(total - whole)) found[lane()] = found[whole + lane()];
+    if (lane() == 0) count = total - whole;
+    __syncwarp();
   }
+  if (count > 0) look_at(0, count);
 }
 
 // The best so far of each query of a block by their exact scores: keys whose high half descends
@@ -409,8 +436,10 @@ void topk(const Call& call, const Matrix& queries, const Matrix& items, const Cs
       round.last_item = std::min(round.first_item + std::min(most, product.item_block), items.rows);
       product.multiply(round.first_query, round.last_query, round.first_item, round.last_item);
       const int64_t stretches = (round.last_item - round.first_item + kStretch - 1) / kStretch;
-      call.for_each_warp(collect, count * stretches, rounded_queries, rounded_items, pairs, round,
-                         product.scores, product.item_block, candidates);
+      constexpr int kWarps = kCollectThreads / kWarp;
+      call.launch(collect, (count * stretches + kWarps - 1) / kWarps, kCollectThreads,
+                  sizeof(CollectMemory), rounded_queries, rounded_items, pairs, round,
+                  product.scores, product.item_block, candidates);
       with_scalar(queries.scalar, [&](auto query) {
         with_scalar(items.scalar, [&](auto item) {
           call.launch(merge<decltype(query), decltype(item)>, count, kMergeThreads,

@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "scalar.h"
+#include "matrix.h"
 
 namespace ngame::cuda {
 
