@@ -16,7 +16,6 @@ import ngame
 
 model = ngame.Model.load(os.environ["RUN"])
 model.predict(["warm up"], 1)  # the first search prepares the indexes
-labels = len(model.label_texts)
 one_at_a_time = asyncio.Lock()  # a prediction uses all processors
 
 
@@ -28,10 +27,10 @@ async def predict(request):
             raise TypeError("texts is not a list of strings")
         if type(k) is not int or k < 1:
             raise ValueError("k is not a number from 1 on")
+        async with one_at_a_time:
+            return JSONResponse(await asyncio.to_thread(best, texts, k))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return JSONResponse({"error": str(error)}, status_code=400)
-    async with one_at_a_time:
-        return JSONResponse(await asyncio.to_thread(best, texts, min(k, labels)))
 
 
 def best(texts, k):

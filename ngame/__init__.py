@@ -15,7 +15,9 @@ except ModuleNotFoundError as error:
 
 # For type checkers; `_HOMES` says the same to Python.
 if TYPE_CHECKING:
+    from ngame import loss as loss
     from ngame import metrics as metrics
+    from ngame import negatives as negatives
     from ngame.adapters.torch import ClusterDataLoader as ClusterDataLoader
     from ngame.adapters.torch import refresh_sampler as refresh_sampler
     from ngame.batches import ClusterBatchSampler as ClusterBatchSampler
@@ -79,9 +81,11 @@ _HOMES = {
     "keep_topk": "ngame.shortlist",
     "label_pool": "ngame.positives",
     "load_dataset": "ngame.data.dataset",
+    "loss": "ngame",
     "merge": "ngame.shortlist",
     "metrics": "ngame",
     "mine_hard_negatives": "ngame.mining",
+    "negatives": "ngame",
     "refresh_sampler": "ngame.adapters.torch",
     "sparse_topk": "ngame.sparse_topk",
     "topk": "ngame.topk",
@@ -101,7 +105,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    ours = (name for name, value in globals().items() if _is_public(name, value))
+    return sorted({*ours, *__all__})
+
+
+def _is_public(name: str, value: Any) -> bool:
+    """Whether a global is a name of Python's, or a module of the package that is loaded."""
+    is_module = getattr(value, "__name__", "") == f"{__name__}.{name}"
+    return name.startswith("__") or (is_module and not name.startswith("_"))
 
 
 # Files' names too: importing `ngame.topk` would put the module in the function's place.

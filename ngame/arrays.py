@@ -194,6 +194,30 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
     return sp.csr_array((ones, (array[:, 0], array[:, 1])), shape=shape)
 
 
+def as_texts(texts: Any, name: str) -> list[str]:
+    """Return `texts`, any iterable of strings, as a list."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name} is a {type(texts).__name__}, expected a sequence of str")
+    checked: list[str] = []
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{row}] is a {type(text).__name__}, expected a str")
+        if fault := text_fault(text):
+            raise ValueError(f"{name}[{row}] {fault}")
+        checked.append(text)
+    return checked
+
+
+def text_fault(text: str) -> str | None:
+    """What is wrong with a text, or None."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds a lone surrogate, which is no character"
+    return None
+
+
 def as_count(value: Any, name: str, least: float = 1, most: float = 2**31 - 1) -> int:
     """Return `value` as an int from `least` to `most`; the core counts in 32 bits."""
     try:

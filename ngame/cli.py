@@ -9,11 +9,11 @@ import sys
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import BadZipFile
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 
 import ngame
 from ngame import metrics
-from ngame.arrays import as_threads
+from ngame.arrays import as_threads, text_fault
 from ngame.config import SCORERS
-from ngame.files import DamagedFileError, atomic_write
+from ngame.files import DamagedFileError, atomic_write, say
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
@@ -40,6 +40,7 @@ exit status:
   2    wrong arguments or settings
   3    an input file that is missing, malformed, or does not fit the others
   4    the disk or the memory is full, or an output cannot be written
+  129  stopped by SIGHUP, as where an ssh connection ends
   130  stopped by Ctrl-C
   141  the reader of the output went away, as `head` does
   143  stopped by SIGTERM, as batch systems do
@@ -59,6 +60,8 @@ class _InputError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (see `_STATUS`)."""
+    if sys.stderr is None:  # closed: bars and warnings would fail
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     options = _parser().parse_args(arguments)
     _let_openmp_sleep()
     try:
@@ -73,13 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("ngame: stopped", file=sys.stderr)
+        say("ngame: stopped")
         return 130
     except SystemExit as stopped:
-        print("ngame: stopped", file=sys.stderr)
+        say("ngame: stopped")
         return int(stopped.code or 0)
     except (*_MISTAKES, ImportError, OSError, MemoryError) as error:
-        print(f"ngame: error: {str(error) or type(error).__name__}", file=sys.stderr)
+        say(f"ngame: error: {str(error) or type(error).__name__}")
         if isinstance(error, _InputError | DamagedFileError | FileNotFoundError):
             return 3
         usage = isinstance(error, FileExistsError | BlockingIOError)
@@ -277,7 +280,7 @@ def _train(options: argparse.Namespace) -> None:
     # A run resumes with its own settings; settings on the command line, if any, must be the same.
     resuming = options.resume and begun.exists() and not (options.config or options.set)
     # Read before the data, which can take long, so that mistakes in the settings show at once.
-    config = Config.load(begun if resuming else options.config, options.set)
+    config = Config.load(begun if resuming else options.config, options.set, whole=resuming)
     dataset = _dataset(options.data)
     print(dataset, flush=True)
     if not resuming:
@@ -285,6 +288,8 @@ def _train(options: argparse.Namespace) -> None:
         config = Config.load(options.config, options.set, points=points, labels=labels)
     if config.self_pairs == "drop":
         dataset = _without_self_pairs(dataset)
+    if options.resume and not begun.exists():
+        say(f"ngame: {options.output} holds no run yet: training begins anew")
     with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
         model, seconds = _timed(
             ngame.train, dataset, config, folder=options.output, resume=options.resume
@@ -300,7 +305,7 @@ def _naming_resume(*command: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print(f"ngame: to go on: {shlex.join(command)}", file=sys.stderr)
+        say(f"ngame: to go on: {shlex.join(command)}")
         raise
 
 
@@ -317,9 +322,12 @@ def _predict(options: argparse.Namespace) -> None:
         texts = options.text
         if not all(text.strip() for text in texts):
             raise ValueError("--text is empty")
+        for text in texts:
+            if text_fault(text):  # Python reads arguments so that each byte can be told
+                raise ValueError(f"--text {text!a} is not UTF-8")
     k = options.k
     if k is None and not (options.output or "").endswith(".npz"):
-        k = min(10, len(model.label_texts))
+        k = 10
     rows = [row for row, text in enumerate(texts) if text or options.data]
     found = model.predict(
         [texts[row] for row in rows],
@@ -382,14 +390,17 @@ def _evaluate(options: argparse.Namespace) -> None:
         model = _model(path)
         dataset = _without_self_pairs(_same_labels(_dataset(options.data), model), path)
         texts, truth, drop = _test_points(dataset)
-        k = min(max(options.k), len(model.label_texts))
-        scores = model.scores(texts, k, drop=drop)
+        scores = model.scores(texts, max(options.k), drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
     with _reading():
-        found = sp.csr_matrix(_load(path, _load_npz))
+        found = _load(
+            path, _load_npz, b"PK", "a .npz file of predictions, such as `ngame predict -o` writes"
+        )
+        found = sp.csr_matrix(found)
         dataset = _without_self_pairs(_dataset(options.data))
         _, truth, drop = _test_points(dataset)
+        metrics.warn_of_unlabelled(truth, drop)
         weights = metrics.inverse_propensity(dataset.train_labels)
         scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
     most = int(np.diff(found.indptr).max())
@@ -431,7 +442,12 @@ def _export(options: argparse.Namespace) -> None:
 def _cluster(options: argparse.Namespace) -> None:
     threads = as_threads(options.threads)
     with _reading():
-        vectors = _load(Path(options.vectors), partial(np.lib.format.open_memmap, mode="r"))
+        vectors = _load(
+            Path(options.vectors),
+            partial(np.lib.format.open_memmap, mode="r"),
+            b"\x93NUMPY",
+            "a .npy file of vectors, such as `ngame encode` writes",
+        )
         clusters, seconds = _timed(
             ngame.balanced_clusters,
             vectors,
@@ -570,11 +586,11 @@ def _without_self_pairs(dataset: ngame.Dataset, run: Path | None = None) -> ngam
     from ngame.config import Config
     from ngame.data.self_pairs import drop_self_pairs
 
-    if run is not None and Config.load(run / "config.toml").self_pairs == "keep":
+    if run is not None and Config.load(run / "config.toml", whole=True).self_pairs == "keep":
         return dataset
     dataset, count = drop_self_pairs(dataset)
     if count:
-        print(f"{count} points are labels: their own label is left out", file=sys.stderr)
+        say(f"{count} points are labels: their own label is left out")
     return dataset
 
 
@@ -598,7 +614,10 @@ def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]
 
 
 def _read_lines(path: str) -> list[str]:
-    """The lines of a file, or of standard input for "-", without the space around them."""
+    """The lines of a file, or of standard input for "-", without the space around them.
+
+    Refuses JSON lines: each would be read as a text, braces and all.
+    """
     with _reading():
         file = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     *lines, last = file.removeprefix(BOM_UTF8).split(b"\n")
@@ -610,20 +629,31 @@ def _read_lines(path: str) -> list[str]:
             texts.append(line.decode("utf8").strip())
         except UnicodeDecodeError as error:
             raise _InputError(f"{path}:{number}: not UTF-8 at byte {error.start + 1}") from None
+    first = next(filter(None, texts), "")
+    if first.startswith("{") and first.endswith("}"):
+        fields = None
+        with suppress(ValueError, RecursionError):
+            fields = ", ".join(json.loads(first))
+        if fields is not None:
+            raise _InputError(
+                f"{path} has JSON lines (of {fields}), expected a text a line: --data predicts the "
+                "test points of a data set"
+            )
     return texts
 
 
-def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """Read a file of NumPy arrays with `reader`; ValueError if it has another format."""
+def _load(path: Path, reader: Callable[[Path], Any], magic: bytes, expected: str) -> Any:
+    """Read a file of NumPy arrays with `reader`; it begins with `magic`."""
+    with open(path, "rb") as file:
+        if file.read(len(magic)) != magic:
+            raise _InputError(f"{path} cannot be read: it is not {expected}")
     try:
         return reader(path)
     except (ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise _InputError(f"{path} cannot be read as {expected}: {error}") from None
 
 
 def _load_npz(path: Path) -> Any:
-    if not is_zipfile(path):
-        raise _InputError(f"{path} is not a .npz file of predictions, as `predict -o` writes")
     with open(path, "rb") as file:  # SciPy leaves a damaged file open
         return sp.load_npz(file)
 
@@ -677,7 +707,7 @@ def _timed(function: Any, *arguments: Any, **named: Any) -> tuple[Any, float]:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"ngame: warning: {message}", file=sys.stderr)
+    say(f"ngame: warning: {message}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ngame.arrays import MAX_THREADS
-from ngame.files import atomic_write
+from ngame.files import DamagedFileError, atomic_write
+
+_LAST_LINE = "# the end"
+"""Of a file that `Config.save` writes: without it the file was cut."""
 
 # Bounds of a number: their words in a message, and their test.
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
@@ -245,6 +248,7 @@ class Config(_Section):
         *,
         points: int | None = None,
         labels: int | None = None,
+        whole: bool = False,
     ) -> Self:
         """Read a TOML file, then apply ``key=value`` settings with dotted keys.
 
@@ -257,6 +261,8 @@ class Config(_Section):
         points, labels : int, optional
             The size of the data. If given, settings that are neither in the file nor in `sets`
             are those of `defaults_for`.
+        whole : bool
+            The file was written by `save`, and so has its last line.
 
         Raises
         ------
@@ -264,12 +270,17 @@ class Config(_Section):
             There is no such file.
         ValueError
             The file is not TOML, a setting does not exist (the message suggests the nearest), or
-            a value has the wrong type or is out of bounds.
+            a value has the wrong type or is out of bounds, or `whole` does not hold.
         """
         table: dict[str, Any] = {}
         if path is not None:
             try:
-                table = tomllib.loads(Path(path).read_text(encoding="utf8"))
+                text = Path(path).read_text(encoding="utf8")
+                table = tomllib.loads(text)
+                if whole and not text.rstrip().endswith(_LAST_LINE):
+                    raise DamagedFileError(
+                        f"{path} is damaged: it was cut, its last line, {_LAST_LINE!r}, is missing"
+                    )
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path}: {error}") from None
         for item in sets:
@@ -297,7 +308,8 @@ class Config(_Section):
     def save(self, path: str | PathLike[str]) -> None:
         """Write every setting as TOML, in one step."""
         with atomic_write(path) as aside:
-            aside.write_text(_toml(dataclasses.asdict(self)), encoding="utf8")
+            text = f"{_toml(dataclasses.asdict(self))}\n{_LAST_LINE}\n"
+            aside.write_text(text, encoding="utf8")
 
 
 def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:

@@ -479,6 +479,8 @@ def _evaluate(
     if sp.issparse(truth):
         truth = _upload(canonical(as_csr(truth, "truth")), scored.device)
     positives = _without_zeros(_csr(truth, "truth").to(scored.device))
+    if not bool((positives.values() >= 0).all()):  # NaN too
+        raise ValueError("truth holds negative values or NaN, expected nonzero for positives")
     rows, labels = scored.shape
     if positives.shape != scored.shape:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Ranking metrics of sparse predictions, defined as in the extreme classification repository."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,8 +70,8 @@ def evaluate(
         - integers of shape [n, k]: label ids, best first, -1 for none;
         - a list of label ids for every row, best first, of any lengths.
     truth : CSR matrix of shape [n, l], or one of the forms below
-        Nonzero entries are positives. Or an array or tensor of that shape with 0 and 1; or a list
-        of label ids for every row.
+        Nonzero entries are positives, none is negative. Or an array or tensor of that shape with 0
+        and 1; or a list of label ids for every row.
     ks : sequence of int
         Cut-offs, each 1 or more.
     inverse_propensity : float array of shape [l], optional
@@ -92,7 +93,8 @@ def evaluate(
     ValueError
         Shapes differ, there are no rows, a k is less than 1, a row has a NaN score (the message
         names the first), or a weight is not positive; integers in the shape of the truth repeat in
-        a row, so that they are no label ids.
+        a row, so that they are no label ids; the truth has negative values or NaN; an array of it
+        has others than 0 and 1; predictions and truth are swapped, as far as values can tell.
     IndexError
         A label id or a pair of `drop` is out of range.
 
@@ -158,6 +160,7 @@ def _evaluate(
     rows, labels = scored.shape
     if rows == 0:
         raise ValueError("predictions has no rows")
+    _refuse_swapped(scored, positives)
     if not positives.data.all():
         check_rows(positives, "truth")
         positives = positives.copy()
@@ -189,6 +192,19 @@ def _evaluate(
     }
 
 
+def warn_of_unlabelled(truth: Csr, drop: Pairs | None = None) -> None:
+    """Warn of rows without a positive, which every metric counts as wrong."""
+    left = as_csr(truth, "truth") != 0
+    if drop is not None:
+        left = left > as_pairs(drop, "drop", left.shape).astype(bool)
+    missing = int((np.diff(left.tocsr().indptr) == 0).sum())
+    if missing:
+        warnings.warn(
+            f"{missing} of {left.shape[0]} test points have no label and count as wrong",
+            stacklevel=3,
+        )
+
+
 # The forms of predictions and truth
 
 
@@ -197,7 +213,7 @@ def _as_matrices(predictions: Any, truth: Any, labels: int | None) -> tuple[Any,
     scored = _as_scores(predictions)
     positives: Any = None
     if is_sparse(truth):
-        positives = canonical(as_csr(truth, "truth"))
+        positives = _as_positives(truth, "truth")
     elif isinstance(truth, (list, tuple)):
         positives = _rows_of_ids(truth, "truth")
     else:
@@ -218,6 +234,32 @@ def _as_matrices(predictions: Any, truth: Any, labels: int | None) -> tuple[Any,
     if positives.shape != scored.shape:
         raise ValueError(f"truth has shape {positives.shape}, predictions has {scored.shape}")
     return scored, positives
+
+
+def _refuse_swapped(scored: Any, positives: Any) -> None:
+    """Reject predictions that are all 1 where the truth has fractions: truth and scores."""
+    values = positives.data
+    if values.dtype.kind == "f" and len(scored.data) and (scored.data == 1).all():
+        fractions = values != np.rint(values)
+        if fractions.any():
+            raise ValueError(
+                f"truth holds {values[np.argmax(fractions)]:.4g} and predictions nothing but 1: "
+                "they look swapped, expected evaluate(predictions, truth)"
+            )
+
+
+def _as_positives(value: Any, name: str) -> Any:
+    """A CSR matrix without duplicates and whose values are no scores."""
+    matrix = canonical(as_csr(value, name))
+    values = matrix.data
+    if values.dtype.kind in "if":
+        wrong = ~(values >= 0)  # NaN too
+        if wrong.any():
+            raise ValueError(
+                f"{name} holds {values[np.argmax(wrong)]:.4g}, expected nonzero entries for "
+                "positives and no negative ones"
+            )
+    return matrix
 
 
 class _Ids:
@@ -339,10 +381,14 @@ def _as_dense_truth(truth: Any) -> Any:
         raise TypeError(f"truth is a {type(truth).__name__}, expected a scipy.sparse CSR matrix")
     if array.ndim != 2:
         raise ValueError(f"truth has shape {array.shape}, expected [n, labels]")
-    if array.dtype.kind in "iu" and array.max(initial=0) > 1:
+    wrong = (array != 0) & (array != 1)
+    if wrong.any():
+        cure = "give label ids as lists, one a row"
+        if array.dtype.kind == "f":
+            cure = "scores are predictions, the first argument"
         raise ValueError(
-            f"truth holds {array.max()}: an array has 0 and 1 for every label; give label ids as "
-            "lists, one a row"
+            f"truth holds {array.flat[np.argmax(wrong)]:.4g}: an array has 0 and 1 for every "
+            f"label; {cure}"
         )
     return sp.csr_matrix(array)
 
@@ -375,7 +421,7 @@ def inverse_propensity(
     IndexError
         A column is out of range.
     """
-    labels = canonical(as_csr(train_labels, "train_labels"))
+    labels = _as_positives(train_labels, "train_labels")
     if labels.shape[0] == 0:
         raise ValueError("train_labels has no rows")
     if not a > 0 or not b > 0:

@@ -7,6 +7,7 @@ import platform
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -376,7 +377,7 @@ def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
     status, out, _ = call("--help")
     assert status == 0
-    assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "130", "141", "143"]
+    assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "129", "130", "141", "143"]
     for command in (
         "train",
         "predict",
@@ -501,12 +502,19 @@ def test_wrong_texts(mistake, run, tmp_path):
     for arguments in (("encode", run, path, "-o", output), ("predict", run, "--texts", path)):
         assert "texts.txt:2: not UTF-8 at byte 2" in mistake(*arguments, status=3)
     assert "--text is empty" in mistake("predict", run, "--text", "a", "--text", " ")
+    # How Python gives an argument whose bytes are not UTF-8.
+    err = mistake("predict", run, "--text", os.fsdecode(b"caf\xe9"))
+    assert err == "ngame: error: --text 'caf\\udce9' is not UTF-8\n"
+    path.write_text('\n{"text": "ba", "labels": ["ke"]}\n')
+    for arguments in (("encode", run, path, "-o", output), ("predict", run, "--texts", path)):
+        err = mistake(*arguments, status=3)
+        assert "texts.txt has JSON lines (of text, labels), expected a text a line" in err
     err = mistake("encode", run, tmp_path / "nothing.txt", "-o", output, status=3)
     assert "nothing.txt" in err
 
 
 def test_wrong_numbers(mistake, run):
-    for k, message in ((0, "k is 0"), (25, "k is 25, expected at most 24"), (-1, "k is -1")):
+    for k, message in ((0, "k is 0"), (-1, "k is -1")):
         assert message in mistake("predict", run, "--text", "ba", "-k", k)
     assert "invalid int value: 'x'" in mistake("predict", run, "--text", "ba", "-k", "x")
     assert "argument -k: 0 is less than 1" in mistake("evaluate", run, "data", "-k", 1, 0)
@@ -557,12 +565,17 @@ def test_wrong_arrays(mistake, data, tmp_path):
 
 
 def cut(raw):
-    """The first half; never whole lines of settings, which could be all there were."""
+    """The first half."""
+    return raw[: len(raw) // 2]
+
+
+def cut_at_a_line(raw):
+    """The same, of whole lines where there are some."""
     half = len(raw) // 2
-    return raw[: raw.find(b"=", half) + 1 or half]
+    return raw[: raw.find(b"\n", half, -1) + 1 or half]
 
 
-@pytest.mark.parametrize("damage", [cut, lambda _: b"\xff{]" * 40], ids=["cut", "junk"])
+@pytest.mark.parametrize("damage", [cut, cut_at_a_line, lambda _: b"\xff{]" * 40])
 def test_damaged_run(call, run, data, tmp_path, damage):
     """The error names the file, whichever it is."""
     folder = tmp_path / "run"
@@ -586,7 +599,7 @@ def test_damaged_run(call, run, data, tmp_path, damage):
         assert "Traceback" not in err
         message = err.splitlines()[-1]
         assert message.startswith(f"ngame: error: {path}"), (name, err)
-        assert status == (2 if resumed and name == "config.toml" else 3), (name, err)
+        assert status == 3, (name, err)
         checked += 1
     assert checked == 19
 
@@ -610,7 +623,9 @@ def test_stopped_by_hand(call, data, tmp_path, monkeypatch):
     assert (status, err) == (130, "ngame: stopped\n")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_stopped_while_it_trains(data, tmp_path, number, status):
     """The log shows each epoch at once; the run goes on from its last update, to the same end."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -637,6 +652,46 @@ def test_stopped_while_it_trains(data, tmp_path, number, status):
     assert (whole / "encoder" / "model.safetensors").read_bytes() == (
         stopped / "encoder" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", "closed"])
+def test_what_cannot_be_said_ends_nothing(data, tmp_path, stderr):
+    """Progress and warnings go where they can."""
+    command = [sys.executable, "-m", "ngame", "train", data, "-o", tmp_path / "run", *SETS]
+    if stderr == "closed":
+        command = ["sh", "-c", f"{shlex.join(map(str, command))} 2>&-"]
+    with open("/dev/full" if stderr == "/dev/full" else os.devnull, "w") as full:
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(b"<Dataset")
+    assert b"encoder: epoch" not in ended.stdout
+    assert (tmp_path / "run" / "fusion.json").exists()
+
+
+def test_resuming_what_is_not_there_is_said(call, data, tmp_path):
+    status, _, err = call("train", data, "-o", tmp_path / "run", "--resume", *SETS)
+    assert status == 0
+    assert err.startswith(f"ngame: {tmp_path}/run holds no run yet: training begins anew\n")
+
+
+def test_more_labels_than_there_are(call, run):
+    command = "predict", run, "--text", "ba", "--scorer", "encoder", "-k", 1000, "-o", "-"
+    status, out, _ = call(*command)
+    assert status == 0
+    assert sorted(json.loads(out)["ids"]) == list(range(24))
+
+
+def test_unlabelled_test_points_are_counted(call, run, tmp_path):
+    whole = tiny.dataset()
+    labels = whole.test_labels.toarray()
+    labels[:3] = 0
+    dataset = tiny.dataset(test_labels=labels, drop_test=[(3, label) for label in range(24)])
+    save_dataset(dataset, tmp_path / "data")
+    warning = "ngame: warning: 4 of 60 test points have no label and count as wrong\n"
+    assert call("evaluate", run, tmp_path / "data")[2] == warning
+    found = tmp_path / "found.npz"
+    assert call("predict", run, "--data", tmp_path / "data", "-o", found)[2] == ""
+    assert call("evaluate", found, tmp_path / "data", "-k", 1)[2] == warning
 
 
 def test_a_run_in_use(mistake, run, data):
@@ -710,6 +765,15 @@ def test_other_labels_are_not_scored(mistake, run, tmp_path):
 def test_predictions_of_another_kind(mistake, data, tmp_path):
     path = tmp_path / "found.jsonl"
     path.write_text("{}")
-    assert "found.jsonl is not a .npz file of predictions" in mistake(
-        "evaluate", path, data, status=3
-    )
+    np.savez(tmp_path / "clusters.npz", order=np.arange(3), offsets=np.array([0, 3]))
+    np.save(tmp_path / "vectors.npy", np.ones((4, 2), np.float32))
+    sp.save_npz(tmp_path / "found.npz", sp.csr_matrix(np.eye(3)))
+    wanted = "a .npz file of predictions, such as `ngame predict -o` writes"
+    for name in ("found.jsonl", "vectors.npy"):
+        err = mistake("evaluate", tmp_path / name, data, status=3)
+        assert f"{name} cannot be read: it is not {wanted}" in err
+    err = mistake("evaluate", tmp_path / "clusters.npz", data, status=3)
+    assert f"clusters.npz cannot be read as {wanted}: " in err
+    for name in ("found.jsonl", "found.npz"):
+        err = mistake("cluster", tmp_path / name, "--size=2", "-o", tmp_path / "out.npz", status=3)
+        assert f"{name} cannot be read: it is not a .npy file of vectors, such as" in err

@@ -80,6 +80,13 @@ def test_public_parameters_have_types():
     assert untyped == []
 
 
+def test_dir_lists_what_is_public():
+    listed = [name for name in dir(ngame) if not name.startswith("__")]
+    assert not {"Any", "TYPE_CHECKING", "import_module"} & {*listed}
+    for name in set(listed) - {*ngame.__all__}:
+        assert inspect.ismodule(getattr(ngame, name)), name
+
+
 def test_unknown_names_are_told():
     with pytest.raises(AttributeError, match="module 'ngame' has no attribute 'balanced_cluster'"):
         _ = ngame.balanced_cluster

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from ngame.arrays import as_texts, text_fault
 from ngame.data.sparse_text import SparseText, read_sparse_text, split_labelled_text
 from ngame.files import atomic_folder
 
@@ -176,7 +177,8 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     texts. A warning says so in both cases.
 
     **A file** (``.jsonl`` or ``.jsonl.gz``) has lines ``{"text": "...", "labels": ["...", ...]}``.
-    Empty labels are left out. The others are numbered in sorted order. A line is a test point where
+    Empty labels are left out, with one warning that counts them. The others are numbered in sorted
+    order. A line is a test point where
     ``hash_bucket(text, 10) == 0``, about one in ten; so the split does not depend on the order of
     the lines, and the same text is never on both sides. A small file may have no test point at all.
 
@@ -266,17 +268,10 @@ def hash_bucket(text: str, buckets: int) -> int:
 
 
 def _checked_texts(texts: Sequence[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError(f"{name} is one string; expected a sequence of strings")
-    texts = list(texts)
-    if not texts:
+    checked = as_texts(texts, name)
+    if not checked:
         raise ValueError(f"{name} has no entries")
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{row}] is of type {type(text).__name__}; expected str")
-        if wrong := _text_fault(text):
-            raise ValueError(f"{name}[{row}] {wrong}")
-    return texts
+    return checked
 
 
 def _checked_split(
@@ -305,15 +300,6 @@ def _checked_split(
     matrix = _checked_labels(labels, split, len(checked), n_labels)
     dropped, equal = (_checked_pairs(given, name, matrix.shape) for name, given in pairs.items())
     return checked, matrix, dropped, equal
-
-
-def _text_fault(text: str) -> str | None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return "holds a lone surrogate, which is no character"
-    return None
 
 
 def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> sparse.csr_matrix:
@@ -552,16 +538,22 @@ def _load_tagged(path: Path) -> Dataset:
     texts: list[str] = []
     labels = _LabelRows()
     first_ids: dict[str, int] = {}  # label -> number in order of first appearance
+    empty: list[str] = []  # where labels are empty
     for where, row in json_objects(path):
         texts.append(_string(_field(row, "text", where), "text", where))
         tags = _field(row, "labels", where) or []
         if not isinstance(tags, list):
             raise ValueError(f"{where}: labels is not a list of strings")
         tags = [_string(tag, "a label", where) for tag in tags]
+        empty += [where] * tags.count("")
         ids = [first_ids.setdefault(tag, len(first_ids)) for tag in tags if tag]
         labels.append(ids, len(first_ids), where)
     if not first_ids:
         raise ValueError(f"{path}: no line has a label")
+    if empty:
+        warnings.warn(
+            f"empty labels are left out: {len(empty)} (the first at {empty[0]})", stacklevel=3
+        )
     label_texts = sorted(first_ids)
     order = np.array([first_ids[label] for label in label_texts])
     matrix = labels.matrix(len(label_texts))[:, order]
@@ -698,7 +690,7 @@ def _string(value: Any, name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name} is not a string")
-    if fault := _text_fault(value):
+    if fault := text_fault(value):
         raise ValueError(f"{where}: {name} {fault}")
     return value.strip()
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ngame import metrics
-from ngame.arrays import Pairs, as_count, as_pairs
+from ngame.arrays import Pairs, as_count, as_pairs, as_texts
 from ngame.config import Config, PredictionConfig, ScorerName
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
@@ -137,6 +137,7 @@ class Model:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of texts, float32 [n, dim], on the device of the model's vectors."""
+        texts = as_texts(texts, "texts")
         ours = self.label_vectors
         device = ours.device if isinstance(ours, torch.Tensor) else None
         return normalize(encode(self.encoder, self.encoder.tokenize(texts), device=device))
@@ -157,7 +158,7 @@ class Model:
         ----------
         texts : sequence of str, length n
         k : labels per text; by default the number in the config. A smaller k gives the first of
-            the same labels.
+            the same labels, one above L gives all.
         scorer : "fused", or one of `scorers`
         drop : CSR matrix of shape [n, L] or integer array of shape [p, 2], optional
             (text, label) pairs to leave out.
@@ -174,9 +175,11 @@ class Model:
 
         Raises
         ------
+        TypeError
+            `texts` is a single string, or holds something other than strings.
         ValueError
-            The model has no such scorer, or k is not in 1 .. L; or probabilities are asked of a
-            single scorer, or of a model that is not calibrated.
+            The model has no such scorer, or k is below 1; or probabilities are asked of a single
+            scorer, or of a model that is not calibrated; or a text holds a lone surrogate.
         """
         known = [*self._on(seen), "fused"]
         if scorer not in known:
@@ -201,7 +204,8 @@ class Model:
         arguments are those of `predict`.
         """
         labels = len(self.label_texts)
-        k = min(self.config.k, labels) if k is None else as_count(k, "k", 1, labels)
+        k = min(self.config.k if k is None else as_count(k, "k"), labels)
+        texts = as_texts(texts, "texts")
         if not self._on(seen):
             raise ValueError("no scorer is on that serves training points")
         vectors = self.encode(texts) if vectors is None else vectors
@@ -234,7 +238,7 @@ class Model:
         Parameters
         ----------
         text : str
-        k : number of labels, at most L
+        k : number of labels; above L, all of them
 
         Returns
         -------
@@ -246,11 +250,11 @@ class Model:
         TypeError
             `text` is not a str.
         ValueError
-            k is not in 1 .. L.
+            k is below 1, or the text holds a lone surrogate.
         """
         if not isinstance(text, str):
             raise TypeError(f"text is a {type(text).__name__}, expected a str")
-        k = as_count(k, "k", 1, len(self.label_texts))
+        k = min(as_count(k, "k"), len(self.label_texts))
         vectors = self.encode([text])
         candidates, features, _ = self.candidates([text], vectors, at_least=k)
         fusion = self.fusions["all"]
@@ -294,7 +298,11 @@ class Model:
         ks: Sequence[int] = (1, 3, 5, 10, 100),
         drop: Pairs | None = None,
     ) -> dict[str, dict[str, float]]:
-        """All metrics at `ks` of each scorer, with propensities of the training points."""
+        """All metrics at `ks` of each scorer, with propensities of the training points.
+
+        One warning counts the rows without a label, which count as wrong.
+        """
+        metrics.warn_of_unlabelled(truth, drop)
         weights = metrics.inverse_propensity(self.point_labels)
         return {
             name: metrics.evaluate(
@@ -515,7 +523,7 @@ class Model:
         folder = Path(folder)
         if not (folder / "fusion.json").exists():
             raise FileNotFoundError(f"{folder} holds no finished run: it has no fusion.json")
-        config = Config.load(folder / "config.toml")
+        config = Config.load(folder / "config.toml", whole=True)
         core = core_device(encoder_device, config.prediction.search)
         with reading(folder / "vectors.safetensors"):
             vectors = safetensors.torch.load_file(folder / "vectors.safetensors")

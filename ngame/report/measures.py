@@ -81,7 +81,7 @@ class RunReport:
         self.folder = folder
         if not (folder / "config.toml").exists():
             raise FileNotFoundError(f"{folder} holds no run: it has no config.toml")
-        self.config = Config.load(folder / "config.toml")
+        self.config = Config.load(folder / "config.toml", whole=True)
         self.about: dict[str, Any] = read_about(folder)
         log = folder / "log.jsonl"
         lines = log.read_bytes().splitlines() if log.exists() else []

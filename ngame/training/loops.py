@@ -80,7 +80,7 @@ def train(
     FileExistsError
         `folder` holds another run, or files that do not belong to a run.
     KeyboardInterrupt, SystemExit
-        Ctrl-C or SIGTERM came. The checkpoint has all updates until then.
+        Ctrl-C, SIGTERM or SIGHUP came. The checkpoint has all updates until then.
     TypeError
         `encoder` lacks a member of `ngame.Encoder`.
     ValueError

@@ -291,7 +291,7 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
         config_file = folder / "config.toml"
         digest_file = folder / "checkpoint" / "data.json"
         if config_file.exists():
-            begun = Config.load(config_file)
+            begun = Config.load(config_file, whole=True)
             if replace(begun, checkpoint_minutes=config.checkpoint_minutes) != config:
                 raise ValueError(
                     f"{config_file} has other settings than those given: resume with its own"

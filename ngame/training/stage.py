@@ -1,7 +1,6 @@
 """What the training loops share: batches, updates, checkpoints and the log."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from ngame.batches.timer import RefreshTimer
 from ngame.config import StageConfig
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.vectors import Vectors
+from ngame.files import say
 from ngame.loss import CooIndex, decoupled_softmax, triplet
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 from ngame.training.optimizer import Optimizer, ParameterGroup
@@ -220,7 +220,7 @@ class Stage:
             # What this epoch was scored at, if it was: the bar shows the last scores there are.
             status = self._status(self.run.log[-1]["loss"], self.run.log[-1:])
             took = f"{self.timer.seconds:.0f} s"
-            print(f"{self.name}: {status}, {took}", file=sys.stderr, flush=True)
+            say(f"{self.name}: {status}, {took}")
         if self.run.config.keep == "best" and measured and measured["P@1"] > self.best:
             self.best = measured["P@1"]
             self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}

@@ -1,4 +1,4 @@
-"""Stopping a run by Ctrl-C or SIGTERM between two updates, so that it can save its state."""
+"""Stopping a run by a signal between two updates, so that it can save its state."""
 
 import signal
 import threading
@@ -7,8 +7,9 @@ from typing import Any, NoReturn, Self
 
 
 class Stop:
-    """Within the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143).
+    """Within the block Ctrl-C raises KeyboardInterrupt, and SIGTERM and SIGHUP raise SystemExit.
 
+    Its code is 128 and the number of the signal: 143, and 129 where a terminal or ssh hung up.
     Between `hold` and `release` they wait. Handlers that the program has set itself are left as
     they are, and so is all of it outside the main thread, where Python cannot set handlers.
     """
@@ -20,7 +21,11 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+            defaults = {
+                signal.SIGINT: signal.default_int_handler,
+                signal.SIGTERM: signal.SIG_DFL,
+                signal.SIGHUP: signal.SIG_DFL,
+            }
             for number, default in defaults.items():
                 if signal.getsignal(number) == default:
                     self._before[number] = signal.signal(number, self._handle)

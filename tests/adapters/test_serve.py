@@ -86,7 +86,11 @@ def test_forty_requests_at_eight_in_parallel(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["text", [], {}, {"texts": "a"}, {"texts": [1]}, {"texts": ["a"], "k": 0}]
+    "given",
+    [
+        *("text", [], {}, {"texts": "a"}, {"texts": [1]}, {"texts": ["a"], "k": 0}),
+        {"texts": ["lone \ud800"]},
+    ],
 )
 def test_bad_requests(server: Any, given: Any) -> None:
     status, answer = post(server[1], given)

@@ -296,7 +296,7 @@ def test_every_form_of_predictions(seed, k):
     for form in forms:
         assert metrics.evaluate(form, truth, ks=[1, 3, 8]) == pytest.approx(expected)
     labels = [row.indices for row in truth]
-    for positives in (truth.toarray(), truth.toarray() * 1, truth.toarray() * 0.5, labels):
+    for positives in (truth.toarray(), truth.toarray() * 1, truth.toarray() * 1.0, labels):
         assert metrics.evaluate(ids, positives, ks=[1, 3, 8]) == pytest.approx(expected)
 
 
@@ -340,6 +340,27 @@ def test_rejects_forms():
     error(IndexError, r"truth has label id 3 in row 0", np.ones((1, 3)), [[3]])
     error(TypeError, r"truth\[0\] has dtype float64", np.ones((1, 3)), [[0.5]])
     error(TypeError, "truth is a str", np.ones((1, 3)), "1")
+
+
+def test_rejects_a_truth_that_is_none():
+    """Scores where the truth is expected, NaN and negative values: none is a positive."""
+    scores = np.array([[0.9, 0.2, 0.1], [0.3, 0.8, 0.4]])
+    truth = sp.csr_matrix(np.array([[1.0, 0, 0], [0, 1, 1]]))
+    for swapped in (scores, scores.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"truth holds 0.9: .* scores are predictions, the"):
+            metrics.evaluate(truth, swapped)
+    with pytest.raises(ValueError, match=r"truth holds 0.9 and predictions nothing but 1: they l"):
+        metrics.evaluate(truth, sp.csr_matrix(scores))
+    for odd in (-1.0, np.nan):
+        for form in (np.array, sp.csr_matrix):
+            with pytest.raises(ValueError, match=f"truth holds {odd:.4g}"):
+                metrics.evaluate_rows(sp.csr_matrix(scores), form([[odd, 0, 0], [0, 1, 1.0]]))
+        with pytest.raises(ValueError, match=f"train_labels holds {odd:.4g}"):
+            metrics.inverse_propensity(sp.csr_matrix([[odd, 1.0]]))
+    with pytest.raises(ValueError, match=r"truth holds -1: .* give label ids as lists"):
+        metrics.evaluate(scores, np.array([[0, -1, 0], [1, 0, 0]]))
+    graded = truth.multiply(0.5).tocsr()  # how relevant: positives all the same
+    assert metrics.evaluate(sp.csr_matrix(scores), graded) == metrics.evaluate(scores, truth)
 
 
 def test_one_cut_off_is_a_list_too():

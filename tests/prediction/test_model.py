@@ -181,9 +181,11 @@ def test_k(model, dataset):
     assert (np.diff(few.indptr) == 3).all()
     everything = model.predict(dataset.test_texts, tiny.LABELS, scorer="encoder")
     assert (np.diff(everything.indptr) == tiny.LABELS).all()
-    for k, message in ((0, "k is 0"), (tiny.LABELS + 1, "k is 25, expected at most 24")):
-        with pytest.raises(ValueError, match=message):
-            model.predict(dataset.test_texts, k)
+    more = model.predict(dataset.test_texts, 1000, scorer="encoder")
+    assert (more != everything).nnz == 0
+    assert len(model.explain(dataset.test_texts[0], 1000)) <= tiny.LABELS
+    with pytest.raises(ValueError, match="k is 0"):
+        model.predict(dataset.test_texts, 0)
 
 
 def test_chunks_change_nothing(model, dataset, monkeypatch):
@@ -292,6 +294,15 @@ def test_no_texts(model, seen):
 def test_a_single_string_is_rejected(model):
     with pytest.raises(TypeError, match="texts is a str"):
         model.predict("one text")
+
+
+def test_a_lone_surrogate_is_rejected(model):
+    message = r"texts\[1\] holds a lone surrogate, which is no character"
+    for call in (model.predict, model.encode):
+        with pytest.raises(ValueError, match=message):
+            call(["ba", "caf\udce9"])
+    with pytest.raises(ValueError, match=message.replace("1", "0")):
+        model.explain("\ud800")
 
 
 def test_texts_without_known_tokens(model):
