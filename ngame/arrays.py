@@ -1,7 +1,9 @@
 """Arguments of the public functions: checked once, copied only where necessary."""
 
 import operator
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -192,6 +194,26 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
             )
     ones = np.ones(len(array), np.bool_)
     return sp.csr_array((ones, (array[:, 0], array[:, 1])), shape=shape)
+
+
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Let errors within the block name the caller's arguments: ``renamed(x="source")``."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError) as error:
+        message = str(error)
+        for name, callers in names.items():
+            if re.match(rf"{name}\b", message):
+                raise type(error)(callers + message[len(name) :]) from None
+        raise
+
+
+def as_list(values: Any, name: str) -> list[Any]:
+    """Return a sequence as a list; TypeError for a single thing where several are expected."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} is a {type(values).__name__}, expected a list: [...]")
+    return list(values)
 
 
 def as_texts(texts: Any, name: str) -> list[str]:

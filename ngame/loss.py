@@ -65,7 +65,15 @@ def triplet(
     Returns
     -------
     float32 scalar
+
+    Raises
+    ------
+    ValueError
+        The temperature is not positive, or `negatives` is below 1.
     """
+    _check_temperature(temperature)
+    if negatives < 1:
+        raise ValueError(f"negatives is {negatives}, expected 1 or more")
     scores = scores.float()
     hardest = _negatives(scores, known).topk(min(negatives, scores.shape[1]), dim=1).values
     hardest = hardest[targets.rows]
@@ -94,11 +102,22 @@ def decoupled_softmax(
     Returns
     -------
     float32 scalar
+
+    Raises
+    ------
+    ValueError
+        The temperature is not positive.
     """
+    _check_temperature(temperature)
     scores = scores.float() / temperature
     negative = torch.logsumexp(_negatives(scores, known), dim=1)
     positive = scores[targets.rows, targets.columns]
     return mean_over_rows(F.softplus(negative[targets.rows] - positive), targets, len(scores))
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected more than 0")
 
 
 def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:

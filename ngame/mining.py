@@ -1,6 +1,8 @@
 """Hard negatives as lists of ids, for training on explicit negatives."""
 
 import math
+from collections.abc import Sized
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -55,7 +57,9 @@ def mine_hard_negatives(
     items : float32 or float16 array of shape [m, d]
     positives : CSR matrix of shape [q, m], or integer array of shape [p, 2]
         Known positives, which are never taken as negatives: stored entries, whatever their
-        values, or (query, item) pairs. If the queries are the items, add the pairs (i, i).
+        values, or (query, item) pairs, which may be a list of tuples. A list of ids for each query
+        is an error, as far as it cannot be such pairs. If the queries are the items, add the pairs
+        (i, i).
     n : int
         Negatives wanted for each query.
     ranks : (int, int or None)
@@ -107,6 +111,7 @@ def mine_hard_negatives(
     [[2, 3], [2, 3]]
     """
     queries, items = as_matrix(queries, "queries"), as_matrix(items, "items")
+    _refuse_lists_of_ids(positives, len(queries))
     known = as_pairs(positives, "positives", (len(queries), len(items)))
     n = as_count(n, "n")
     first, stop = _window(ranks, n)
@@ -173,6 +178,19 @@ def _ceiling(
     # The next lower number: "at most" it is "less than" `below`.
     below = np.where(np.diff(known.indptr) > 0, np.nextafter(below, -np.inf), np.inf)
     return np.minimum(below, np.inf if given is None else given)
+
+
+def _refuse_lists_of_ids(positives: Any, queries: int) -> None:
+    """ValueError for a list of the ids of each query, which would be taken for pairs."""
+    if not isinstance(positives, list | tuple) or len(positives) != queries:
+        return
+    lengths = {len(row) if isinstance(row, Sized) else -1 for row in positives}
+    first = [row[0] for row in positives] if lengths == {2} else []
+    if lengths - {2} or any(later < earlier for earlier, later in pairwise(first)):
+        raise ValueError(
+            "positives is a list with an entry for each query, expected (query, item) pairs in the "
+            "order of the queries, or a CSR matrix [queries, items]"
+        )
 
 
 def _draw(left: npt.NDArray[np.int64], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ from ngame.arrays import (
     Pairs,
     as_count,
     as_csr,
+    as_list,
     as_pairs,
     as_threads,
     canonical,
@@ -110,12 +111,16 @@ def merge(
 
     Raises
     ------
+    TypeError
+        `shortlists` is no sequence of such matrices.
     ValueError
         There is no shortlist, shapes differ, or `how` is unknown.
     """
     if how not in ("max", "sum"):
         raise ValueError(f'how is {how!r}, expected "max" or "sum"')
-    matrices = [_scores(one, f"shortlists[{i}]") for i, one in enumerate(shortlists)]
+    matrices = [
+        _scores(one, f"shortlists[{i}]") for i, one in enumerate(as_list(shortlists, "shortlists"))
+    ]
     if not matrices:
         raise ValueError("shortlists is empty")
     for i, one in enumerate(matrices):

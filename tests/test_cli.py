@@ -503,8 +503,8 @@ def test_wrong_texts(mistake, run, tmp_path):
         assert "texts.txt:2: not UTF-8 at byte 2" in mistake(*arguments, status=3)
     assert "--text is empty" in mistake("predict", run, "--text", "a", "--text", " ")
     # How Python gives an argument whose bytes are not UTF-8.
-    err = mistake("predict", run, "--text", os.fsdecode(b"caf\xe9"))
-    assert err == "ngame: error: --text 'caf\\udce9' is not UTF-8\n"
+    err = mistake("predict", run, "--text", os.fsdecode(b"\xe9t\xe9"))
+    assert err == "ngame: error: --text '\\udce9t\\udce9' is not UTF-8\n"
     path.write_text('\n{"text": "ba", "labels": ["ke"]}\n')
     for arguments in (("encode", run, path, "-o", output), ("predict", run, "--texts", path)):
         err = mistake(*arguments, status=3)

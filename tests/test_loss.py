@@ -21,6 +21,18 @@ def mean_over_rows(pay, targets):
     return np.mean([np.mean(row) for row in rows if row]) if any(map(len, rows)) else 0.0
 
 
+@pytest.mark.parametrize("temperature", [0, -1, math.nan])
+@pytest.mark.parametrize("loss", [triplet, decoupled_softmax])
+def test_bad_temperatures(loss, temperature):
+    with pytest.raises(ValueError, match=f"temperature is {temperature}, expected more than 0"):
+        run(loss, [[0.5, 0.6]], [[1, 0]], temperature=temperature)
+
+
+def test_no_negatives_to_look_at():
+    with pytest.raises(ValueError, match="negatives is 0, expected 1 or more"):
+        run(triplet, [[0.5, 0.6]], [[1, 0]], negatives=0)
+
+
 def slow_triplet(scores, known, targets, margin=0.3, negatives=10, temperature=0.1):
     def pay(row, column):
         there = sorted(scores[row, ~known[row]], reverse=True)[:negatives]

@@ -1,6 +1,8 @@
 """NGAME batches, known-positive masks and more negatives in sentence-transformers 6.2."""
 
 import dataclasses
+import difflib
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,6 +33,7 @@ from torch.utils.data import RandomSampler
 
 from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
+from ngame.arrays import as_list
 from ngame.batches import ClusterBatchSampler
 from ngame.encoders.bank import EmbeddingBank
 from ngame.loss import CooIndex
@@ -86,7 +89,7 @@ class BatchSamplerFactory:
     Raises
     ------
     TypeError
-        `dataset` is iterable only.
+        `dataset` is iterable only, or the sampler has no such keyword.
     ValueError
         `parts` names a part that is not there. When the trainer calls: it runs several processes
         with ``dataloader_drop_last=False``; or this factory was unpickled, as from saved training
@@ -111,6 +114,8 @@ class BatchSamplerFactory:
         self._sampler = sampler
         self._parts = dict(parts or {})
         self._options = options
+        for given in (options, *self._parts.values()):
+            _check_keywords(sampler, given)
         if unknown := self._parts.keys() - self._datasets.keys():
             raise ValueError(
                 f"parts has {', '.join(sorted(unknown))}, the data set {', '.join(self._datasets)}"
@@ -151,6 +156,18 @@ class BatchSamplerFactory:
         return {"_datasets": {}}
 
 
+def _check_keywords(sampler: Callable[..., Any], given: Iterable[str]) -> None:
+    """TypeError at once for a keyword that the sampler lacks: the trainer calls it late."""
+    known = inspect.signature(sampler).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{getattr(sampler, '__name__', sampler)} has no {name}{hint}")
+
+
 class RefreshCallback(SamplerCallback):
     """Refresh the training batches with embeddings by the model in training.
 
@@ -182,6 +199,11 @@ class RefreshCallback(SamplerCallback):
         self._column = column
         self._batch_size = batch_size
         self.bank = bank
+        if loss is not None and not isinstance(loss, MaskedLoss):
+            raise TypeError(
+                f"loss is a {type(loss).__name__}, expected a MaskedMultipleNegativesRankingLoss "
+                "or its cached form: only those have a state to save"
+            )
         self.memory = None if loss is None else loss.memory
 
     def refresh(self, sampler: RefreshableSampler, dataset: Any, model: Any, args: Any) -> None:
@@ -239,7 +261,7 @@ class SharedTexts:
     Parameters
     ----------
     texts : sequence of str
-        The text of every positive, by its id.
+        The text of every positive, by its id: as many as the loss's `positives` has columns.
     m : int or Schedule
         Texts a step.
     prompt : str, optional
@@ -260,8 +282,18 @@ class SharedTexts:
         log_q: bool = False,
         **options: Any,
     ) -> None:
+        if isinstance(texts, str):
+            raise TypeError("texts is a str, expected a sequence of them")
         self.draw = SharedRandom(len(texts), m, **options).draw
         self._texts, self._prompt, self._log_q = texts, prompt, log_q
+
+    def check(self, positives: int) -> None:
+        """Check that there is a text for each of so many positives."""
+        if len(self._texts) != positives:
+            raise ValueError(
+                f"texts of SharedTexts has {len(self._texts)} entries, positives has {positives} "
+                "columns: they are the texts of all positives, by id"
+            )
 
     def features(self, model: Any, ids: Ids) -> dict[str, Any]:
         """Features of the texts with these ids, on the model's device."""
@@ -325,10 +357,12 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
 
     Raises
     ------
+    TypeError
+        `filters` or `sources` is no sequence.
     ValueError
-        The labels of a batch do not have the shape above; there is a bank but no `positives`, or
-        it has another width than the vectors, as inside a ``MatryoshkaLoss`` without their full
-        width.
+        `SharedTexts` has more or fewer texts than there are positives; the labels of a batch do not
+        have the shape above; there is a bank but no `positives`, or it has another width than the
+        vectors, as inside a ``MatryoshkaLoss`` without their full width.
     IndexError
         A label is out of range for `positives`.
     """
@@ -346,12 +380,16 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         super().__init__(model, **options)
         if bank is not None and positives is None:
             raise ValueError("bank is given without positives, whose rows are the ids of anchors")
-        self.filters = [*filters]
+        self.filters: list[Filter] = as_list(filters, "filters")
         if positives is not None:
             self.filters.insert(0, KnownPositives(positives))
-        self.sources = [*sources]
+        self.sources: list[Source] = as_list(sources, "sources")
+        for source in self.sources:
+            if isinstance(source, SharedTexts) and positives is not None:
+                source.check(positives.shape[1])
         self.bank = bank
-        self.memory = LossMemory([each for each in sources if isinstance(each, NegativeQueue)])
+        queues = [each for each in self.sources if isinstance(each, NegativeQueue)]
+        self.memory = LossMemory(queues)
 
     @property
     def masked_shares(self) -> list[float]:

@@ -226,7 +226,8 @@ class BatchSampler(ABC):
         ------
         ValueError
             A name is missing; the state is of another number of rows, batch size, number of
-            processes, `drop_last`, or keys; or its arrays do not fit the rows.
+            processes, `drop_last`, keys, or sizes of clusters or neighbourhoods; or its arrays do
+            not fit the rows.
         """
         expected = self._identity()
         missing = self._state_names() - state.keys()
@@ -358,10 +359,20 @@ class RefreshedBatchSampler(BatchSampler):
             **super().state_dict(),
             "refreshes": self.refreshes,
             "refreshed_epoch": self._refreshed_epoch,
+            "schedule": stored(np.array([*self._schedule.items()], np.int64)),
         }
 
     def _state_names(self) -> set[str]:
-        return super()._state_names() | {"refreshes", "refreshed_epoch"}
+        return super()._state_names() | {"refreshes", "refreshed_epoch", "schedule"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "schedule" in state:  # else what is missing is told below
+            there = dict(np.asarray(state["schedule"]).tolist())
+            if there != self._schedule:
+                raise ValueError(
+                    f"state has the sizes {there} (by epoch), this sampler has {self._schedule}"
+                )
+        super().load_state_dict(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)

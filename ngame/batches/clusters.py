@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, as_count
+from ngame.arrays import MAX_THREADS, Csr, as_count, renamed
 from ngame.batches.base import (
     CLUSTER,
     Order,
@@ -184,18 +184,19 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             As `balanced_clusters`; or the number of rows is not n_rows.
         """
         if isinstance(source, Clusters):
-            check_rows("clusters", len(source.order), self.n_rows)
+            check_rows("source", len(source.order), self.n_rows)
             clusters = source
         else:
             x = in_reach(source)
             shape = np.shape(x)
-            check_rows("embeddings", shape[0] if shape else 0, self.n_rows)
-            clusters = balanced_clusters(
-                x,
-                size=self.cluster_size_at(max(self.epoch, next(iter(self._schedule)))),
-                seed=int(self._seeds(CLUSTER).generate_state(1)[0]),
-                threads=self._threads,
-            )
+            check_rows("source", shape[0] if shape else 0, self.n_rows)
+            with renamed(x="source"):
+                clusters = balanced_clusters(
+                    x,
+                    size=self.cluster_size_at(max(self.epoch, next(iter(self._schedule)))),
+                    seed=int(self._seeds(CLUSTER).generate_state(1)[0]),
+                    threads=self._threads,
+                )
         self._refreshed("clusters", clusters)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, as_array, as_count, on_gpu
+from ngame.arrays import MAX_THREADS, Csr, as_array, as_count, on_gpu, renamed
 from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
@@ -139,11 +139,12 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         Parameters
         ----------
         source : array [n_rows, k] of integers, CSR matrix [n_rows, n_rows], or embeddings
-            Ids, nearest first, -1 for none, as `topk_arrays` and `haversine_neighbours` give them;
-            only the first `neighbour_range` columns are kept. Or a graph, whose stored entries are
-            edges, larger for nearer rows. Or a float32 or float16 array [n_rows, D], whose rows'
-            neighbours are found exactly, by cosine. Or a torch tensor instead of an array, on any
-            device, in bfloat16 too: embeddings on a GPU are searched there.
+            Ids, nearest first, -1 for none, as `haversine_neighbours` gives them; only the first
+            `neighbour_range` columns are kept. Or the pair of scores and ids that `topk_arrays`
+            and ``torch.topk`` give, the scores of which are not used. Or a graph, whose stored
+            entries are edges, larger for nearer rows. Or a float32 or float16 array [n_rows, D],
+            whose rows' neighbours are found exactly, by cosine. Or a torch tensor instead of an
+            array, on any device, in bfloat16 too: embeddings on a GPU are searched there.
 
         Raises
         ------
@@ -154,24 +155,26 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         IndexError
             A neighbour is not in -1 .. n_rows - 1.
         """
+        if isinstance(source, tuple) and len(source) == 2:
+            source = _without_itself(as_array(on_host(source[1]), "source[1]"))
         if sp.issparse(source):
             graph: Any = source
-            check_rows("graph", graph.shape[0], self.n_rows)
-            neighbours = graph_neighbours(graph, self._range, threads=self._threads)
+            check_rows("source", graph.shape[0], self.n_rows)
+            with renamed(graph="source"):
+                neighbours = graph_neighbours(graph, self._range, threads=self._threads)
         else:
             array: Any = in_reach(source)
             stays = on_gpu(array) and hasattr(array, "detach") and array.is_floating_point()
             if not stays:
                 array = as_array(on_host(array), "source")
-            is_ids = not stays and array.dtype.kind in "iu"
-            what = "neighbours" if is_ids else "embeddings"
             if array.ndim != 2:
-                raise ValueError(f"{what} has shape {tuple(array.shape)}, expected two dimensions")
-            check_rows(what, len(array), self.n_rows)
-            if is_ids:
+                raise ValueError(f"source has shape {tuple(array.shape)}, expected two dimensions")
+            check_rows("source", len(array), self.n_rows)
+            if not stays and array.dtype.kind in "iu":
                 neighbours = self._checked(array)
             else:
-                neighbours = embedding_neighbours(array, self._range, threads=self._threads)
+                with renamed(queries="source", items="source"):
+                    neighbours = embedding_neighbours(array, self._range, threads=self._threads)
         self._refreshed("neighbours", neighbours)
 
     def _checked(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
@@ -180,7 +183,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         if bad.any():
             row, rank = np.argwhere(bad)[0].tolist()
             raise IndexError(
-                f"neighbours[{row}, {rank}] is {ids[row, rank]}, out of range for {self.n_rows}"
+                f"source[{row}, {rank}] is {ids[row, rank]}, out of range for {self.n_rows}"
             )
         return np.ascontiguousarray(ids, np.int32)
 
@@ -230,3 +233,14 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
                 seed,
             )
         )
+
+
+def _without_itself(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Ids by a search of all rows among themselves, which finds each row first."""
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise TypeError(
+            f"source is a pair of which the second is of {ids.dtype} {ids.shape}, expected ids"
+        )
+    own = ids == np.arange(len(ids))[:, np.newaxis]
+    last = np.argsort(own, axis=1, kind="stable")
+    return np.take_along_axis(np.where(own, -1, ids), last, axis=1)

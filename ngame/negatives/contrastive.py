@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ngame.arrays import as_list
 from ngame.loss import MASKED, CooIndex, mean_over_rows
 from ngame.negatives.filters import Comparison, Filter, Side, stored
 from ngame.negatives.mixing import HardMixer, MixingDraws
@@ -90,6 +91,8 @@ class ContrastiveLoss(torch.nn.Module):
 
     Raises
     ------
+    TypeError
+        `directions` or `filters` is no sequence.
     ValueError
         A number is out of range, or there is no such direction.
     """
@@ -116,6 +119,7 @@ class ContrastiveLoss(torch.nn.Module):
             raise ValueError(f"temperature is {temperature}, expected more than 0")
         if not 0 <= value_at(label_smoothing, 0) < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}, expected from 0 to below 1")
+        directions, filters = as_list(directions, "directions"), as_list(filters, "filters")
         if unknown := set(directions) - set(get_args(Direction)):
             raise ValueError(f"directions has {', '.join(map(repr, sorted(unknown)))}")
         if not directions or len(set(directions)) < len(directions):
@@ -176,6 +180,7 @@ class ContrastiveLoss(torch.nn.Module):
             Shapes do not agree.
         """
         rows = len(queries)
+        sources = as_list(sources, "sources")
         if not queries.shared or not items.shared:
             raise ValueError("queries and items must be vectors of shape [b, d] and [c, d]")
         if targets is None:
@@ -289,7 +294,10 @@ class _Batch:
     ) -> None:
         self.loss, self.queries, self.items, self.targets = loss, queries, items, targets
         self.sources, self.step = sources, step
-        self.scale: Any = 1 / value_at(loss.temperature, step)
+        temperature = value_at(loss.temperature, step)
+        if not temperature > 0:  # of a schedule
+            raise ValueError(f"temperature is {temperature} at step {step}, expected more than 0")
+        self.scale: Any = 1 / temperature
         if loss.log_scale is not None:
             self.scale = loss.log_scale.exp()
         pairs = self._pair_scores(queries.vectors[targets.rows], items.vectors[targets.columns])

@@ -17,13 +17,22 @@ from ngame.files import write_json
 FEWEST_POINTS = 10
 """With fewer held-out points than this the weights are not fitted: see `Fusion.fit`."""
 
-# Weight of a vote for weight 1 of a similarity, in units of their standard deviations, before any
-# point is seen: with few training points most labels have no votes.
-_PRIOR_OF_VOTES = 0.1
-# Penalties on weights in units of these: on their spread, divided by the number of points, so that
-# a few points move them little; and on their distance from 1, which keeps them finite and leaves
-# them at 1 where the points say nothing.
-_SPREAD, _RIDGE = 1.0, 1e-4
+# Fixed weights, before any point is seen, in units of standard deviations: what did best on 200
+# small data sets of ten kinds (bench/results/defaults.md). Few training points teach an encoder
+# little, and its two scorers say the same; shares of votes by words can be trusted at once. The
+# logarithm of votes tells more where most labels have some, so only where points are many.
+_PRIOR = {
+    "encoder": 0.25,
+    "classifier": 0.25,
+    "neighbours": 0.5,
+    "tfidf": 0.5,
+    "tfidf_neighbours": 2.0,
+}
+_PRIOR_OF_LOGARITHMS = 0.1
+# Penalties on weights in units of these: on their spread, which fades with the square of this
+# number of points over their number, so that a few points move them little; and on their distance
+# from 1, which keeps them finite and leaves them at 1 where the points say nothing.
+_SPREAD, _RIDGE = 15, 1e-4
 # Best candidates of each point that the calibration is fitted on.
 _CALIBRATED_RANKS = 10
 
@@ -88,9 +97,9 @@ class Fusion:
 
         The weights are at least 0. They minimise the decoupled softmax of the fused scores (see
         `ngame.loss`), averaged over the points that have a relevant candidate, plus a penalty on
-        their distance from fixed weights that fades as points increase. The fixed weights are 1
-        for features of unit variance, and a tenth for votes, whose names start with "log". Fewer
-        than `FEWEST_POINTS` such points leave the fixed weights.
+        their distance from fixed weights that fades as points increase. The fixed weights are
+        those of `_PRIOR` for features of unit variance, a tenth for logarithms, whose names start
+        with "log", and 1 for any other. Fewer than `FEWEST_POINTS` such points leave them.
 
         If the best candidates are then worse than those of the best feature alone, by more than
         one standard deviation of the difference, the other weights are halved until they are not.
@@ -150,7 +159,8 @@ class _Candidates:
     ) -> None:
         self.x = np.stack(list(features.values())).astype(np.float64)
         deviation = self.x.std(axis=1) if self.x.size else np.ones(len(self.x))
-        prior = [_PRIOR_OF_VOTES if name.startswith("log") else 1 for name in features]
+        logarithm = _PRIOR_OF_LOGARITHMS
+        prior = [logarithm if name[:4] == "log " else _PRIOR.get(name, 1.0) for name in features]
         self.scale = np.where(deviation > 0, deviation, 1) / prior
         self.x /= self.scale[:, None]
         # Points are numbered anew, without gaps.
@@ -178,7 +188,7 @@ class _Candidates:
         slopes = pull[self._points] * others
         slopes[self._positives] -= slope
         spread = weights - weights.mean()
-        even = _SPREAD / self.answered
+        even = (_SPREAD / self.answered) ** 2
         value = (self._share * np.logaddexp(0, above)).sum()
         value += even * (spread**2).sum() + _RIDGE * ((weights - 1) ** 2).sum()
         gradient = np.einsum("fp,p->f", self.x, slopes)

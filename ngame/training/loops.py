@@ -253,9 +253,7 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
     gains = None
     if run.config.prediction.fuse_for == "psp":
         gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
-    # The logarithm of votes is the better feature.
-    used = {name: values for name, values in features.items() if f"log {name}" not in features}
-    return Fusion.fit(used, rows, relevant, gains)
+    return Fusion.fit(features, rows, relevant, gains)
 
 
 def _batch_labels(

@@ -261,6 +261,22 @@ def test_factory_makes_batches_of_groups_too(tiny_model: Path, tmp_path: Path) -
     assert trainer.loss.batches == expected
 
 
+def test_factory_names_typos_at_once() -> None:
+    with pytest.raises(
+        TypeError, match="ClusterBatchSampler has no cluster_sizes, did you mean cluster_size"
+    ):
+        BatchSamplerFactory(pairs(), cluster_sizes=4)
+    with pytest.raises(TypeError, match="ClusterBatchSampler has no key, did you mean keys"):
+        BatchSamplerFactory({"qa": pairs()}, cluster_size=4, parts={"qa": {"key": [0]}})
+    own: Any = lambda rows, size, **options: ClusterBatchSampler(rows, size, **options)  # noqa: E731
+    BatchSamplerFactory(pairs(), own, anything=4)
+
+
+def test_callback_wants_a_loss_with_a_state() -> None:
+    with pytest.raises(TypeError, match="loss is a Identity, expected a MaskedMultipleNegatives"):
+        TextRefreshCallback(loss=torch.nn.Identity())  # type: ignore[arg-type]
+
+
 def test_factory_leaves_other_data_sets_to_the_default() -> None:
     own = pairs()
     factory = BatchSamplerFactory(own, cluster_size=4, seed=7)

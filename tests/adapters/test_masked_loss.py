@@ -314,6 +314,20 @@ def test_memory_goes_on_from_its_state(model: SentenceTransformer) -> None:
         Masked(model, sources=[NegativeQueue(15, 16)]).memory.load_state_dict({"step": 1})
 
 
+def test_arguments_are_checked_when_the_loss_is_made(model: SentenceTransformer) -> None:
+    for kind in (Masked, Cached):
+        with pytest.raises(TypeError, match=r"sources is a SharedTexts, expected a list: \[...\]"):
+            kind(model, sources=SharedTexts(TEXTS, 6))
+        with pytest.raises(TypeError, match="filters is a SelfGuide, expected a list"):
+            kind(model, filters=SelfGuide())
+        with pytest.raises(
+            ValueError, match="texts of SharedTexts has 100 entries, positives has 9"
+        ):
+            kind(model, sp.csr_matrix((5, 9)), sources=[SharedTexts(TEXTS, 6)])
+    with pytest.raises(TypeError, match="texts is a str"):
+        SharedTexts("red", 6)
+
+
 def test_of_one_anchor_twice_neither_positive_is_a_negative() -> None:
     x = torch.eye(4)
     loss = Masked(torch.nn.Identity(), sp.csr_matrix((3, 3)))  # type: ignore[arg-type]

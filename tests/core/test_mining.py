@@ -275,6 +275,9 @@ def test_float16_and_memory_maps(rng, tmp_path):
         ({"positives": sp.csr_matrix((2, 5))}, ValueError, r"shape \(2, 5\), expected \(2, 4\)"),
         ({"positives": sp.csc_matrix((2, 4))}, TypeError, "positives is a csc matrix"),
         ({"positives": [(0, 4)]}, IndexError, r"positives\[0\] has column 4, out of range for 4"),
+        ({"positives": [[1], [2]]}, ValueError, "positives is a list with an entry for each qu"),
+        ({"positives": [[1, 3], []]}, ValueError, "positives is a list with an entry for each q"),
+        ({"positives": [[1, 3], [0, 2]]}, ValueError, r"expected \(query, item\) pairs in the ord"),
         ({"positives": [(2, 0)]}, IndexError, r"positives\[0\] has row 2, out of range for 2"),
     ],
 )

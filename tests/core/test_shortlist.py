@@ -127,3 +127,8 @@ def test_drop_pairs_rejects_bad_input(rng):
         ngame.drop_pairs(matrix, [[1, 2, 3]])
     with pytest.raises(TypeError, match="pairs has dtype float64, expected integers"):
         ngame.drop_pairs(matrix, [[0.5, 1]])
+
+
+def test_merge_wants_a_list():
+    with pytest.raises(TypeError, match=r"shortlists is a csr_matrix, expected a list: \[...\]"):
+        ngame.merge(sp.csr_matrix((2, 3), dtype=np.float32))

@@ -548,6 +548,24 @@ def test_bad_options(options, message):
         ContrastiveLoss(**options)
 
 
+def test_one_thing_where_a_list_is_expected():
+    x = Candidates([0, 1], torch.eye(2))
+    with pytest.raises(TypeError, match=r"filters is a SelfGuide, expected a list: \[...\]"):
+        ContrastiveLoss(filters=SelfGuide())
+    with pytest.raises(TypeError, match="directions is a str, expected a list"):
+        ContrastiveLoss(directions="query_to_item")
+    with pytest.raises(TypeError, match="sources is a Candidates, expected a list"):
+        ContrastiveLoss()(x, x, sources=x)
+
+
+def test_a_schedule_that_falls_to_zero():
+    x = Candidates([0, 1], torch.eye(2))
+    loss = ContrastiveLoss(temperature=Schedule({0: 0.1, 10: 0.0}, "linear"))
+    assert loss(x, x, step=9).isfinite()
+    with pytest.raises(ValueError, match=r"temperature is 0.0 at step 10, expected more than 0"):
+        loss(x, x, step=10)
+
+
 def test_bad_batches():
     x = torch.eye(2)
     loss, two = ContrastiveLoss(), Candidates([0, 1], x)

@@ -97,7 +97,7 @@ def test_stored_zeros_are_positives_and_the_callers_matrix_stays():
 def test_known_positives_out_of_range():
     known = KnownPositives(sp.csr_matrix(np.eye(3, dtype=np.float32)))
     for ids in ([3], [[3], [3]]):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=r"^item id 3 is out of range for 3 of the known posi"):
             known(comparison(ids))
     with pytest.raises(TypeError, match="labels"):
         KnownPositives(np.eye(3))
@@ -170,6 +170,13 @@ def test_bad_guides():
     with pytest.raises(IndexError, match="id 4 is out of range for 4"):
         Guide(ITEMS, ITEMS)(comparison([4]))
 
+    with pytest.raises(TypeError, match="items is a list, expected an array or tensor"):
+        Guide(ITEMS, ITEMS.tolist())
+    damaged = ITEMS.copy()
+    damaged[2, 1] = np.nan
+    with pytest.raises(ValueError, match="the vector of id 2 has NaN or infinity"):
+        Guide(ITEMS, damaged)(comparison([0, 2]))
+
 
 def test_self_guide():
     guide = SelfGuide(0.1)
@@ -190,6 +197,28 @@ def test_near_copies():
     assert copies(several).tolist() == [[True, False], [True, True]]
     queries = comparison([0, 1], candidate="query")
     assert not copies(queries).any()
+
+
+@pytest.mark.parametrize("threshold", [0, -0.5, math.nan, 80, 1.5])
+def test_bad_thresholds(threshold):
+    with pytest.raises(ValueError, match=f"threshold is {threshold}, expected a cosine above 0"):
+        NearCopies(ITEMS, threshold)
+    NearCopies(ITEMS, Schedule({0: math.inf, 100: 0.8}))  # off at first
+
+
+def test_near_copies_want_unit_vectors():
+    half = NearCopies(ITEMS.astype(np.float16), 0.9)
+    assert half(comparison([0, 1, 2, 3], positives=[2, 3])).sum() == 3
+    longer = ITEMS * np.array([[1], [1], [3], [0]], np.float32)  # the last of an empty text
+    copies = NearCopies(longer, 0.9)
+    assert not copies(comparison([3], positives=[0, 1])).any()
+    with pytest.raises(ValueError, match=r"items\[2\] has length 3, expected vectors of unit len"):
+        copies(comparison([0, 2], positives=[0, 1]))
+    longer[2] = np.nan
+    with pytest.raises(ValueError, match="the vector of id 2 has NaN or infinity"):
+        copies(comparison([0], positives=[2, 1]))
+    with pytest.raises(ValueError, match=r"items has shape \(4,\), expected two dimensions"):
+        NearCopies(ITEMS[:, 0])
 
 
 # Together

@@ -376,14 +376,26 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
         ClusterBatchSampler(**{"n_rows": 100, "batch_size": 10, "cluster_size": 5, **options})
 
 
+def test_a_state_of_other_cluster_sizes_is_rejected() -> None:
+    state = ClusterBatchSampler(100, 10, cluster_size=5).state_dict()
+    ClusterBatchSampler(100, 10, schedule={1: 5}).load_state_dict(state)
+    other = ClusterBatchSampler(100, 10, cluster_size=2)
+    with pytest.raises(
+        ValueError, match=r"state has the sizes \{1: 5\} \(by epoch\), this sampler has \{1: 2\}"
+    ):
+        other.load_state_dict(state)
+
+
 def test_bad_calls() -> None:
     sampler = ClusterBatchSampler(100, 10, cluster_size=5)
-    with pytest.raises(ValueError, match="embeddings has 99 rows, the sampler has 100"):
+    with pytest.raises(ValueError, match="source has 99 rows, the sampler has 100"):
         sampler.refresh(np.zeros((99, 4), np.float32))
-    with pytest.raises(TypeError, match="float64"):
+    with pytest.raises(TypeError, match="source has dtype float64"):
         sampler.refresh(np.zeros((100, 4)))
-    with pytest.raises(ValueError, match="clusters has 50 rows, the sampler has 100"):
+    with pytest.raises(ValueError, match="source has 50 rows, the sampler has 100"):
         sampler.refresh(some_clusters(50, 5))
+    with pytest.raises(ValueError, match="source has NaN or infinity in row 3"):
+        sampler.refresh(np.where(np.arange(100)[:, None] == 3, np.nan, 1).astype(np.float32))
     with pytest.raises(TypeError, match="epoch is a float"):
         sampler.set_epoch(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="epoch is -1"):

@@ -198,17 +198,31 @@ def test_bad_arguments_of_neighbourhoods(
         NeighbourBatchSampler(**{"n_rows": 100, "batch_size": 10, **options})
 
 
+def test_neighbours_come_from_a_search(mixture: Any) -> None:
+    """Of all rows among themselves: each finds itself first, and is not its own neighbour."""
+    x = mixture(100, 8)
+    from_search, from_vectors = (NeighbourBatchSampler(100, 10) for _ in range(2))
+    from_search.refresh(ngame.topk_arrays(x, x, 60))
+    from_vectors.refresh(x)
+    own = from_search.neighbours
+    assert own is not None
+    assert from_vectors.neighbours is not None
+    assert (own[:, -1] == -1).all()
+    np.testing.assert_array_equal(own[:, :-1], from_vectors.neighbours[:, :59])
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (np.zeros((99, 4), np.int32), ValueError, "neighbours has 99 rows"),
-        (np.zeros((99, 4), np.float32), ValueError, "embeddings has 99 rows"),
-        (sp.csr_matrix((99, 99)), ValueError, "graph has 99 rows"),
-        (np.zeros(100, int), ValueError, r"neighbours has shape \(100,\)"),
-        (np.zeros((100, 4)), TypeError, "float64"),
-        (np.full((100, 4), np.nan, np.float32), ValueError, "NaN"),
-        (np.full((100, 4), 100), IndexError, r"neighbours\[0, 0\] is 100, out of range for 100"),
-        (np.full((100, 4), -2), IndexError, r"neighbours\[0, 0\] is -2"),
+        (np.zeros((99, 4), np.int32), ValueError, "source has 99 rows"),
+        (np.zeros((99, 4), np.float32), ValueError, "source has 99 rows"),
+        (sp.csr_matrix((99, 99)), ValueError, "source has 99 rows"),
+        (np.zeros(100, int), ValueError, r"source has shape \(100,\)"),
+        (np.zeros((100, 4)), TypeError, "source has dtype float64"),
+        (np.full((100, 4), np.nan, np.float32), ValueError, "source has NaN"),
+        (np.full((100, 4), 100), IndexError, r"source\[0, 0\] is 100, out of range for 100"),
+        (np.full((100, 4), -2), IndexError, r"source\[0, 0\] is -2"),
+        ((np.zeros((100, 4)), np.zeros((100, 4))), TypeError, "source is a pair of which the sec"),
         (np.full((100, 4), 2**32), IndexError, r"is 4294967296"),
     ],
 )
