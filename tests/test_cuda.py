@@ -625,7 +625,7 @@ def test_neighbours_for_batches_are_found_on_the_device(device, mixture, monkeyp
     assert (sampler.neighbours == expected.neighbours).all()
     sampler.refresh(torch.tensor(expected.neighbours, device=device))
     assert (sampler.neighbours == expected.neighbours).all()
-    with pytest.raises(ValueError, match=r"embeddings has shape \(60,\), expected two"):
+    with pytest.raises(ValueError, match=r"source has shape \(60,\), expected two"):
         sampler.refresh(there[:, 0])
     there[4, 2] = torch.nan
     with pytest.raises(ValueError, match=r"NaN, infinity.* in row 4"):
