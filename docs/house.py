@@ -47,7 +47,7 @@ def generated() -> str:
             *files("ngame", ("**/*.py",), docstring),
             *files("bench", ("**/*.py",), docstring),
             *files("docs", ("*.py",), docstring),
-            *files("examples", ("*.py",), docstring),
+            *files("examples", ("**/*.py",), docstring),
             "",
         ]
     )
