@@ -13,8 +13,10 @@ and C++ files, the latter being headers. Pairs are made from the files at every 
 """
 
 import ast
+import copy
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
 
@@ -29,7 +31,7 @@ from ngame.data.tokens import Tokens
 from ngame.negatives import Candidates, ContrastiveLoss, EmaEncoder, NegativeQueue
 from ngame.prediction.lexical import Tfidf
 
-MOST, BATCH, EPOCHS, QUEUE, DIM = 5000, 64, 6, 512, 128
+MOST, BATCH, EPOCHS, QUEUE, DIM = 4000, 64, 4, 512, 128
 LANGUAGES = {"Python": (".py",), "Cython": (".pyx",), "C++": (".h", ".hpp")}
 ARMS = ["TF-IDF", "mixed batches", "pure batches", "queues", "queues, soft masking"]
 WORD = re.compile(r"(?P<literal>\"[^\"]*\"|'[^']*'|\b\d[\w.]*)|(?P<name>\w+)|(?P<sign>[^\w\s])")
@@ -69,25 +71,27 @@ def documented(path, language):
             yield doc, found[0][len(found[1]) :]
 
 
-def pairs(folder):
-    """Texts, functions, languages, and which are for the test; nothing twice."""
-    found, seen = [], set()
-    for number, (language, endings) in enumerate(LANGUAGES.items()):
-        paths = [path for ending in endings for path in Path(folder).rglob(f"*{ending}")]
-        of_language = []
-        for path in sorted(paths, key=lambda path: crc32(str(path.relative_to(folder)).encode())):
-            if len(of_language) >= MOST:
-                break
-            parts = path.relative_to(folder).parts
-            package = parts[parts.index("include") + 1 if "include" in parts[:-1] else 0]
-            for doc, code in documented(path, language):
-                text = " ".join(doc.partition("\n\n")[0].split())
-                if len(text.split()) >= 4 and len(code) >= 30 and not {text, code} & seen:
-                    seen |= {text, code}
-                    is_test = crc32(f"{language} {package}".encode()) % 4 == 0
-                    of_language.append((text, code[:1000], number, is_test))
-        found += of_language
-    return [np.array(column) for column in zip(*found, strict=True)]
+class Pairs:
+    """Texts, functions, their languages, and which are for the test; no text or function twice."""
+
+    def __init__(self, folder):
+        found, seen = [], set()
+        for number, (language, endings) in enumerate(LANGUAGES.items()):
+            paths = [path for ending in endings for path in Path(folder).rglob(f"*{ending}")]
+            left = MOST
+            for path in sorted(paths, key=lambda path: crc32(bytes(path.relative_to(folder)))):
+                parts = path.relative_to(folder).parts
+                package = parts[parts.index("include") + 1 if "include" in parts[:-1] else 0]
+                is_test = crc32(f"{language} {package}".encode()) % 4 == 0
+                for doc, code in documented(path, language) if left else ():
+                    text, code = " ".join(doc.partition("\n\n")[0].split()), code[:1000]
+                    if len(text.split()) >= 4 and len(code) >= 30 and not {text, code} & seen:
+                        seen |= {text, code}
+                        found.append((text, code, number, is_test))
+                        left = max(left - 1, 0)
+        self.texts, self.codes, languages, is_test = zip(*found, strict=True)
+        self.languages = np.array(languages)
+        self.train, self.test = np.flatnonzero(~np.array(is_test)), np.flatnonzero(is_test)
 
 
 def by_type(code):
@@ -124,15 +128,23 @@ class Streams:
         return tokens
 
 
-def train(texts, codes, languages, arm, seed):
+@lru_cache(1)  # every arm of a seed starts from the same
+def untrained(pairs, seed):
+    texts = [part[row] for part in (pairs.texts, pairs.codes) for row in pairs.train]
+    encoder = ngame.BagEncoder.fit(texts, dim=DIM, vocab_size=8000, seed=seed)
+    return encoder, Streams(encoder, pairs.texts, pairs.codes)
+
+
+def train(pairs, arm, seed):
     torch.manual_seed(seed)
-    encoder = ngame.BagEncoder.fit([*texts, *codes], dim=DIM, vocab_size=8000, seed=seed)
-    streams = Streams(encoder, texts, codes)
-    batches = ngame.GroupBatchSampler(languages, BATCH, alpha=0.7, seed=seed)
+    encoder, streams = untrained(pairs, seed)
+    encoder, n_rows = copy.deepcopy(encoder), len(pairs.train)
     if arm == "mixed batches":
         batches = ngame.ClusterBatchSampler(
-            len(texts), BATCH, cluster_size=1, drop_last=True, seed=seed
+            n_rows, BATCH, cluster_size=1, drop_last=True, seed=seed
         )
+    else:
+        batches = ngame.GroupBatchSampler(pairs.languages[pairs.train], BATCH, alpha=0.7, seed=seed)
     loss = ContrastiveLoss(temperature=0.05)
     follower, queues = EmaEncoder(encoder, 0.99), {}
     terms = [("text", "code", False), ("code", "text", False)]
@@ -142,7 +154,8 @@ def train(texts, codes, languages, arm, seed):
     rng = np.random.default_rng(seed)
     for epoch in range(EPOCHS):
         batches.set_epoch(epoch)
-        for rows in map(np.array, batches):
+        for rows in batches:
+            rows = pairs.train[rows]
             whole = {
                 name: normalize(encoder(streams.take(name, rows)), dim=1)
                 for name in ("text", "code")
@@ -169,42 +182,40 @@ def train(texts, codes, languages, arm, seed):
     return encoder
 
 
-def vectors(encoder, texts, codes):
-    streams = Streams(encoder, texts, codes)
-    for name in ("text", "code"):
-        yield ngame.encode_rows(
-            lambda rows, name=name: encoder(streams.take(name, rows)), len(texts), model=encoder
-        )
+def vectors(encoder, streams, name, rows):
+    return ngame.encode_rows(
+        lambda some: encoder(streams.take(name, rows[some])), len(rows), model=encoder
+    )
 
 
-def run(found, arm, seed):
-    known, new = ([column[rows] for column in found[:3]] for rows in (~found[3], found[3]))
+def run(pairs, arm, seed):
     if arm == "TF-IDF":
-        names = [by_type(code)[2] for code in found[1]]
-        tfidf = Tfidf.fit([*found[0], *names])
-        x, z = tfidf(new[0]), tfidf(np.array(names)[found[3]])
+        names = [by_type(code)[2] for code in pairs.codes]
+        tfidf = Tfidf.fit([*pairs.texts, *names])
+        x, z = (tfidf([part[row] for row in pairs.test]) for part in (pairs.texts, names))
     else:
-        x, z = vectors(train(*known, arm, seed), *new[:2])
+        encoder, (_, streams) = train(pairs, arm, seed), untrained(pairs, seed)
+        x, z = (vectors(encoder, streams, name, pairs.test) for name in ("text", "code"))
     scores = {}
     for number, language in enumerate(LANGUAGES):
-        rows = np.flatnonzero(new[2] == number)
+        rows = np.flatnonzero(pairs.languages[pairs.test] == number)
         if len(rows) < 2:
             continue
         search = ngame.sparse_topk if sp.issparse(x) else ngame.topk
         ranked = search(x[rows], z[rows], min(1000, len(rows)))
         truth = sp.identity(len(rows), np.float32, "csr")
-        scores[f"{language}"] = ngame.metrics.evaluate(ranked, truth, ks=[1000])["MRR@1000"]
+        scores[language] = ngame.metrics.evaluate(ranked, truth, ks=[1000])["MRR@1000"]
     return {**scores, "mean": float(np.mean(list(scores.values())))}
 
 
 def main(folder, seeds=3, arms=ARMS):
-    found = pairs(folder)
+    pairs = Pairs(folder)
     for number, language in enumerate(LANGUAGES):
-        of_language = found[3][found[2] == number]
-        print(
-            f"{language}: {(~of_language).sum()} pairs in training, {of_language.sum()} in the test"
+        train, test = (
+            (pairs.languages[rows] == number).sum() for rows in (pairs.train, pairs.test)
         )
-    print(table(compare(arms, lambda arm, seed: run(found, arm, seed), seeds)))
+        print(f"{language}: {train} pairs in training, {test} in the test")
+    print(table(compare(arms, lambda arm, seed: run(pairs, arm, seed), seeds)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,27 @@
-"""What the recipes share: the updates of an encoder, and a table over seeds."""
+"""What the recipes share: an encoder, its updates, and a table over seeds."""
 
+import copy
 import statistics
 import sys
 import time
+from functools import lru_cache
 
 import torch
+
+import ngame
+
+
+def bag(data, seed, **options):
+    """An untrained bag of sub-words, and the tokens of the training points and of the labels."""
+    encoder, *tokens = _bag(data, seed, **options)
+    return copy.deepcopy(encoder), *tokens
+
+
+@lru_cache(1)  # every arm of a seed starts from the same
+def _bag(data, seed, **options):
+    texts = data.train_texts, data.label_texts
+    encoder = ngame.BagEncoder.fit(texts[0] + texts[1], seed=seed, **options)
+    return encoder, *map(encoder.tokenize, texts)
 
 
 class Updates:

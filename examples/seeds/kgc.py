@@ -13,17 +13,15 @@ relation of the other direction begins with "inverse", a label's uid is an entit
 WN18RR are in the repositories of ConvE and SimKGC, the texts of its entities in that of KG-BERT.
 """
 
-import copy
 import gzip
 import json
 import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from common import Updates, compare, table
+from common import Updates, bag, compare, table
 from torch.nn.functional import normalize
 
 import ngame
@@ -97,18 +95,10 @@ class Anchored(torch.nn.Module):
         return torch.cat([z, normalize(self.own(torch.from_numpy(ids).long()), dim=1)], dim=1)
 
 
-@cache
-def tokenized(data, seed):
-    """An untrained encoder, and the tokens of the points and of the labels."""
-    texts = data.train_texts, data.label_texts
-    text = ngame.BagEncoder.fit(texts[0] + texts[1], dim=128, max_length=32, seed=seed)
-    return text, *map(text.tokenize, texts)
-
-
 def train(data, graph, arm, seed):
     torch.manual_seed(seed)
-    text, points, labels = tokenized(data, seed)
-    model = Anchored(copy.deepcopy(text), graph, len(labels), anchors="anchors" in arm)
+    text, points, labels = bag(data, seed, dim=128, max_length=32)
+    model = Anchored(text, graph, len(labels), anchors="anchors" in arm)
     loss = ContrastiveLoss(
         temperature=0.05,
         learned=True,

@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 import torch
-from common import Updates, compare, table
+from common import Updates, bag, compare, table
 from torch.nn.functional import normalize
 
 import ngame
@@ -37,8 +37,7 @@ ARMS = ["batch", "queue", "queue, mixing", "queue, mixing later", "shared random
 
 def train(data, arm, seed):
     torch.manual_seed(seed)
-    encoder = ngame.BagEncoder.fit(data.train_texts + data.label_texts, seed=seed)
-    points, labels = encoder.tokenize(data.train_texts), encoder.tokenize(data.label_texts)
+    encoder, points, labels = bag(data, seed)
     batches = ngame.ClusterBatchSampler(len(points), BATCH, cluster_size=1, seed=seed)
     steps = EPOCHS * len(batches)
     start = steps // 2 if "later" in arm else 0

@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import Updates, compare, table
+from common import Updates, bag, compare, table
 from torch.nn.functional import normalize
 
 import ngame
@@ -32,7 +32,7 @@ from ngame.negatives import (
 )
 
 EPOCHS, CHUNK, MINED = 8, 1024, 5
-SIZES = [64, 256, 1024, 4096, 16_384, 80_000]
+SIZES = [64, 512, 4096, 16_384, 80_000]
 PARTS = ["batch", "mined", "mined, progressive"]
 
 
@@ -57,8 +57,7 @@ def compared(loss, rows, pool, targets, lists, encoded, step, x, z):
 
 def train(data, size, part, seed):
     torch.manual_seed(seed)
-    encoder = ngame.BagEncoder.fit(data.train_texts + data.label_texts, seed=seed)
-    points, labels = encoder.tokenize(data.train_texts), encoder.tokenize(data.label_texts)
+    encoder, points, labels = bag(data, seed, dim=128)
     batches = ngame.ClusterBatchSampler(len(points), size, cluster_size=1, seed=seed)
     steps = EPOCHS * len(batches)
     ramp = Schedule({0: 0.0, steps: 1.0}, "linear")
