@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Updates, compare, table
+from common import Updates, bag, compare, table
 from torch.nn.functional import normalize
 
 import ngame
@@ -71,9 +71,7 @@ def sampler(arm, places, seed):
 
 def train(data, places, arm, seed):
     torch.manual_seed(seed)
-    texts = [list(map(n_grams, column)) for column in (data.train_texts, data.label_texts)]
-    encoder = ngame.BagEncoder.fit(texts[0] + texts[1], dim=DIM, vocab_size=30_000, seed=seed)
-    rows_of, names = map(encoder.tokenize, texts)
+    encoder, rows_of, names = bag(data, seed, dim=DIM, vocab_size=20_000)
     loss = ContrastiveLoss(
         temperature=0.07,
         learned=True,
@@ -102,10 +100,8 @@ def train(data, places, arm, seed):
 
 
 def evaluate(data, new_places, encoder):
-    x, z = (
-        vectors(encoder, encoder.tokenize([n_grams(text) for text in column]))
-        for column in (data.test_texts, data.label_texts)
-    )
+    texts = data.test_texts, data.label_texts
+    x, z = (vectors(encoder, encoder.tokenize(column)) for column in texts)
     every = ngame.metrics.evaluate(ngame.topk(x, z, 10), data.test_labels, ks=[1, 10])
     truth = data.test_labels[:, new_places].tocsr()
     within = ngame.metrics.evaluate(ngame.topk(x, z[new_places], 10), truth, ks=[1])
@@ -114,6 +110,8 @@ def evaluate(data, new_places, encoder):
 
 def main(folder, seeds=3, arms=ARMS):
     data = ngame.load_dataset(folder)
+    for name in ("train_texts", "test_texts", "label_texts"):
+        setattr(data, name, [n_grams(text) for text in getattr(data, name)])
     coordinates, new_places = (
         np.load(Path(folder) / name) for name in ("coordinates.npy", "test_labels.npy")
     )
