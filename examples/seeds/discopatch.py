@@ -53,7 +53,7 @@ class PatchNorm(nn.Module):
 
 def discriminator():
     layers = []
-    for inner, outer, stride in ((3, 16, 1), (16, 32, 2), (32, 32, 2)):
+    for inner, outer, stride in ((3, 16, 2), (16, 32, 2), (32, 32, 1)):
         layers += [nn.Conv2d(inner, outer, 3, stride, 1), PatchNorm(outer), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, 1), nn.Flatten(0))
 
