@@ -2,9 +2,9 @@
 
     python examples/seeds/mochi.py DATA [SEEDS]
 
-The queue has the labels of the last steps, encoded by a copy of the encoder that follows it slowly.
-Of each point's 64 hardest negatives, in the batch or in the queue, 64 are mixed by twos and 32 with
-the point itself, either from the start or after a warm-up. Beside them: the batch alone, the queue
+The queue has the labels of the last steps, encoded by a copy of the encoder that follows slowly. Of
+each point's 64 hardest negatives, in the batch or in the queue, 32 are mixed by twos; and, in the
+second half of the training, 16 with the point itself. Beside them: the batch alone, the queue
 without mixing, and labels drawn at random, as many as the queue has, encoded with a gradient.
 
 DATA: any data set for `ngame.load_dataset`. The table of the documents is that of cooking, question
@@ -31,21 +31,22 @@ from ngame.negatives import (
     batch_labels,
 )
 
-BATCH, EPOCHS, QUEUE = 64, 6, 512
-ARMS = ["batch", "queue", "queue, mixing", "queue, mixing later", "shared random"]
+BATCH, EPOCHS, QUEUE = 64, 4, 512
+ARMS = ["batch", "queue", "queue, by twos", "queue, both kinds later", "shared random"]
 
 
 def train(data, arm, seed):
     torch.manual_seed(seed)
-    encoder, points, labels = bag(data, seed)
+    encoder, points, labels = bag(data, seed, dim=128)
     batches = ngame.ClusterBatchSampler(len(points), BATCH, cluster_size=1, seed=seed)
     steps = EPOCHS * len(batches)
-    start = steps // 2 if "later" in arm else 0
-    loss = ContrastiveLoss(
-        temperature=0.05,
-        filters=[KnownPositives(data.train_labels)],
-        mixer=HardMixer(64, 64, 32, start=(start, start), seed=seed) if "mixing" in arm else None,
-    )
+    mixer = None
+    if "by twos" in arm:
+        mixer = HardMixer(64, 32, 0, seed=seed)
+    elif "both kinds" in arm:
+        mixer = HardMixer(64, 32, 16, start=(steps // 2, steps // 2), seed=seed)
+    filters = [KnownPositives(data.train_labels)]
+    loss = ContrastiveLoss(temperature=0.05, filters=filters, mixer=mixer)
     follower, queue = EmaEncoder(encoder, 0.99), NegativeQueue(QUEUE, encoder.dim)
     drawn = SharedRandom(len(labels), QUEUE if arm == "shared random" else 0, seed=seed)
     updates = Updates([encoder], steps)
