@@ -165,7 +165,17 @@ class EncoderStageConfig(StageConfig):
 class ClassifierStageConfig(StageConfig):
     """The classifier stage."""
 
-    learning_rate: float = setting(5e-3, "Learning rate of the labels' vectors.", above=0)
+    labels: Literal["pool", "all"] = setting(
+        "pool",
+        "Labels that a batch is compared with: its points' positives, or all that have a training "
+        "point, by the softmax, in bfloat16. All pay where each has many points.",
+    )
+    step: float = setting(
+        0.1, "labels = all: length of the first step of a label's vector.", above=0
+    )
+    learning_rate: float = setting(
+        5e-3, "labels = pool: learning rate of the labels' vectors.", above=0
+    )
     dropout: float = setting(0.5, "Dropout of the points' vectors.", least=0, below=1)
     finetune: bool = setting(
         False, "Also train the encoder, with `encoder_learning_rate`, instead of freezing it."
@@ -173,6 +183,11 @@ class ClassifierStageConfig(StageConfig):
     encoder_learning_rate: float = setting(
         2e-4, "Learning rate of the encoder if `finetune` is true.", above=0
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels == "all" and self.accumulate != 1:
+            raise ValueError(f'accumulate is {self.accumulate}, expected 1 where labels is "all"')
 
 
 ScorerName = Literal["encoder", "classifier", "neighbours", "tfidf", "tfidf_neighbours"]

@@ -21,12 +21,14 @@ from ngame.encoders.base import Encoder
 from ngame.encoders.encode import check_vectors, encode
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
+from ngame.loss import CooIndex
 from ngame.negatives import BatchLabels, SharedRandom, batch_labels
 from ngame.prediction.fusion import FEWEST_POINTS, Fusion
 from ngame.prediction.lexical import Lexical
 from ngame.prediction.model import VOTERS, Model
 from ngame.state import take_prefix
 from ngame.topk import topk, topk_arrays
+from ngame.training.all_labels import AllLabels
 from ngame.training.encoded import EncodedTexts
 from ngame.training.optimizer import ParameterGroup
 from ngame.training.run import CLASSIFIER, ENCODER, Run
@@ -108,7 +110,8 @@ def train(
 def _train(run: Run) -> Model:
     train_encoder(run)
     encoded = EncodedTexts(run)
-    classifier = train_classifier(run, encoded)
+    in_full = run.config.classifier_stage.labels == "all"
+    classifier = (train_all_labels if in_full else train_classifier)(run, encoded)
     if run.config.classifier_stage.finetune:
         encoded = EncodedTexts(run)
     with run.timed("fusion and test points"):
@@ -192,6 +195,59 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
             measured = _measure(stage, frozen or EncodedTexts(run), weight, labels_of)
         stage.end_epoch(measured)
     return normalize(to_device(classifier.weight, run.core_device))
+
+
+def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
+    """Classifier stage, each batch compared with all labels that have a training point.
+
+    The others keep the encoder's vectors: negatives alone would push them away.
+    """
+    config, points, encoder = run.config.classifier_stage, run.points, run.encoder
+    if config.epochs == 0:
+        return None
+    targets, known = points.truth.targets, points.truth.known
+    seen = np.flatnonzero(targets.getnnz(axis=0))
+    vectors = torch.as_tensor(encoded.labels).to(run.device, copy=True)
+    places = torch.from_numpy(seen).to(run.device)
+    labels = AllLabels(vectors[places], config.temperature)
+    modules = {"classifier": ParameterGroup(labels, 0.0, 0.0)}
+    if config.finetune:
+        rate = config.encoder_learning_rate
+        modules["encoder"] = ParameterGroup(encoder, rate, rate)
+    stage = Stage(run, "classifier", CLASSIFIER, config, modules)
+    stage.score_every = _score_every(run, config, encodes=config.finetune)
+    stage.restore(run.checkpoint.load())
+    frozen = None if config.finetune else encoded
+
+    def trained() -> Vectors:
+        vectors[places] = labels.vectors.float()
+        return to_device(F.normalize(vectors, dim=1, eps=1e-30), run.core_device)
+
+    targets, known = (matrix.tocsc()[:, seen].tocsr() for matrix in (targets, known))
+    for _ in stage.epochs():
+        stage.refresh(lambda: _point_vectors(run, None) if frozen is None else frozen.points)
+        encoder.train(config.finetune)
+        for rows in stage.batches():
+            if frozen is None:
+                x = _embed(encoder, points.tokens.take(rows))
+            else:
+                x = _rows(frozen.points, rows, run.device).float().requires_grad_()
+            x = F.normalize(F.dropout(x, config.dropout), dim=1)
+            loss = labels.step(
+                x,
+                CooIndex.of(known[rows], run.device),
+                CooIndex.of(targets[rows], run.device),
+                config.step * stage.optimizer.share,
+                int(stage.seeds(stage.batch).generate_state(2)[1]),
+            )
+            stage.step(loss)
+        measured = None
+        if stage.scores_epoch:
+            held_out = (frozen or EncodedTexts(run)).held_out
+            # Every batch meets all labels.
+            measured = {"P@1": _precision(run, held_out, trained()), "hard_negative_recall": 1.0}
+        stage.end_epoch(measured)
+    return trained()
 
 
 def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> Model:

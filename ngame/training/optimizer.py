@@ -63,15 +63,21 @@ class Optimizer:
         self._total_updates = max(1, updates)
         self.updates = 0
 
+    @property
+    def share(self) -> float:
+        """The share of the highest learning rates that the next update has."""
+        rise = (self.updates + 1) / self._warmup
+        fall = (self._total_updates - self.updates) / max(1, self._total_updates - self._warmup)
+        return min(1.0, rise, fall)
+
     def step(self) -> None:
         """Update the parameters from their gradients, and clear the gradients."""
         if self._clip:
             clip(self._parameters, self._clip)
-        rise = (self.updates + 1) / self._warmup
-        fall = (self._total_updates - self.updates) / max(1, self._total_updates - self._warmup)
+        share = self.share
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * min(1.0, rise, fall)
+                group["lr"] = group["peak_lr"] * share
             optimizer.step()
             optimizer.zero_grad()
         self.updates += 1

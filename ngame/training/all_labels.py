@@ -1,0 +1,131 @@
+"""Label vectors trained against all labels at once, in bfloat16."""
+
+import torch
+import torch.nn.functional as F
+
+from ngame.loss import MASKED, CooIndex
+
+# Scores in memory at once: float32, a few copies.
+_SCORES = 1 << 24
+
+
+class AllLabels(torch.nn.Module):
+    """A unit vector for every label; each step compares the points of a batch with all of them.
+
+    No negatives are chosen: every label that is not a known positive is one. The loss is
+    `ngame.loss.decoupled_softmax` of the cosines. It and its gradient are computed a chunk of
+    labels at a time, and the chunk is updated at once, as in Renee (Jain et al., MLSys 2023); so
+    neither the scores of all labels nor a gradient of all vectors is ever in memory. Vectors are
+    bfloat16, rounded up or down at random in proportion, so that small steps are not lost (as in
+    ELMO, 2025). Beside them there is one number a label: the sum of its squared gradients, by whose
+    root a step is divided (row-wise AdaGrad). In all that is 2 d + 4 bytes a label.
+
+    Parameters
+    ----------
+    vectors : float tensor of shape [L, d]
+        Where to start from, such as the encoder's vectors of the labels.
+    temperature : float
+        Divides the cosines.
+    """
+
+    vectors: torch.Tensor
+    squares: torch.Tensor
+
+    def __init__(self, vectors: torch.Tensor, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("vectors", F.normalize(vectors.detach().float(), dim=1).bfloat16())
+        self.register_buffer("squares", torch.zeros(len(vectors), device=vectors.device))
+
+    def step(
+        self, x: torch.Tensor, known: CooIndex, targets: CooIndex, rate: float, seed: int
+    ) -> torch.Tensor:
+        """Move the vectors for a batch; returns its loss, which has a gradient for `x`.
+
+        Parameters
+        ----------
+        x : float32 tensor of shape [b, d]
+            Unit vectors of points.
+        known, targets : positions in [b, L]
+            Known positives, and those of them to train on.
+        rate : float
+            Learning rate: the length of a vector's first step.
+        seed : int
+            Of the rounding.
+        """
+        points, temperature = x.detach(), self.temperature
+        size = max(1, _SCORES // max(*points.shape, 1))
+        firsts = range(0, len(self.vectors), size)
+        known_in, targets = _by_chunk(known, firsts), _by_column(targets)
+        targets_in = _by_chunk(targets, firsts)
+
+        def scored(chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+            """Unit vectors of a chunk, and the points' scores, those of known positives masked."""
+            first = firsts[chunk]
+            unit = F.normalize(self.vectors[first : first + size].float(), dim=1)
+            scores = points @ unit.T / temperature
+            rows, columns = known_in[chunk]
+            return unit, scores.index_put_((rows, columns), scores.new_full((), MASKED))
+
+        # Of each point, the logarithm of the sum over its negatives; nearly 0 where it has none.
+        total = torch.full((len(points),), MASKED, device=points.device)
+        for chunk in range(len(firsts)):
+            total = torch.logaddexp(total, scored(chunk)[1].logsumexp(dim=1))
+        own = F.normalize(self.vectors[targets.columns].float(), dim=1)
+        excess = total[targets.rows] - (points[targets.rows] * own).sum(dim=1) / temperature
+        counts = torch.zeros(len(points), device=points.device)
+        counts.index_add_(0, targets.rows, torch.ones_like(excess))
+        weights = 1 / (counts[targets.rows] * torch.count_nonzero(counts))
+        loss = (F.softplus(excess) * weights).sum()
+        # A target's score rises by `pull`; those of all negatives of its point fall by as much.
+        pull = torch.sigmoid(excess) * weights
+        push = torch.zeros_like(total).index_add_(0, targets.rows, pull)
+        generator = torch.Generator(points.device).manual_seed(seed)
+        gradient = torch.zeros_like(points)
+        pulls = torch.split(pull, [len(rows) for rows, _ in targets_in])
+        for chunk, first in enumerate(firsts):
+            unit, scores = scored(chunk)
+            slopes = (scores - total[:, None]).exp_() * push[:, None]
+            slopes.index_put_(tuple(targets_in[chunk]), -pulls[chunk], accumulate=True)
+            slopes /= temperature
+            gradient += slopes @ unit
+            squares = self.squares[first : first + size]
+            moved = _step(unit, slopes.T @ points, squares, rate)
+            self.vectors[first : first + size] = _rounded(moved, generator)
+        # Autograd sees the product of `x` and its gradient; the value is the loss.
+        product = (x * gradient).sum()
+        return loss + (product - product.detach())
+
+
+def _by_column(index: CooIndex) -> CooIndex:
+    order = index.columns.argsort(stable=True)
+    return CooIndex(index.rows[order], index.columns[order])
+
+
+def _by_chunk(index: CooIndex, firsts: range) -> list[CooIndex]:
+    """The positions in every chunk of columns, counted from its first."""
+    rows, columns = _by_column(index)
+    bounds = torch.tensor(firsts, device=columns.device)
+    ends = [*torch.searchsorted(columns, bounds[1:]).tolist(), len(columns)]
+    begins = [0, *ends[:-1]]
+    return [
+        CooIndex(rows[begin:end], columns[begin:end] - first)
+        for first, begin, end in zip(firsts, begins, ends, strict=True)
+    ]
+
+
+def _step(
+    unit: torch.Tensor, gradient: torch.Tensor, squares: torch.Tensor, rate: float
+) -> torch.Tensor:
+    """Unit vectors after a step along the sphere; adds to `squares`."""
+    gradient -= (gradient * unit).sum(dim=1, keepdim=True) * unit
+    squares += gradient.square().sum(dim=1)
+    scale = rate / squares.sqrt().clamp_min(1e-30)
+    return F.normalize(unit - scale[:, None] * gradient, dim=1)
+
+
+def _rounded(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Float32 to bfloat16, up with the probability that makes the mean right."""
+    noise = torch.randint(1 << 16, x.shape, generator=generator, dtype=torch.int32, device=x.device)
+    # The lower half of the bits is what bfloat16 lacks.
+    return ((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).bfloat16()
