@@ -182,7 +182,9 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
     if array.size == 0:
         array = array.reshape(0, 2).astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, expected integer pairs [n, 2], or a CSR matrix"
+        )
     if array.ndim != 2 or array.shape[1] != 2:
         raise ValueError(f"{name} has shape {array.shape}, expected [n, 2]")
     for axis, what in enumerate(("row", "column")):

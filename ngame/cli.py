@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("ngame: stopped")
         return int(stopped.code or 0)
     except (*_MISTAKES, ImportError, OSError, MemoryError) as error:
-        say(f"ngame: error: {str(error) or type(error).__name__}")
+        say(f"ngame: error: {_message(error)}")
         if isinstance(error, _InputError | DamagedFileError | FileNotFoundError):
             return 3
         usage = isinstance(error, FileExistsError | BlockingIOError)
@@ -106,7 +106,15 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except (*_MISTAKES, OSError) as error:
-        raise _InputError(str(error) or type(error).__name__) from error
+        raise _InputError(_message(error)) from error
+
+
+def _message(error: BaseException) -> str:
+    """What went wrong, without the number that an error of the system has."""
+    if isinstance(error, OSError) and error.strerror:
+        what = error.strerror[0].lower() + error.strerror[1:]
+        return what if error.filename is None else f"{error.filename}: {what}"
+    return str(error) or type(error).__name__
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -395,7 +403,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     with _reading():
         found = _load(
-            path, _load_npz, b"PK", "a .npz file of predictions, such as `ngame predict -o` writes"
+            path,
+            _load_npz,
+            b"PK",
+            "a .npz file of predictions, such as `ngame predict -o FILE.npz` writes",
         )
         found = sp.csr_matrix(found)
         dataset = _without_self_pairs(_dataset(options.data))
@@ -636,8 +647,8 @@ def _read_lines(path: str) -> list[str]:
             fields = ", ".join(json.loads(first))
         if fields is not None:
             raise _InputError(
-                f"{path} has JSON lines (of {fields}), expected a text a line: --data predicts the "
-                "test points of a data set"
+                f"{path} has JSON lines (of {fields}), expected plain text, one a line; `predict "
+                "--data` takes the test points of a data set"
             )
     return texts
 

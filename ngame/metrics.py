@@ -329,6 +329,10 @@ def _as_scores(predictions: Any) -> Any:
             raise ValueError(f"{name} is a ragged list of floats; rows of label ids may be ragged")
         predictions = np.stack(rows)
     array = as_array(predictions, name)
+    if array.dtype == object:
+        raise TypeError(
+            f"{name} is a {type(predictions).__name__}, expected scores or label ids of every row"
+        )
     if array.ndim != 2:
         raise ValueError(f"{name} has shape {array.shape}, expected two dimensions")
     if array.dtype.kind in "iu":

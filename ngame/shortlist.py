@@ -116,6 +116,8 @@ def merge(
     ValueError
         There is no shortlist, shapes differ, or `how` is unknown.
     """
+    if not isinstance(how, str):
+        raise TypeError(f'how is a {type(how).__name__}, expected "max" or "sum"')
     if how not in ("max", "sum"):
         raise ValueError(f'how is {how!r}, expected "max" or "sum"')
     matrices = [

@@ -508,9 +508,9 @@ def test_wrong_texts(mistake, run, tmp_path):
     path.write_text('\n{"text": "ba", "labels": ["ke"]}\n')
     for arguments in (("encode", run, path, "-o", output), ("predict", run, "--texts", path)):
         err = mistake(*arguments, status=3)
-        assert "texts.txt has JSON lines (of text, labels), expected a text a line" in err
+        assert "texts.txt has JSON lines (of text, labels), expected plain text, one a line" in err
     err = mistake("encode", run, tmp_path / "nothing.txt", "-o", output, status=3)
-    assert "nothing.txt" in err
+    assert err == f"ngame: error: {tmp_path}/nothing.txt: no such file or directory\n"
 
 
 def test_wrong_numbers(mistake, run):
@@ -668,6 +668,14 @@ def test_what_cannot_be_said_ends_nothing(data, tmp_path, stderr):
     assert (tmp_path / "run" / "fusion.json").exists()
 
 
+def test_a_full_disk_under_the_output(run):
+    command = [sys.executable, "-m", "ngame", "predict", run, "--text", "ba"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 4
+    assert ended.stderr == b"ngame: error: no space left on device\n"
+
+
 def test_resuming_what_is_not_there_is_said(call, data, tmp_path):
     status, _, err = call("train", data, "-o", tmp_path / "run", "--resume", *SETS)
     assert status == 0
@@ -768,7 +776,7 @@ def test_predictions_of_another_kind(mistake, data, tmp_path):
     np.savez(tmp_path / "clusters.npz", order=np.arange(3), offsets=np.array([0, 3]))
     np.save(tmp_path / "vectors.npy", np.ones((4, 2), np.float32))
     sp.save_npz(tmp_path / "found.npz", sp.csr_matrix(np.eye(3)))
-    wanted = "a .npz file of predictions, such as `ngame predict -o` writes"
+    wanted = "a .npz file of predictions, such as `ngame predict -o FILE.npz` writes"
     for name in ("found.jsonl", "vectors.npy"):
         err = mistake("evaluate", tmp_path / name, data, status=3)
         assert f"{name} cannot be read: it is not {wanted}" in err

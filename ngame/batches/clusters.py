@@ -188,8 +188,11 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             clusters = source
         else:
             x = in_reach(source)
-            shape = np.shape(x)
-            check_rows("source", shape[0] if shape else 0, self.n_rows)
+            if not np.ndim(x):
+                raise TypeError(
+                    f"source is a {type(source).__name__}, expected embeddings or Clusters"
+                )
+            check_rows("source", len(x), self.n_rows)
             with renamed(x="source"):
                 clusters = balanced_clusters(
                     x,

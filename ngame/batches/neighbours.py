@@ -167,6 +167,10 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             stays = on_gpu(array) and hasattr(array, "detach") and array.is_floating_point()
             if not stays:
                 array = as_array(on_host(array), "source")
+            if not array.ndim:
+                raise TypeError(
+                    f"source is a {type(source).__name__}, expected neighbours or embeddings"
+                )
             if array.ndim != 2:
                 raise ValueError(f"source has shape {tuple(array.shape)}, expected two dimensions")
             check_rows("source", len(array), self.n_rows)

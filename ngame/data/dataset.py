@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from ngame.arrays import as_texts, text_fault
+from ngame.arrays import as_array, as_texts, text_fault
 from ngame.data.sparse_text import SparseText, read_sparse_text, split_labelled_text
 from ngame.files import atomic_folder
 
@@ -305,7 +305,7 @@ def _checked_split(
 def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> sparse.csr_matrix:
     name = f"{split}_labels"
     if not sparse.issparse(labels):
-        labels = np.asarray(labels)
+        labels = as_array(labels, name)
     if labels.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {labels.dtype}; expected numbers")
     if labels.ndim != 2:

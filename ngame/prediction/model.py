@@ -302,6 +302,11 @@ class Model:
 
         One warning counts the rows without a label, which count as wrong.
         """
+        if not isinstance(predictions, Mapping):
+            raise TypeError(
+                f"predictions is a {type(predictions).__name__}, expected a mapping of names to "
+                "predictions, as `scores` gives; ngame.metrics.evaluate takes one"
+            )
         metrics.warn_of_unlabelled(truth, drop)
         weights = metrics.inverse_propensity(self.point_labels)
         return {

@@ -84,11 +84,18 @@ def train(
     KeyboardInterrupt, SystemExit
         Ctrl-C, SIGTERM or SIGHUP came. The checkpoint has all updates until then.
     TypeError
-        `encoder` lacks a member of `ngame.Encoder`.
+        `dataset` or `config` is of another type, or `encoder` lacks a member of `ngame.Encoder`.
     ValueError
         The run to resume had other settings or other data; fewer than two training points have a
         label; the encoder returns vectors of a wrong shape, or NaN or infinity.
     """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, expected an ngame.Dataset, such as "
+            "ngame.load_dataset(path)"
+        )
+    if not isinstance(config, Config | None):
+        raise TypeError(f"config is a {type(config).__name__}, expected an ngame.Config")
     if config is None:
         points, labels = dataset.train_labels.shape
         config = Config.load(points=points, labels=labels)

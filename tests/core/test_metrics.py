@@ -324,6 +324,9 @@ def test_rejects_forms():
           "integers are label ids; give scores as floats", counts)  # fmt: skip
     error(ValueError, "predictions is a ragged list of floats", [[0.5, 0.1, 0.2], [0.5], [1.0]])
     error(ValueError, r"predictions has shape \(3,\), expected two", np.ones(3))
+    error(TypeError, "predictions is a dict, expected scores or label ids", {0: [1], 1: [0]})
+    with pytest.raises(TypeError, match=r"drop has dtype float64, expected integer pairs \[n, 2\]"):
+        metrics.evaluate(np.eye(3), truth, drop=np.eye(3))
     error(TypeError, r"predictions\[0\] has dtype <U1, expected integers", [["a"], ["b"], ["c"]])
     error(IndexError, "predictions has label id 3 in row 2, out of range for 3", [[0], [1], [3]])
     error(IndexError, "predictions has label id -2 in row 1", np.array([[0], [-2], [1]]))

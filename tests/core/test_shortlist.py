@@ -125,10 +125,12 @@ def test_drop_pairs_rejects_bad_input(rng):
         ngame.drop_pairs(matrix, [[4, 0], [0, -1]])
     with pytest.raises(ValueError, match=r"pairs has shape \(1, 3\), expected \[n, 2\]"):
         ngame.drop_pairs(matrix, [[1, 2, 3]])
-    with pytest.raises(TypeError, match="pairs has dtype float64, expected integers"):
+    with pytest.raises(TypeError, match="pairs has dtype float64, expected integer pairs"):
         ngame.drop_pairs(matrix, [[0.5, 1]])
 
 
 def test_merge_wants_a_list():
     with pytest.raises(TypeError, match=r"shortlists is a csr_matrix, expected a list: \[...\]"):
         ngame.merge(sp.csr_matrix((2, 3), dtype=np.float32))
+    with pytest.raises(TypeError, match="how is a csr_matrix, expected"):
+        ngame.merge([sp.csr_matrix((2, 3))], sp.csr_matrix((2, 3)))

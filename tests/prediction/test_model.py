@@ -298,6 +298,11 @@ def test_a_single_string_is_rejected(model):
         model.predict("one text")
 
 
+def test_one_matrix_to_evaluate(model, dataset):
+    with pytest.raises(TypeError, match="predictions is a csr_matrix, expected a mapping of names"):
+        model.evaluate(model.predict(dataset.test_texts), dataset.test_labels)
+
+
 def test_a_lone_surrogate_is_rejected(model):
     message = r"texts\[1\] holds a lone surrogate, which is no character"
     for call in (model.predict, model.encode):

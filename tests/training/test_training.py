@@ -821,3 +821,12 @@ def test_zero_vectors_are_allowed(dataset):
     model = ngame.train(dataset, tiny.config("encoder_stage.start_epoch=0"), encoder=encoder)
     assert np.isfinite(model.predict(dataset.test_texts).data).all()
     assert F.normalize(encoder.weights.weight, dim=1).isfinite().all()
+
+
+def test_what_is_no_dataset_or_config():
+    with pytest.raises(
+        TypeError, match=r"dataset is a str, expected an ngame.Dataset, such as nga"
+    ):
+        ngame.train("DATA")
+    with pytest.raises(TypeError, match=r"config is a dict, expected an ngame.Config"):
+        ngame.train(tiny.dataset(), {"seed": 1})

@@ -394,6 +394,8 @@ def test_bad_calls() -> None:
         sampler.refresh(np.zeros((100, 4)))
     with pytest.raises(ValueError, match="source has 50 rows, the sampler has 100"):
         sampler.refresh(some_clusters(50, 5))
+    with pytest.raises(TypeError, match="source is a function, expected embeddings or Clusters"):
+        sampler.refresh(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="source has NaN or infinity in row 3"):
         sampler.refresh(np.where(np.arange(100)[:, None] == 3, np.nan, 1).astype(np.float32))
     with pytest.raises(TypeError, match="epoch is a float"):

@@ -218,6 +218,7 @@ def test_neighbours_come_from_a_search(mixture: Any) -> None:
         (np.zeros((99, 4), np.float32), ValueError, "source has 99 rows"),
         (sp.csr_matrix((99, 99)), ValueError, "source has 99 rows"),
         (np.zeros(100, int), ValueError, r"source has shape \(100,\)"),
+        (None, TypeError, "source is a NoneType, expected neighbours or embeddings"),
         (np.zeros((100, 4)), TypeError, "source has dtype float64"),
         (np.full((100, 4), np.nan, np.float32), ValueError, "source has NaN"),
         (np.full((100, 4), 100), IndexError, r"source\[0, 0\] is 100, out of range for 100"),
