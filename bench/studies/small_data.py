@@ -2,7 +2,8 @@
 
 python bench/studies/small_data.py DATA... [--points 10 20 50 200] [--seeds 3]
 
-DATA are folders that `ngame train` reads, such as those of `kinds.py`. Test points are those that
+DATA are folders that `ngame train` reads, such as those of `kinds.py`, in which no point is a
+label. Test points are those that
 have a label of the training points. The last column is how far the fused scores are below the best
 scorer of each run, on average.
 """

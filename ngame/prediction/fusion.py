@@ -17,15 +17,15 @@ from ngame.files import write_json
 FEWEST_POINTS = 10
 """With fewer held-out points than this the weights are not fitted: see `Fusion.fit`."""
 
-# Fixed weights, before any point is seen, in units of standard deviations: what did best on 200
-# small data sets of ten kinds (bench/results/defaults.md). Few training points teach an encoder
+# Fixed weights, before any point is seen, in units of standard deviations: what did best on a
+# hundred small data sets of nine kinds (bench/results/defaults.md). Few training points teach an encoder
 # little, and its two scorers say the same; shares of votes by words can be trusted at once. The
 # logarithm of votes tells more where most labels have some, so only where points are many.
 _PRIOR = {
-    "encoder": 0.25,
-    "classifier": 0.25,
+    "encoder": 0.5,
+    "classifier": 0.5,
     "neighbours": 0.5,
-    "tfidf": 0.5,
+    "tfidf": 1.0,
     "tfidf_neighbours": 2.0,
 }
 _PRIOR_OF_LOGARITHMS = 0.1
