@@ -18,9 +18,9 @@ FEWEST_POINTS = 10
 """With fewer held-out points than this the weights are not fitted: see `Fusion.fit`."""
 
 # Fixed weights, before any point is seen, in units of standard deviations: what did best on a
-# hundred small data sets of nine kinds (bench/results/defaults.md). Few training points teach an encoder
-# little, and its two scorers say the same; shares of votes by words can be trusted at once. The
-# logarithm of votes tells more where most labels have some, so only where points are many.
+# hundred small data sets of nine kinds (bench/results/defaults.md). Few training points teach an
+# encoder little, and its two scorers say the same; shares of votes by words can be trusted at once.
+# The logarithm of votes tells more where most labels have some, so only where points are many.
 _PRIOR = {
     "encoder": 0.5,
     "classifier": 0.5,
