@@ -38,33 +38,35 @@ def n_grams(text):
 
 
 class NGrams(torch.nn.Module):
-    """Sum of the vectors of a text's n-grams, of those that two texts have."""
+    """Sum of the vectors of a text's n-grams."""
 
-    def __init__(self, texts):
+    def __init__(self, count):
         super().__init__()
-        counts = Counter(gram for text in texts for gram in set(n_grams(text)))
-        known = [gram for gram, count in counts.items() if count > 1]
-        self.place = {gram: number for number, gram in enumerate(known)}
         self.vectors = torch.nn.EmbeddingBag(
-            len(known), DIM, mode="sum", sparse=True, include_last_offset=True
+            count, DIM, mode="sum", sparse=True, include_last_offset=True
         )
-
-    def tokenize(self, texts):
-        return Tokens.from_lists(
-            [self.place[gram] for gram in n_grams(text) if gram in self.place] for text in texts
-        )
+        torch.nn.init.normal_(self.vectors.weight, std=DIM**-0.5)
 
     def forward(self, tokens):
         return self.vectors(torch.from_numpy(tokens.ids).long(), torch.from_numpy(tokens.offsets))
 
 
 class Places:
-    """The training rows' places, and the neighbours of every row."""
+    """The places of the training rows, all texts by their n-grams, and every row's neighbours."""
 
     def __init__(self, data, coordinates):
         self.data = data
         self.of_row = data.train_labels.indices[data.train_labels.indptr[:-1]]
         self.geographic = ngame.haversine_neighbours(*coordinates[self.of_row].T, 64)
+        columns = data.train_texts, data.label_texts, data.test_texts
+        columns = [[n_grams(text) for text in column] for column in columns]
+        counts = Counter(gram for column in columns[:2] for text in column for gram in set(text))
+        known = [gram for gram, count in counts.items() if count > 1]
+        self.n_grams, place = len(known), {gram: number for number, gram in enumerate(known)}
+        self.rows, self.names, self.test = (
+            Tokens.from_lists([place[gram] for gram in text if gram in place] for text in column)
+            for column in columns
+        )
 
     def by_model(self, x, z, rng):
         """For every row, a row each of the places whose names are nearest to it."""
@@ -91,8 +93,7 @@ def sampler(arm, places, seed):
 
 def train(data, places, arm, seed):
     torch.manual_seed(seed)
-    encoder = NGrams(data.train_texts + data.label_texts)
-    rows_of, names = map(encoder.tokenize, (data.train_texts, data.label_texts))
+    encoder = NGrams(places.n_grams)
     loss = ContrastiveLoss(
         temperature=0.07,
         learned=True,
@@ -108,21 +109,22 @@ def train(data, places, arm, seed):
         if arm == "geography" or (arm == "geography, then model" and epoch == 0):
             batches.refresh(places.geographic)
         elif batches.due(epoch):
-            x = vectors(encoder, rows_of)
+            x = vectors(encoder, places.rows)
             neighbours = arm != "NGAME"
-            batches.refresh(places.by_model(x, vectors(encoder, names), rng) if neighbours else x)
+            batches.refresh(
+                places.by_model(x, vectors(encoder, places.names), rng) if neighbours else x
+            )
         for rows in map(np.array, batches):
             pool, _, targets = batch_labels(data.train_labels, rows, rng=rng)
-            x = normalize(encoder(rows_of.take(rows)), dim=1)
-            z = normalize(encoder(names.take(pool)), dim=1)
+            x = normalize(encoder(places.rows.take(rows)), dim=1)
+            z = normalize(encoder(places.names.take(pool)), dim=1)
             loss(Candidates(rows, x), Candidates(pool, z), targets).backward()
             updates.step()
     return encoder
 
 
-def evaluate(data, new_places, encoder):
-    texts = data.test_texts, data.label_texts
-    x, z = (vectors(encoder, encoder.tokenize(column)) for column in texts)
+def evaluate(data, places, new_places, encoder):
+    x, z = (vectors(encoder, tokens) for tokens in (places.test, places.names))
     every = ngame.metrics.evaluate(ngame.topk(x, z, 10), data.test_labels, ks=[1, 10])
     truth = data.test_labels[:, new_places].tocsr()
     within = ngame.metrics.evaluate(ngame.topk(x, z[new_places], 10), truth, ks=[1])
@@ -144,7 +146,11 @@ def main(folder, seeds=3, arms=ARMS):
     places = Places(data, coordinates)
     print(
         table(
-            compare(arms, lambda *run: evaluate(data, new_places, train(data, places, *run)), seeds)
+            compare(
+                arms,
+                lambda *run: evaluate(data, places, new_places, train(data, places, *run)),
+                seeds,
+            )
         )
     )
 
