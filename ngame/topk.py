@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from ngame.arrays import (
 from ngame.dispatch import dispatched
 from ngame.files import map_arrays, write_arrays
 
+if TYPE_CHECKING:
+    from ngame.ranks import Ranks
+
 Metric = Literal["cosine", "dot"]
 _Arrays = dict[str, npt.NDArray[Any]]
 
@@ -31,6 +34,9 @@ _FORMAT = "ngame.ExactIndex 1"
 # Rows and codes of more bytes than this are checked in so many blocks of this size: reading all of
 # a large file would take longer than mapping it saves.
 _WHOLE_BYTES, _BLOCKS, _BLOCK_BYTES = 1 << 26, 256, 1 << 14
+
+# Queries of a rank that the others hold at once.
+_QUERIES_AT_ONCE = 4096
 
 
 @dispatched
@@ -42,10 +48,12 @@ def topk_arrays(
     metric: Metric = "cosine",
     drop: Pairs | None = None,
     threads: int = 0,
+    group: Any = None,
 ) -> tuple[Any, Any]:
     """Find the k items with the highest score for every query, exactly.
 
-    If either is on a CUDA device, so are the results: see `ngame.cuda`.
+    If either is on a CUDA device, so are the results: see `ngame.cuda`. Several processes can
+    share the items: see `group`.
 
     Parameters
     ----------
@@ -60,6 +68,10 @@ def topk_arrays(
         (query, item) pairs that are left out.
     threads : int
         0 means the CPUs this process may use. Scores do not depend on it.
+    group : torch.distributed.ProcessGroup, optional
+        Every rank calls with a share of the items, whose ids go on where those of the rank before
+        end, and with queries of its own, whose results it gets: those of a search among all the
+        items, to the bit. `k` and `drop` are of all items. Arrays on the host only.
 
     Returns
     -------
@@ -77,6 +89,8 @@ def topk_arrays(
         "dot", values whose products overflow float32 (the message names the first).
     IndexError
         A pair of `drop` is out of range.
+    ConnectionError
+        Another rank of `group` has ended, because of an error of its own, say.
 
     Examples
     --------
@@ -85,6 +99,9 @@ def topk_arrays(
     >>> ids.tolist()
     [[0], [1]]
     """
+    if group is not None:
+        index = ExactIndex(items, metric, threads=threads, group=group)
+        return index.search(queries, k, drop=drop, threads=threads)
     items, cosine = _as_items(items, metric)
     return _search(queries, items, None, k, cosine, drop, threads)
 
@@ -104,6 +121,9 @@ class ExactIndex:
         The cosine of a zero row with anything is 0.
     threads : int
         0 means the CPUs this process may use.
+    group : torch.distributed.ProcessGroup, optional
+        Every rank prepares its share of the items, and calls `search` when the others do: see
+        `topk_arrays`. `save` and `len` are of the rank's share.
 
     Raises
     ------
@@ -122,13 +142,24 @@ class ExactIndex:
     ([[1, 2]], [[2.0, 1.0]])
     """
 
+    _ranks: "Ranks | None" = None
+
     def __init__(
-        self, items: npt.ArrayLike, metric: Metric = "cosine", *, threads: int = 0
+        self,
+        items: npt.ArrayLike,
+        metric: Metric = "cosine",
+        *,
+        threads: int = 0,
+        group: Any = None,
     ) -> None:
         _on_host(items, "items")
         self._items, cosine = _as_items(items, metric)
         self._metric: Metric = metric
         self._prepared = _core.prepare_items(self._items, cosine, as_threads(threads))
+        if group is not None:
+            from ngame.ranks import Ranks
+
+            self._ranks = Ranks(group)
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, drop: Pairs | None = None, threads: int = 0
@@ -138,8 +169,80 @@ class ExactIndex:
         Parameters, results and errors are those of `topk_arrays`, to the bit.
         """
         _on_host(queries, "queries")
+        if self._ranks is not None:
+            return self._search_shares(self._ranks, queries, k, drop, threads)
         cosine = self._metric == "cosine"
         return _search(queries, self._items, self._prepared, k, cosine, drop, threads)
+
+    def _search_shares(
+        self, ranks: "Ranks", queries: npt.ArrayLike, k: int, drop: Pairs | None, threads: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Search this rank's items for the queries of all ranks, and merge what they found for its
+        own."""
+        queries, k = _as_queries(queries, self._items), as_count(k, "k")
+        # What the ranks must agree on is checked by all, so that all raise or none.
+        about = [len(self), len(queries), self.dim, k, self._metric == "cosine"]
+        items, counts, *agreed = np.concatenate(ranks.all_arrays(np.array([about]))).T
+        for name, values in zip(("columns", "k", "metric"), agreed, strict=True):
+            if (values != values[0]).any():
+                raise ValueError(f"the ranks differ in {name}: {values.tolist()}")
+        firsts, total = np.cumsum(items) - items, int(items.sum())
+        if total > np.iinfo(np.int32).max:
+            raise ValueError(f"the ranks have {total} items, at most 2**31 - 1 are possible")
+        if k > total:
+            raise ValueError(f"k is {k}, the ranks have only {total} items")
+        pairs = np.zeros((0, 2), np.int64)
+        if drop is not None:
+            entries = as_pairs(drop, "drop", (len(queries), total)).nonzero()
+            pairs = np.stack(entries, axis=1).astype(np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        ids = np.empty((len(queries), k), np.int32)
+        for begin in range(0, int(counts.max()), _QUERIES_AT_ONCE):
+            part = slice(begin, begin + _QUERIES_AT_ONCE)
+            asked = ranks.all_arrays(queries[part].astype(np.float32, copy=False))
+            asked_of = (pairs[:, 0] >= part.start) & (pairs[:, 0] < part.stop)
+            dropped = ranks.all_arrays(pairs[asked_of] - [begin, 0])
+            found = ranks.exchange(
+                [
+                    self._answer(theirs, k, left_out, int(firsts[ranks.rank]), threads)
+                    for theirs, left_out in zip(asked, dropped, strict=True)
+                ]
+            )
+            rows = len(scores[part])
+            if rows == 0:
+                continue  # other ranks have more queries
+            # A row of each rank's answer has as many entries as it has items, at most k.
+            merged = np.concatenate([one.reshape(rows, -1, 2) for one in found if len(one)], axis=1)
+            best, who = merged[..., 0].view(np.float32), merged[..., 1]
+            order = np.lexsort((who, -best))[:, :k]
+            scores[part] = np.take_along_axis(best, order, 1)
+            ids[part] = np.take_along_axis(who, order, 1)
+        return scores, ids
+
+    def _answer(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        left_out: npt.NDArray[np.int64],
+        first: int,
+        threads: int,
+    ) -> npt.NDArray[np.int32]:
+        """This rank's best items for some queries, as pairs (bits of the score, id), [n * k, 2]."""
+        here = (left_out[:, 1] >= first) & (left_out[:, 1] < first + len(self))
+        k = min(k, len(self))
+        if k == 0 or len(queries) == 0:
+            return np.zeros((0, 2), np.int32)
+        scores, ids = _search(
+            queries,
+            self._items,
+            self._prepared,
+            k,
+            self._metric == "cosine",
+            left_out[here] - [0, first],
+            threads,
+        )
+        ids = np.where(ids >= 0, ids + np.int32(first), ids)
+        return np.stack([scores.view(np.int32), ids], axis=-1).reshape(-1, 2)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the items, their norms and their codes in safetensors format, in one step."""
@@ -308,6 +411,7 @@ def topk(
     metric: Metric = "cosine",
     drop: Pairs | None = None,
     threads: int = 0,
+    group: Any = None,
 ) -> Any:
     """Find the k items with the highest score for every query, as a sparse matrix.
 
@@ -317,10 +421,19 @@ def topk(
     -------
     float32 CSR matrix of shape [n, m]
         k stored entries a row, fewer where `drop` leaves fewer items; indices sorted. Scores of 0
-        are stored too. On a CUDA device a sparse CSR tensor.
+        are stored too. On a CUDA device a sparse CSR tensor. With `group`, m are the items of all.
     """
-    scores, ids = topk_arrays(queries, items, k, metric=metric, drop=drop, threads=threads)
-    return ranked_csr(scores, ids, np.shape(items)[0])
+    columns = np.shape(items)[0]
+    options: dict[str, Any] = {}
+    if group is not None:
+        from ngame.ranks import Ranks
+
+        columns = int(np.sum(Ranks(group).all_arrays(np.array([columns]))))
+        options["group"] = group
+    scores, ids = topk_arrays(
+        queries, items, k, metric=metric, drop=drop, threads=threads, **options
+    )
+    return ranked_csr(scores, ids, columns)
 
 
 @dispatched

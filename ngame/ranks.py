@@ -1,0 +1,226 @@
+"""Several processes, started by torchrun, and what they exchange through torch.distributed."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+# One rank may work alone while the others wait, for example when it writes a checkpoint. A rank
+# that died is noticed at once, by its closed connection: this limit is for a machine that is gone.
+_PATIENCE = timedelta(hours=1)
+
+
+class Ranks:
+    """This process among those of a group; or alone, as rank 0 of 1.
+
+    Rows are dealt in contiguous shares, in the order of the ranks, whose sizes differ by at most
+    one. All methods but `counts` and `share` exchange something, so every rank must call them, in
+    the same order. Alone they return at once, with the argument itself where it is the result.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup, optional
+        Such as ``torch.distributed.group.WORLD``. It needs a backend for tensors on the host:
+        ``init_process_group("gloo")``, or ``"cpu:gloo,cuda:nccl"``.
+
+    Attributes
+    ----------
+    rank, size : number of this process, and of all
+
+    Raises
+    ------
+    ValueError
+        The group has no backend for tensors on the host, or this process is not in it. And by the
+        methods ConnectionError, if another rank has ended or does not answer within an hour.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+        self.rank, self.size = 0, 1
+        if group is None:
+            return
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("this process is not in the group")
+        if "cpu:" not in dist.get_backend_config(group):
+            raise ValueError(
+                "the group has no backend for tensors on the host: "
+                'init_process_group("cpu:gloo,cuda:nccl") makes one'
+            )
+
+    @classmethod
+    def all(cls) -> "Ranks":
+        """All processes if torch.distributed is initialized, else this one alone."""
+        return cls(dist.group.WORLD if dist.is_available() and dist.is_initialized() else None)
+
+    def counts(self, n: int) -> list[int]:
+        """Size of every rank's share of n rows."""
+        bounds = [rank * n // self.size for rank in range(self.size + 1)]
+        return [end - begin for begin, end in pairwise(bounds)]
+
+    def share(self, n: int) -> slice:
+        """This rank's rows among n."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place: the same bits on all."""
+        if self.size > 1:
+            with _connected():
+                dist.all_reduce(x, group=self._group)
+        return x
+
+    def mean(self, value: float, weight: float) -> float:
+        """Weighted mean of the ranks' values."""
+        if self.size == 1:
+            return value
+        total, weights = self.sum(torch.tensor([value * weight, weight], dtype=torch.float64))
+        return float(total / weights)
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, of any type that can be pickled."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with _connected():
+            first = dist.get_global_rank(self._group, 0)
+            dist.broadcast_object_list(values, first, self._group, torch.device("cpu"))
+        return values[0]
+
+    def concatenate(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """All ranks' rows, in the order of the ranks, with the gradient.
+
+        Each rank's own rows get the sum of the gradients that they have on all ranks.
+
+        Parameters
+        ----------
+        x : this rank's rows
+        counts : the number of every rank's rows, which all ranks know
+        """
+        if self.size == 1:
+            return x
+        found: torch.Tensor = _Concatenate.apply(x, self, counts)  # type: ignore[no-untyped-call]
+        return found
+
+    def all_rows(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """The same without a gradient."""
+        if self.size == 1:
+            return x
+        # Collectives need one shape on all ranks.
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        theirs = [torch.empty_like(padded) for _ in counts]
+        with _connected():
+            dist.all_gather(theirs, padded, group=self._group)
+        return torch.cat([part[:count] for part, count in zip(theirs, counts, strict=True)])
+
+    def gather(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor | None:
+        """All ranks' rows on rank 0, None on the others; rows and `counts` as above."""
+        if self.size == 1:
+            return x
+        first = dist.get_global_rank(self._group, 0)
+        with _connected():
+            if self.rank:
+                dist.send(x.contiguous(), first, self._group)
+                return None
+            # Received in place: no rank but this one ever holds more than its share.
+            whole = x.new_empty(sum(counts), *x.shape[1:])
+            whole[: len(x)] = x
+            begin = len(x)
+            for rank, count in enumerate(counts[1:], 1):
+                source = dist.get_global_rank(self._group, rank)
+                dist.recv(whole[begin : begin + count], source, self._group)
+                begin += count
+        return whole
+
+    def exchange(self, parts: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Send an array to every rank, and get one from each.
+
+        Parameters
+        ----------
+        parts : one array for each rank, in their order
+            All of one dtype; of one shape but for their first dimension, on all ranks.
+        """
+        if self.size == 1:
+            return list(parts)
+        shape = parts[0].shape[1:]
+        row_bytes = parts[0].dtype.itemsize * int(np.prod(shape))
+        sent = torch.tensor([len(part) for part in parts])
+        received = torch.empty_like(sent)
+        with _connected():
+            dist.all_to_all_single(received, sent, group=self._group)
+            sizes = [row_bytes * rows for rows in received.tolist()]
+            buffer = torch.empty(sum(sizes), dtype=torch.uint8)
+            whole = np.ascontiguousarray(np.concatenate(parts))
+            dist.all_to_all_single(
+                buffer,
+                torch.from_numpy(whole.reshape(-1).view(np.uint8)),
+                sizes,
+                [row_bytes * len(part) for part in parts],
+                self._group,
+            )
+        flat = buffer.numpy().view(whole.dtype).reshape(-1, *shape)
+        return np.split(flat, np.cumsum(received[:-1].numpy()))
+
+    def all_arrays(self, x: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Every rank's array; dtypes and shapes as in `exchange`."""
+        if self.size == 1:
+            return [x]
+        lengths = self.all_rows(torch.tensor([len(x)]), [1] * self.size).tolist()
+        rows = torch.from_numpy(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        row_bytes = x.dtype.itemsize * int(np.prod(x.shape[1:]))
+        whole = self.all_rows(rows, [row_bytes * length for length in lengths]).numpy()
+        return np.split(whole.view(x.dtype).reshape(-1, *x.shape[1:]), np.cumsum(lengths[:-1]))
+
+
+class _Concatenate(torch.autograd.Function):
+    """`Ranks.all_rows` with a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, ranks: Ranks, counts: Sequence[int]) -> torch.Tensor:
+        ctx.ranks, ctx.counts = ranks, counts
+        return ranks.all_rows(x, counts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        whole = ctx.ranks.sum(gradients[0].contiguous())
+        own = torch.split(whole, list(ctx.counts))[ctx.ranks.rank]
+        return own, None, None
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Say plainly that a rank is lost: what torch says of it depends on the backend."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()
+        raise ConnectionError(
+            f"another rank has ended or does not answer: {reason[0] if reason else 'no reason'}"
+        ) from error
+
+
+@contextmanager
+def started() -> Iterator[Ranks]:
+    """Within the block, the processes that torchrun started are one group; else this one is alone.
+
+    Each takes the GPU of its local rank, if there are GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Ranks.all()
+    finally:
+        dist.destroy_process_group()
