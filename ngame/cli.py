@@ -40,6 +40,7 @@ exit status:
   2    wrong arguments or settings
   3    an input file that is missing, malformed, or does not fit the others
   4    the disk or the memory is full, or an output cannot be written
+  5    another process of several has ended
   129  stopped by SIGHUP, as where an ssh connection ends
   130  stopped by Ctrl-C
   141  the reader of the output went away, as `head` does
@@ -85,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"ngame: error: {_message(error)}")
         if isinstance(error, _InputError | DamagedFileError | FileNotFoundError):
             return 3
+        if isinstance(error, ConnectionError):
+            return 5
         usage = isinstance(error, FileExistsError | BlockingIOError)
         return 4 if isinstance(error, OSError | MemoryError) and not usage else 2
     return 0
@@ -283,25 +286,32 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ngame.config import Config
+    from ngame.ranks import started
 
     begun = Path(options.output) / "config.toml"
     # A run resumes with its own settings; settings on the command line, if any, must be the same.
     resuming = options.resume and begun.exists() and not (options.config or options.set)
     # Read before the data, which can take long, so that mistakes in the settings show at once.
     config = Config.load(begun if resuming else options.config, options.set, whole=resuming)
-    dataset = _dataset(options.data)
-    print(dataset, flush=True)
-    if not resuming:
-        points, labels = dataset.train_labels.shape
-        config = Config.load(options.config, options.set, points=points, labels=labels)
-    if config.self_pairs == "drop":
-        dataset = _without_self_pairs(dataset)
-    if options.resume and not begun.exists():
-        say(f"ngame: {options.output} holds no run yet: training begins anew")
-    with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
-        model, seconds = _timed(
-            ngame.train, dataset, config, folder=options.output, resume=options.resume
-        )
+    with started() as ranks:
+        if ranks.rank > 0:  # rank 0 speaks for all; errors of any rank still show
+            sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115
+            warnings.simplefilter("ignore")
+        dataset = _dataset(options.data)
+        print(dataset, flush=True)
+        if not resuming:
+            points, labels = dataset.train_labels.shape
+            config = Config.load(options.config, options.set, points=points, labels=labels)
+        if config.self_pairs == "drop":
+            dataset = _without_self_pairs(dataset)
+        if options.resume and not begun.exists() and ranks.rank == 0:
+            say(f"ngame: {options.output} holds no run yet: training begins anew")
+        with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
+            model, seconds = _timed(
+                ngame.train, dataset, config, folder=options.output, resume=options.resume
+            )
+        if ranks.rank > 0:
+            return
     print(f"trained in {seconds:.0f} s, the run is in {options.output}")
     if model.metrics:
         _print_table(model.metrics)

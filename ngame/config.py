@@ -159,6 +159,11 @@ class EncoderStageConfig(StageConfig):
         "bank",
         "What is clustered: the vectors of a new encoding pass, or those that training last saw.",
     )
+    gather: bool = setting(
+        True,
+        "With several processes, each of which encodes its part of a batch: compare every point "
+        "with the labels of the whole batch, as one process does, or with those of its part.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ R = TypeVar("R")
 def dispatched(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function call its namesake in `ngame.cuda` where an argument is on a CUDA device.
 
-    The namesake takes the same arguments without `threads`, checks them itself, and gives the
-    same results as CUDA tensors.
+    The namesake takes the same arguments without `threads` and `group`, checks them itself, and
+    gives the same results as CUDA tensors.
     """
 
     @functools.wraps(function)
@@ -24,6 +24,8 @@ def dispatched(function: Callable[P, R]) -> Callable[P, R]:
 
             on_device: Callable[..., R] = getattr(cuda, function.__name__)
             options: dict[str, Any] = {k: v for k, v in named.items() if k != "threads"}
+            if options.get("group", ...) is None:
+                del options["group"]
             return on_device(*arguments, **options)
         return function(*arguments, **named)
 

@@ -36,6 +36,11 @@ class CooIndex(NamedTuple):
         """The same positions on a device; a GPU is not waited for."""
         return CooIndex(sent(self.rows, device), sent(self.columns, device))
 
+    def part(self, rows: slice) -> "CooIndex":
+        """The entries of the rows from `rows.start` to `rows.stop`, which count from 0."""
+        within = (self.rows >= rows.start) & (self.rows < rows.stop)
+        return CooIndex(self.rows[within] - rows.start, self.columns[within])
+
 
 def triplet(
     scores: torch.Tensor,

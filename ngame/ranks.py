@@ -32,6 +32,7 @@ class Ranks:
 
     Attributes
     ----------
+    group : as given
     rank, size : number of this process, and of all
 
     Raises
@@ -42,7 +43,7 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._group = group
+        self.group = group
         self.rank, self.size = 0, 1
         if group is None:
             return
@@ -58,7 +59,8 @@ class Ranks:
     @classmethod
     def all(cls) -> "Ranks":
         """All processes if torch.distributed is initialized, else this one alone."""
-        return cls(dist.group.WORLD if dist.is_available() and dist.is_initialized() else None)
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return cls(dist.group.WORLD if together else None)
 
     def counts(self, n: int) -> list[int]:
         """Size of every rank's share of n rows."""
@@ -73,15 +75,42 @@ class Ranks:
         """Sum over the ranks, in place: the same bits on all."""
         if self.size > 1:
             with _connected():
-                dist.all_reduce(x, group=self._group)
+                dist.all_reduce(x, group=self.group)
         return x
+
+    def most(self, value: int) -> int:
+        """The largest of the ranks' values."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value)
+        with _connected():
+            dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
+        return int(values)
 
     def mean(self, value: float, weight: float) -> float:
         """Weighted mean of the ranks' values."""
         if self.size == 1:
             return value
-        total, weights = self.sum(torch.tensor([value * weight, weight], dtype=torch.float64))
-        return float(total / weights)
+        weighted = value * weight if weight else 0.0
+        total, weights = self.sum(torch.tensor([weighted, weight], dtype=torch.float64))
+        return float(total / weights) if weights else 0.0
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Rank 0 runs the block, then the others do."""
+        if self.rank:
+            self.broadcast(None)
+        yield
+        if self.rank == 0:
+            self.broadcast(None)
+
+    def synchronize(self, module: torch.nn.Module) -> None:
+        """Give the module rank 0's parameters and buffers."""
+        if self.size > 1:
+            first = dist.get_global_rank(self.group, 0)
+            for value in module.state_dict().values():
+                with _connected():
+                    dist.broadcast(value, first, self.group)
 
     def broadcast(self, value: Any) -> Any:
         """The value of rank 0, of any type that can be pickled."""
@@ -89,8 +118,8 @@ class Ranks:
             return value
         values = [value]
         with _connected():
-            first = dist.get_global_rank(self._group, 0)
-            dist.broadcast_object_list(values, first, self._group, torch.device("cpu"))
+            first = dist.get_global_rank(self.group, 0)
+            dist.broadcast_object_list(values, first, self.group, torch.device("cpu"))
         return values[0]
 
     def concatenate(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -117,25 +146,25 @@ class Ranks:
         padded[: len(x)] = x
         theirs = [torch.empty_like(padded) for _ in counts]
         with _connected():
-            dist.all_gather(theirs, padded, group=self._group)
+            dist.all_gather(theirs, padded, group=self.group)
         return torch.cat([part[:count] for part, count in zip(theirs, counts, strict=True)])
 
     def gather(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor | None:
         """All ranks' rows on rank 0, None on the others; rows and `counts` as above."""
         if self.size == 1:
             return x
-        first = dist.get_global_rank(self._group, 0)
+        first = dist.get_global_rank(self.group, 0)
         with _connected():
             if self.rank:
-                dist.send(x.contiguous(), first, self._group)
+                dist.send(x.contiguous(), first, self.group)
                 return None
             # Received in place: no rank but this one ever holds more than its share.
             whole = x.new_empty(sum(counts), *x.shape[1:])
             whole[: len(x)] = x
             begin = len(x)
             for rank, count in enumerate(counts[1:], 1):
-                source = dist.get_global_rank(self._group, rank)
-                dist.recv(whole[begin : begin + count], source, self._group)
+                source = dist.get_global_rank(self.group, rank)
+                dist.recv(whole[begin : begin + count], source, self.group)
                 begin += count
         return whole
 
@@ -154,7 +183,7 @@ class Ranks:
         sent = torch.tensor([len(part) for part in parts])
         received = torch.empty_like(sent)
         with _connected():
-            dist.all_to_all_single(received, sent, group=self._group)
+            dist.all_to_all_single(received, sent, group=self.group)
             sizes = [row_bytes * rows for rows in received.tolist()]
             buffer = torch.empty(sum(sizes), dtype=torch.uint8)
             whole = np.ascontiguousarray(np.concatenate(parts))
@@ -163,7 +192,7 @@ class Ranks:
                 torch.from_numpy(whole.reshape(-1).view(np.uint8)),
                 sizes,
                 [row_bytes * len(part) for part in parts],
-                self._group,
+                self.group,
             )
         flat = buffer.numpy().view(whole.dtype).reshape(-1, *shape)
         return np.split(flat, np.cumsum(received[:-1].numpy()))

@@ -424,14 +424,12 @@ def topk(
         are stored too. On a CUDA device a sparse CSR tensor. With `group`, m are the items of all.
     """
     columns = np.shape(items)[0]
-    options: dict[str, Any] = {}
     if group is not None:
         from ngame.ranks import Ranks
 
         columns = int(np.sum(Ranks(group).all_arrays(np.array([columns]))))
-        options["group"] = group
     scores, ids = topk_arrays(
-        queries, items, k, metric=metric, drop=drop, threads=threads, **options
+        queries, items, k, metric=metric, drop=drop, threads=threads, group=group
     )
     return ranked_csr(scores, ids, columns)
 

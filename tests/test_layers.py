@@ -51,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
         "topk",
     },
     "training": {
+        "ranks",
         "_core",
         "arrays",
         "batches",

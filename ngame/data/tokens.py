@@ -62,6 +62,11 @@ class Tokens:
         positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return Tokens(self.ids[positions], offsets)
 
+    def part(self, rows: slice) -> "Tokens":
+        """The texts from `rows.start` to `rows.stop`, whose ids are not copied."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Tokens(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     def save(self, stem: str | os.PathLike[str]) -> None:
         """Write ``STEM.ids.npy`` and ``STEM.offsets.npy``."""
         for name in ("ids", "offsets"):

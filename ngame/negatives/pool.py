@@ -21,6 +21,12 @@ class BatchLabels(NamedTuple):
     targets: CooIndex
     """The positives to rank up, a part of `known`."""
 
+    def part(self, rows: slice) -> "BatchLabels":
+        """The entries of some rows of the batch, with the same pool."""
+        targets = self.targets.part(rows)
+        known = targets if self.known is self.targets else self.known.part(rows)
+        return BatchLabels(self.pool, known, targets)
+
 
 def batch_labels(
     labels: sp.csr_matrix,

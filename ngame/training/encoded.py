@@ -1,4 +1,4 @@
-"""The vectors of a run's texts, each text encoded once."""
+"""The vectors of a run's texts, each text encoded once, by the rank whose share it is in."""
 
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,14 @@ from ngame.data.tokens import Tokens
 from ngame.encoders.encode import encode
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_float16
 from ngame.training.run import Run
+from ngame.transfer import sent
 
 
 class EncodedTexts:
     """Unit vectors of a run's texts by its encoder as it is now, computed when first used.
 
-    Valid until the encoder changes. Make a new one after training steps.
+    Valid until the encoder changes. Make a new one after training steps. With several ranks each
+    has the vectors of its share of the texts, until `gather`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -25,23 +27,52 @@ class EncodedTexts:
     @cached_property
     def labels(self) -> Vectors:
         """float32 [L, dim]."""
-        return self._encode(self._run.labels)
+        return self._encode(self._run.own(self._run.labels))
 
     @cached_property
     def held_out(self) -> Vectors:
         """float32 [held-out points, dim]."""
-        return self._encode(self._run.held_out.tokens)
+        return self._encode(self._run.own(self._run.held_out.tokens))
 
     @cached_property
     def points(self) -> Vectors:
         """float16 [training points, dim]: half the memory of the largest array of a run."""
-        return to_float16(self._encode(self._run.points.tokens))
+        return to_float16(self._encode(self._run.own(self._run.points.tokens)))
+
+    def gather(self) -> None:
+        """Gather all vectors on rank 0; the others have none afterwards."""
+        run = self._run
+        if run.ranks.size == 1:
+            return
+        for name, tokens in (
+            ("labels", run.labels),
+            ("held_out", run.held_out.tokens),
+            ("points", run.points.tokens),
+        ):
+            self.__dict__[name] = run.gather(getattr(self, name), len(tokens))
 
     def some_points(self, rows: npt.NDArray[np.integer]) -> Vectors:
         """Vectors of some training points. Encodes only these if `points` was not used before."""
-        if "points" in self.__dict__:
+        if "points" in self.__dict__ and self._run.ranks.size == 1:
             return self.points[rows]
         return self._encode(self._run.points.tokens.take(rows))
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Vectors of this rank's part of a batch of training points, float32 on the run's device.
+
+        Each rank sends those it has to all: no rank has the vectors of all points.
+        """
+        run, ranks = self._run, self._run.ranks
+        if ranks.size == 1:
+            return _rows(self.points, rows, run.device).float()
+        ends = np.cumsum(ranks.counts(len(run.points.tokens)))
+        owners = np.searchsorted(ends, rows, side="right")
+        own = rows[owners == ranks.rank] - (ends[ranks.rank] - len(self.points))
+        counts = np.bincount(owners, minlength=ranks.size).tolist()
+        found = ranks.all_rows(torch.as_tensor(self.points[own]), counts)
+        # Sent rank by rank; back to the order of the batch.
+        places = np.argsort(np.argsort(owners, kind="stable"))[ranks.share(len(rows))]
+        return found[torch.from_numpy(places)].to(run.device, torch.float32)
 
     def all_points(self) -> Vectors:
         """float16 [training points, dim], those held out among them, in the data set's order."""
@@ -57,3 +88,10 @@ class EncodedTexts:
 
     def _encode(self, tokens: Tokens) -> Vectors:
         return normalize(encode(self._run.encoder, tokens, device=self._run.core_device))
+
+
+def _rows(vectors: Vectors, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Some of the vectors on a device, which is not waited for."""
+    if isinstance(vectors, torch.Tensor):
+        return vectors.index_select(0, sent(torch.from_numpy(rows), vectors.device)).to(device)
+    return sent(torch.from_numpy(vectors[rows]), device)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -71,9 +72,13 @@ def train(
         of threads.
     encoder : a module of your own with the members of `ngame.Encoder`; it is trained in place
 
+    If torch.distributed is initialized, all its processes must call this with the same arguments.
+    They train together: see docs/scale.md.
+
     Returns
     -------
     Model
+        With several processes, rank 0 gets the model and the others None.
 
     Raises
     ------
@@ -81,6 +86,8 @@ def train(
         Another process is training in `folder`.
     FileExistsError
         `folder` holds another run, or files that do not belong to a run.
+    ConnectionError
+        Another process of several has ended, because of an error of its own, say.
     KeyboardInterrupt, SystemExit
         Ctrl-C, SIGTERM or SIGHUP came. The checkpoint has all updates until then.
     TypeError
@@ -121,6 +128,11 @@ def _train(run: Run) -> Model:
     classifier = (train_all_labels if in_full else train_classifier)(run, encoded)
     if run.config.classifier_stage.finetune:
         encoded = EncodedTexts(run)
+    encoded.gather()
+    if classifier is not None:
+        classifier = run.gather(classifier, len(run.labels))
+    if run.ranks.rank > 0:
+        return cast(Model, None)
     with run.timed("fusion and test points"):
         return _make_model(run, encoded, classifier)
 
@@ -128,7 +140,7 @@ def _train(run: Run) -> Model:
 def train_encoder(run: Run) -> None:
     """Encoder stage: train on the label pool of each batch, its points' positives."""
     config = run.config.encoder_stage
-    encoder, points = run.encoder, run.points
+    encoder, points, ranks = run.encoder, run.points, run.ranks
     saved = run.checkpoint.load()
     if saved is not None and saved[0]["stage"] == "classifier":
         encoder.load_state_dict(take_prefix(saved[1], "encoder."))
@@ -136,11 +148,14 @@ def train_encoder(run: Run) -> None:
     group = ParameterGroup(encoder, config.learning_rate, config.sparse_learning_rate)
     stage = Stage(run, "encoder", ENCODER, config, {"encoder": group})
     if config.embeddings == "bank" and stage.last_refresh >= 0:
-        stage.bank = EmbeddingBank(len(points.tokens), encoder.dim, device=run.core_device)
+        held = len(run.own(points.tokens))
+        stage.bank = EmbeddingBank(held, encoder.dim, device=run.core_device)
     stage.score_every = _score_every(run, config, encodes=True, trains_labels=True)
     stage.restore(saved)
     one = config.positives == "one"
-    labels_of = partial(_batch_labels, stage, one=one, random_labels=config.random_labels)
+    labels_of = partial(
+        _batch_labels, stage, one=one, random_labels=config.random_labels, gather=config.gather
+    )
     for epoch in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, stage.bank))
         if epoch >= stage.last_refresh:
@@ -148,10 +163,15 @@ def train_encoder(run: Run) -> None:
         encoder.train()
         for rows in stage.batches():
             pool, known, targets = labels_of(stage.batch, rows)
-            x, z = _embed_both(encoder, points.tokens.take(rows), run.labels.take(pool), run.device)
+            # With `gather` each rank encodes its part of the pool, else all of its own.
+            part = pool[ranks.share(len(pool))] if config.gather else pool
+            own = points.tokens.take(rows[ranks.share(len(rows))])
+            x, z = _embed_both(encoder, own, run.labels.take(part), run.device)
+            if config.gather:
+                z = ranks.concatenate(z, ranks.counts(len(pool)))
             if stage.bank is not None:
-                stage.bank.update(rows, x)
-            stage.step(stage.loss(x @ z.T, known, targets))
+                _store(run, stage.bank, rows, x)
+            stage.step(stage.loss(x @ z.T, known, targets), len(x) / len(rows))
         measured = None
         if stage.scores_epoch:
             encoded = EncodedTexts(run)
@@ -166,16 +186,18 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
     fine-tunes the encoder.
     """
     config = run.config.classifier_stage
-    encoder, points = run.encoder, run.points
+    encoder, points, ranks = run.encoder, run.points, run.ranks
     if config.epochs == 0:
         return None
-    classifier = torch.nn.Embedding(len(run.labels), encoder.dim, sparse=True)
+    own = ranks.share(len(run.labels))
+    classifier = torch.nn.Embedding(own.stop - own.start, encoder.dim, sparse=True)
     classifier.to(run.device)
     saved = run.checkpoint.load()
     if saved is None or saved[0]["stage"] != "classifier":
         with torch.no_grad():
             classifier.weight.copy_(torch.as_tensor(encoded.labels))
-    modules = {"classifier": ParameterGroup(classifier, config.learning_rate, config.learning_rate)}
+    rate = config.learning_rate
+    modules = {"classifier": ParameterGroup(classifier, rate, rate, len(run.labels))}
     if config.finetune:
         rate = config.encoder_learning_rate
         modules["encoder"] = ParameterGroup(encoder, rate, rate)
@@ -184,18 +206,23 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
     stage.restore(saved)
     frozen = None if config.finetune else encoded
     labels_of = partial(_batch_labels, stage)
+    bounds = np.append(0, np.cumsum(ranks.counts(len(run.labels))))
     for _ in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, None) if frozen is None else frozen.points)
         encoder.train(config.finetune)
         for rows in stage.batches():
             pool, known, targets = labels_of(stage.batch, rows)
             if frozen is None:
-                x = _embed(encoder, points.tokens.take(rows))
+                x = _embed(encoder, points.tokens.take(rows[ranks.share(len(rows))]))
             else:
-                x = _rows(frozen.points, rows, run.device).float()
+                x = frozen.batch(rows)
             x = F.normalize(F.dropout(x, config.dropout), dim=1)
-            w = F.normalize(classifier(sent(torch.from_numpy(pool), run.device).long()), dim=1)
-            stage.step(stage.loss(x @ w.T, known, targets))
+            # The pool ascends, and so do the ranks' labels.
+            places = np.searchsorted(pool, bounds)
+            ids = pool[places[ranks.rank] : places[ranks.rank + 1]] - own.start
+            w = F.normalize(classifier(sent(torch.from_numpy(ids), run.device).long()), dim=1)
+            w = ranks.concatenate(w, np.diff(places).tolist())
+            stage.step(stage.loss(x @ w.T, known, targets), len(x) / len(rows))
         measured = None
         if stage.scores_epoch:
             weight = normalize(to_device(classifier.weight, run.core_device))
@@ -326,29 +353,50 @@ def _batch_labels(
     *,
     one: bool = False,
     random_labels: int = 0,
+    gather: bool = True,
 ) -> BatchLabels:
     """Labels of a batch of the epoch, the random ones drawn by its place in the run.
 
-    With `one` each point has one target, drawn from its positives; else all its positives.
+    With `one` each point has one target, drawn from its positives; else all its positives. With
+    several ranks they are the labels of this rank's rows; but with `gather` the pool is that of the
+    whole batch.
     """
-    run, shared = stage.run, None
+    run, shared, ranks = stage.run, None, stage.run.ranks
+    own, seeds = ranks.share(len(rows)), stage.seeds(batch)
+    if ranks.size > 1 and not gather:
+        rows, seeds = rows[own], stage.seeds(batch, ranks.rank)
     if random_labels:
         seed = int(stage.seeds().generate_state(2)[1])
         draws = SharedRandom(len(run.labels), random_labels, seed=seed)
         shared = draws.draw(stage.epoch * len(stage.sampler) + batch).ids
     truth = run.points.truth
-    return batch_labels(
+    labels = batch_labels(
         truth.targets,
         rows,
         known=truth.known,
         shared=shared,
-        rng=np.random.default_rng(stage.seeds(batch)) if one else None,
+        rng=np.random.default_rng(seeds) if one else None,
         device=run.device,
     )
+    return labels.part(own) if ranks.size > 1 and gather else labels
+
+
+def _store(run: Run, bank: EmbeddingBank, rows: npt.NDArray[np.int64], x: torch.Tensor) -> None:
+    """Store the vectors of a batch, x of which are this rank's, where each row belongs."""
+    if run.ranks.size == 1:
+        bank.update(rows, x)
+        return
+    vectors = run.ranks.all_rows(x.detach(), run.ranks.counts(len(rows)))
+    own = run.ranks.share(len(run.points.tokens))
+    here = np.flatnonzero((rows >= own.start) & (rows < own.stop))
+    bank.update(rows[here] - own.start, vectors[torch.from_numpy(here)])
 
 
 def _embed(encoder: Encoder, tokens: Tokens) -> torch.Tensor:
     """Unit vectors of texts, with gradients."""
+    if not len(tokens):  # a rank's part of a very small batch
+        device = next(encoder.parameters(), torch.empty(0)).device
+        return torch.zeros(0, encoder.dim, device=device, requires_grad=True)
     x = check_vectors(encoder(tokens), len(tokens), encoder.dim)
     return F.normalize(x.float(), dim=1)
 
@@ -367,16 +415,10 @@ def _embed_both(
     return both[: len(points)], both[len(points) :]
 
 
-def _rows(vectors: Vectors, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Some of the vectors on a device, which is not waited for."""
-    if isinstance(vectors, torch.Tensor):
-        return vectors.index_select(0, sent(torch.from_numpy(rows), vectors.device)).to(device)
-    return sent(torch.from_numpy(vectors[rows]), device)
-
-
 def _point_vectors(run: Run, bank: EmbeddingBank | None) -> Vectors:
-    """Vectors of the training points to cluster: from the bank, encoded where it has none."""
-    tokens = run.points.tokens
+    """Vectors of the training points to cluster, each rank's share of them: from the bank, encoded
+    where it has none."""
+    tokens = run.own(run.points.tokens)
     if bank is None:
         return encode(run.encoder, tokens, device=run.core_device)
     rows = bank.unseen
@@ -428,11 +470,19 @@ def _measure(
 
 def _precision(run: Run, vectors: Vectors, label_vectors: Vectors) -> float:
     """P@1 on the held-out points."""
+    own = run.ranks.share(len(run.held_out.tokens))
     truth = run.held_out.truth
     best = topk(
-        vectors, label_vectors, 1, metric="dot", drop=truth.dropped, threads=run.config.threads
+        vectors,
+        label_vectors,
+        1,
+        metric="dot",
+        drop=truth.dropped[own],
+        threads=run.config.threads,
+        group=run.ranks.group,
     )
-    return metrics.evaluate(best, truth.targets, ks=[1])["P@1"]
+    scored = metrics.evaluate(best, truth.targets[own], ks=[1])
+    return run.ranks.mean(scored["P@1"], own.stop - own.start)
 
 
 def _hard_negative_recall(
@@ -442,24 +492,25 @@ def _hard_negative_recall(
 
     Measured at the end of an epoch, on its first batches.
     """
-    run = stage.run
+    run, ranks = stage.run, stage.run.ranks
     plan = stage.sampler.plan()
     in_pool = total = 0
     for batch in range(min(len(plan), max(1, _MEASURED_POINTS // stage.sampler.batch_size))):
-        rows = plan[batch][:_MEASURED_POINTS]
+        rows = plan[batch][ranks.share(len(plan[batch]))][: -(-_MEASURED_POINTS // ranks.size)]
         pool = labels_of(batch, plan[batch]).pool
         _, nearest = topk_arrays(
             encoded.some_points(rows),
             label_vectors,
-            min(_HARD_NEGATIVES, len(label_vectors)),
+            min(_HARD_NEGATIVES, len(run.labels)),
             drop=run.points.truth.known[rows],
             threads=run.config.threads,
+            group=ranks.group,
         )
         ids = to_numpy(nearest)
         ids = ids[ids >= 0]
         in_pool += int(np.isin(ids, pool).sum())
         total += len(ids)
-    return in_pool / max(1, total)
+    return ranks.mean(in_pool / max(1, total), total)
 
 
 class _torch_threads:

@@ -1,11 +1,12 @@
 """The optimizer of a stage, for parameters with dense and with sparse gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from ngame.config import StageConfig
+from ngame.ranks import Ranks
 from ngame.state import take_prefix, with_prefixes
 from ngame.training.checkpoint import load_optimizer, optimizer_tensors
 
@@ -18,6 +19,8 @@ class ParameterGroup(NamedTuple):
     """For parameters with dense gradients."""
     sparse_rate: float
     """For parameters with sparse gradients."""
+    rows: int = 0
+    """Rows of its one parameter on all ranks, if each rank holds a share; 0 if it holds all."""
 
 
 class Optimizer:
@@ -30,18 +33,30 @@ class Optimizer:
     groups : the modules to train
     config : weight decay, clipping and warm-up
     updates : number of updates in the whole stage
+    ranks : the processes that train together; each has the gradients of its part of the batches
     """
 
-    def __init__(self, groups: Iterable[ParameterGroup], config: StageConfig, updates: int) -> None:
+    def __init__(
+        self,
+        groups: Iterable[ParameterGroup],
+        config: StageConfig,
+        updates: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         dense: list[dict[str, Any]] = []
         sparse: list[dict[str, Any]] = []
         self._parameters: list[torch.nn.Parameter] = []
-        for module, dense_rate, sparse_rate in groups:
+        self._ranks = Ranks() if ranks is None else ranks
+        # Of parameters that the ranks share: their rows on all ranks.
+        self._rows: dict[int, int] = {}
+        for module, dense_rate, sparse_rate, rows in groups:
             sparse_ids = {
                 id(part.weight) for part in module.modules() if getattr(part, "sparse", False)
             }
             trained = [p for p in module.parameters() if p.requires_grad]
             self._parameters += trained
+            if rows and self._ranks.size > 1:
+                self._rows |= {id(p): rows for p in trained}
             for groups_of_kind, is_sparse, rate in (
                 (dense, False, dense_rate),
                 (sparse, True, sparse_rate),
@@ -72,8 +87,13 @@ class Optimizer:
 
     def step(self) -> None:
         """Update the parameters from their gradients, and clear the gradients."""
+        whole = self._parameters
+        if self._ranks.size > 1:
+            whole = [p for p in self._parameters if id(p) not in self._rows]
+            sum_gradients(whole, self._ranks)
         if self._clip:
-            clip(self._parameters, self._clip)
+            shared = [p for p in self._parameters if id(p) in self._rows]
+            clip(whole, self._clip, shared, self._ranks)
         share = self.share
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
@@ -83,18 +103,59 @@ class Optimizer:
         self.updates += 1
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The state to save in a checkpoint, beside `updates`."""
-        return with_prefixes(**{k: optimizer_tensors(o) for k, o in self._optimizers.items()})
+        """The state to save in a checkpoint, beside `updates`: all of it on rank 0."""
+        tensors = {k: optimizer_tensors(o) for k, o in self._optimizers.items()}
+        for name, optimizer in self._optimizers.items():
+            for key, rows in self._shared(optimizer, tensors[name]):
+                whole = self._ranks.gather(tensors[name][key], self._ranks.counts(rows))
+                if whole is not None:
+                    tensors[name][key] = whole
+        return with_prefixes(**tensors)
 
     def load(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
         """Restore the state that `tensors` returned after that many updates."""
         for name, optimizer in self._optimizers.items():
-            load_optimizer(optimizer, take_prefix(tensors, f"{name}."))
+            state = take_prefix(tensors, f"{name}.")
+            for key, rows in self._shared(optimizer, state):
+                state[key] = state[key][self._ranks.share(rows)].clone()
+            load_optimizer(optimizer, state)
         self.updates = updates
 
+    def _shared(
+        self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[str, int]]:
+        """Names of those of an optimizer's tensors that the ranks share, and their rows on all."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for key, value in tensors.items():
+            rows = self._rows.get(id(parameters[int(key.partition(".")[0])]), 0)
+            if rows and value.dim():
+                yield key, rows
 
-def clip(parameters: Sequence[torch.nn.Parameter], limit: float) -> None:
-    """Scale all gradients, dense and sparse, so that their joint norm is at most `limit`."""
+
+def clip(
+    parameters: Sequence[torch.nn.Parameter],
+    limit: float,
+    shared: Sequence[torch.nn.Parameter] = (),
+    ranks: Ranks | None = None,
+) -> None:
+    """Scale all gradients, dense and sparse, so that their joint norm is at most `limit`.
+
+    Of `shared` parameters each of the ranks has rows of its own, which count as well.
+    """
+    values, others = _gradients(parameters), _gradients(shared)
+    if not values and not shared:
+        return
+    # All at once: a launch for each parameter takes longer than its work.
+    norm = torch.stack(torch._foreach_norm([*values, *others])).norm()
+    if ranks is not None and shared:
+        whole, own = (sum(float(x.norm()) ** 2 for x in part) for part in (values, others))
+        square = ranks.sum(torch.tensor(own, dtype=torch.float64)) + whole
+        norm = square.sqrt().to(norm)
+    torch._foreach_mul_([*values, *others], (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def _gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The values of the gradients, sparse ones with each row once."""
     values = []
     for parameter in parameters:
         if parameter.grad is None:
@@ -104,8 +165,44 @@ def clip(parameters: Sequence[torch.nn.Parameter], limit: float) -> None:
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
-    if not values:
-        return
-    # All at once: a launch for each parameter takes longer than its work.
-    norm = torch.stack(torch._foreach_norm(values)).norm()
-    torch._foreach_mul_(values, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return values
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> None:
+    """Give all ranks the sum of their gradients, the same bits on each.
+
+    Of sparse gradients only the rows that some rank touched are sent. A parameter that no rank has
+    a gradient of still has none.
+    """
+    kinds = [0 if p.grad is None else 1 + p.grad.is_sparse for p in parameters]
+    counts = torch.tensor(kinds)
+    kinds = ranks.all_rows(counts[None], [1] * ranks.size).amax(dim=0).tolist()
+    dense = [p for p, kind in zip(parameters, kinds, strict=True) if kind == 1]
+    if dense:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in dense]
+        flat = ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        parts = torch.split(flat, [p.numel() for p in dense])
+        for parameter, part in zip(dense, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+    for parameter in (p for p, kind in zip(parameters, kinds, strict=True) if kind == 2):
+        _sum_sparse(parameter, ranks)
+
+
+def _sum_sparse(parameter: torch.nn.Parameter, ranks: Ranks) -> None:
+    """`sum_gradients` of a parameter with a sparse gradient."""
+    rows = torch.zeros(0, dtype=torch.int64, device=parameter.device)
+    values = parameter.new_zeros(0, *parameter.shape[1:])
+    if parameter.grad is not None:
+        gradient = parameter.grad.coalesce()
+        rows, values = gradient._indices()[0], gradient._values()
+    counts = ranks.all_rows(torch.tensor([len(rows)]), [1] * ranks.size).tolist()
+    rows, values = ranks.all_rows(rows, counts), ranks.all_rows(values, counts)
+    touched, places = torch.unique(rows, return_inverse=True)
+    total = values.new_zeros(len(touched), *values.shape[1:])
+    # Rank by rank: in any other order the ranks could differ in the last bit.
+    parts = zip(torch.split(places, counts), torch.split(values, counts), strict=True)
+    for place, value in parts:
+        total[place] += value
+    parameter.grad = torch.sparse_coo_tensor(
+        touched[None], total, parameter.shape, is_coalesced=True, check_invariants=False
+    )

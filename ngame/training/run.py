@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import time
 import warnings
@@ -25,7 +26,7 @@ from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.load import load_encoder
-from ngame.encoders.vectors import core_device, torch_device
+from ngame.encoders.vectors import Vectors, core_device, to_device, torch_device
 from ngame.files import (
     atomic_folder,
     atomic_write,
@@ -37,6 +38,7 @@ from ngame.files import (
     write_json,
 )
 from ngame.prediction.hnsw import require_hnswlib
+from ngame.ranks import Ranks
 from ngame.training.checkpoint import Checkpoint
 from ngame.training.stop import Stop
 
@@ -103,9 +105,11 @@ class Run:
 
     Attributes
     ----------
+    ranks : the processes that train together; only rank 0 writes into `folder`
     dataset : the data, with the pairs to leave out that `Config.self_pairs` asks for
     device : where the encoder and the classifier are trained
-    core_device : where vectors are clustered and searched; None is the host
+    core_device : where vectors are clustered and searched; None is the host, as always where
+        several processes train
     labels : tokens of the label texts
     points, held_out : the points to train on, and those to validate and fit the fusion on: the
         data set's validation points if it has any, else some of its training points
@@ -128,11 +132,17 @@ class Run:
     ) -> None:
         if config.self_pairs == "drop":
             dataset, _ = drop_self_pairs(dataset)
+        self.ranks = Ranks.all()
         self.dataset = dataset
         self.config = config
-        self.folder = folder
+        if self.ranks.size > 1 and config.threads == 0:
+            # The processes of a machine share its CPUs.
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
+            self.config = replace(config, threads=max(1, _core.usable_cpus() // local))
         self.device = torch_device(config.device)
-        self.core_device = core_device(self.device, config.prediction.search)
+        self.core_device = None
+        if self.ranks.size == 1:
+            self.core_device = core_device(self.device, config.prediction.search)
         if config.prediction.search == "hnsw":
             require_hnswlib()
         checked = None if encoder is None else as_encoder(encoder)
@@ -143,9 +153,10 @@ class Run:
         trained, held_out = split_held_out(truth, config, val)
         # Last of the checks: an error in settings or data must leave no folder behind.
         self._lock: IO[str] | None = None
-        if folder is not None:
-            self._lock = _prepare_folder(folder, config, dataset, resume)
-        self.stop = Stop()
+        self.folder = folder if self.ranks.rank == 0 else None
+        if self.folder is not None:
+            self._lock = _prepare_folder(self.folder, config, dataset, resume)
+        self.stop = Stop(self.ranks)
         self.stage: Stage | None = None
         self.log: list[dict[str, Any]] = []
         self.checkpoint = Checkpoint(
@@ -156,8 +167,9 @@ class Run:
             self.rows = np.sort(np.concatenate([trained, held_out]))
         self.all_targets = truth.targets[self.rows]
         try:
-            self.about = _about(dataset, folder)
-            with self.timed("tokenizing"):
+            self.about = _about(dataset, self.folder)
+            # The others read what rank 0 wrote.
+            with self.ranks.first(), self.timed("tokenizing"):
                 self.encoder = (
                     checked if checked is not None else _make_encoder(dataset, config, folder)
                 )
@@ -167,6 +179,7 @@ class Run:
                 own = texts
                 if dataset.val_texts is not None:
                     own = _tokenize(self.encoder, dataset.val_texts, folder, "validation")
+            self.ranks.synchronize(self.encoder)
         except BaseException:
             self.close()
             raise
@@ -187,6 +200,17 @@ class Run:
         spent[part] = round(spent.get(part, 0) + time.monotonic() - started, 2)
         if self.folder is not None:
             write_json(self.folder / "run.json", self.about)
+
+    def own(self, tokens: Tokens) -> Tokens:
+        """This rank's share of some texts."""
+        return tokens if self.ranks.size == 1 else tokens.part(self.ranks.share(len(tokens)))
+
+    def gather(self, vectors: Vectors, rows: int) -> Any:
+        """All ranks' vectors on rank 0, None on the others; `rows` are those of all."""
+        if self.ranks.size == 1:
+            return vectors
+        whole = self.ranks.gather(torch.as_tensor(vectors), self.ranks.counts(rows))
+        return None if whole is None else to_device(whole, self.core_device)
 
     def held_out_texts(self) -> list[str]:
         """Texts of the held-out points."""

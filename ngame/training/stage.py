@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -54,6 +55,8 @@ class Stage:
     ) -> None:
         self.run, self.name, self.number, self.config = run, name, number, config
         self.modules = {key: group.module for key, group in groups.items()}
+        # Of modules that the ranks share: their rows on all ranks.
+        self._rows = {key: group.rows for key, group in groups.items() if group.rows}
         rows = len(run.points.tokens)
         self.sampler = ClusterBatchSampler(
             rows,
@@ -65,7 +68,8 @@ class Stage:
             threads=run.config.threads,
         )
         per_epoch = math.ceil(len(self.sampler) / config.accumulate)
-        self.optimizer = Optimizer(groups.values(), config, config.epochs * per_epoch)
+        updates = config.epochs * per_epoch
+        self.optimizer = Optimizer(groups.values(), config, updates, run.ranks)
         self.loss: _Loss = (
             partial(decoupled_softmax, temperature=config.temperature)
             if config.loss == "softmax"
@@ -95,24 +99,58 @@ class Stage:
         self.epoch, self.batch, self.best = meta["epoch"], meta["batch"], meta["best"]
         self.neighbor_share = meta["neighbor_share"]
         self.run.log = meta["log"]
+        ranks = self.run.ranks
+        if meta.get("ranks", 1) != ranks.size:
+            warnings.warn(
+                f"the run was stopped with {meta.get('ranks', 1)} processes and goes on with "
+                f"{ranks.size}: the batches are the same, the last digits may differ",
+                stacklevel=4,
+            )
         for name, module in self.modules.items():
-            module.load_state_dict(take_prefix(tensors, f"{name}."))
+            module.load_state_dict(self._own(take_prefix(tensors, f"{name}."), name))
         self.optimizer.load(take_prefix(tensors, "optimizer."), meta["updates"])
         self.sampler.load_state_dict(from_tensors(take_prefix(tensors, "sampler.")))
-        self.total_loss = tensors["total_loss"].to(self.run.device)
-        self.best_weights = take_prefix(tensors, "best.")
+        losses = tensors["total_loss"].reshape(-1).to(self.run.device)
+        if len(losses) == ranks.size:
+            self.total_loss = losses[ranks.rank].clone()
+        else:
+            self.total_loss = losses.sum() * (ranks.rank == 0)
+        best = take_prefix(tensors, "best.")
+        self.best_weights = with_prefixes(
+            **{name: self._own(take_prefix(best, f"{name}."), name) for name in self.modules}
+        )
         bank = take_prefix(tensors, "bank.")
         if self.bank is not None and bank:
-            self.bank.load_state_dict(bank)
+            own = ranks.share(len(self.run.points.tokens))
+            self.bank.load_state_dict({name: value[own] for name, value in bank.items()})
+
+    def _own(self, tensors: Mapping[str, torch.Tensor], module: str) -> dict[str, torch.Tensor]:
+        """A module's state on this rank, from that on all."""
+        if module not in self._rows:
+            return dict(tensors)
+        share = self.run.ranks.share(self._rows[module])
+        return {name: value[share].clone() for name, value in tensors.items()}
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The state on all ranks, from those of each; on rank 0."""
+        ranks, whole = self.run.ranks, dict(tensors)
+        for name, value in tensors.items():
+            rows = self._rows.get(name.partition(".")[0])
+            if rows is not None:
+                whole[name] = ranks.gather(value, ranks.counts(rows))  # type: ignore[assignment]
+        return whole
 
     def epochs(self) -> Iterator[int]:
         """The remaining epochs. At the end the modules get the weights to keep.
 
         The loop must call `end_epoch` in each.
         """
+        if self.run.ranks.size > 1:
+            self.run.stop.hold()  # a rank that stops to save needs the others
         self.run.stage = self
         total = self.config.epochs * len(self.sampler)
-        with tqdm(total=total, desc=self.name, disable=None, unit="batch") as self.bar:
+        shown = None if self.run.ranks.rank == 0 else True
+        with tqdm(total=total, desc=self.name, disable=shown, unit="batch") as self.bar:
             self.bar.update(self.epoch * len(self.sampler) + self.batch)
             while self.epoch < self.config.epochs:
                 self.sampler.set_epoch(self.epoch)
@@ -121,8 +159,9 @@ class Stage:
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.total_loss.zero_()
                 self.run.stop.release()
-                if self.epoch == self.config.epochs or self.run.checkpoint.due():
+                if self.epoch == self.config.epochs or self._save_is_due():
                     self.save()
+        self.run.stop.end()
         self.run.stage = None
         if self.best_weights:
             for name, module in self.modules.items():
@@ -132,9 +171,14 @@ class Stage:
         """Cluster the embeddings of the points if a refresh is due, and time it."""
         if self.sampler.due(self.epoch):
             with self.timer:
-                vectors = embeddings()
+                vectors = self.run.gather(embeddings(), self.sampler.n_rows)
                 self.run.stop.hold()
-                self.sampler.refresh(vectors)
+                if vectors is not None:
+                    self.sampler.refresh(vectors)
+                if self.run.ranks.size > 1:
+                    self.sampler.load_state_dict(
+                        self.run.ranks.broadcast(self.sampler.state_dict())
+                    )
             clusters = self.sampler.clusters
             if clusters is not None and isinstance(vectors, np.ndarray) and len(vectors) > 1:
                 self.neighbor_share = clusters.neighbor_share(
@@ -145,13 +189,15 @@ class Stage:
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """The rows of each remaining batch of the epoch, the number of which is `batch`.
 
-        Each batch is seeded by its position in the run, so a resumed run draws the same numbers.
+        Every rank gets all rows, and trains on its share of them. Each batch is seeded by its
+        position in the run, so a resumed run draws the same numbers.
         The loop must call `step` for each.
         """
         plan = self.sampler.plan()
         while self.batch < len(plan):
             seeds = self.seeds(self.batch)
-            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+            rank = self.run.ranks.rank
+            torch.manual_seed(int(seeds.generate_state(rank + 1, np.uint64)[rank] >> 1))
             self.run.stop.hold()
             yield plan[self.batch]
             self.batch += 1
@@ -159,13 +205,22 @@ class Stage:
             # Only just after an update: a checkpoint holds no gradients. `epochs` saves at the end.
             if self.batch % self.config.accumulate == 0 and self.batch < len(plan):
                 self.run.stop.release()
-                if self.run.checkpoint.due():
+                if self._save_is_due():
                     self.save()
         self.run.stop.release()
         self._trained = time.monotonic()
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Add one batch's gradient; update after every `accumulate` batches and after the last."""
+    def _save_is_due(self) -> bool:
+        """Whether to save a checkpoint, by the clock of rank 0."""
+        ranks = self.run.ranks
+        return ranks.most(ranks.rank == 0 and self.run.checkpoint.due()) > 0
+
+    def step(self, loss: torch.Tensor, weight: float) -> None:
+        """Add one batch's gradient; update after every `accumulate` batches and after the last.
+
+        `weight` is the share of the batch's rows that the loss is of.
+        """
+        loss = loss * weight
         size, n_batches = self.config.accumulate, len(self.sampler)
         first = self.batch - self.batch % size  # of the batches that share an update
         last = min(first + size, n_batches) - 1
@@ -177,7 +232,7 @@ class Stage:
     def _show_progress(self) -> None:
         self.bar.update()
         if self.bar.n % 20 == 0 and not self.bar.disable:
-            loss_so_far = self.total_loss.item() / self.batch
+            loss_so_far = self.run.ranks.size * self.total_loss.item() / self.batch
             self.bar.set_postfix_str(self._status(loss_so_far, self.run.log))
 
     def _status(self, loss: float, log: Sequence[Mapping[str, Any]]) -> str:
@@ -207,7 +262,7 @@ class Stage:
                 "stage": self.name,
                 "epoch": self.epoch,
                 "cluster_size": cluster_size,
-                "loss": self.total_loss.item() / len(self.sampler),
+                "loss": self.run.ranks.sum(self.total_loss.clone()).item() / len(self.sampler),
                 **(measured or {"P@1": None, "hard_negative_recall": None}),
                 "neighbor_share": self.neighbor_share if cluster_size > 1 else None,
                 "refresh_share": round(self.timer.share, 4),
@@ -216,7 +271,7 @@ class Stage:
             }
         )
         self.run.write_log()
-        if self.bar.disable:
+        if self.bar.disable and self.run.ranks.rank == 0:
             # What this epoch was scored at, if it was: the bar shows the last scores there are.
             status = self._status(self.run.log[-1]["loss"], self.run.log[-1:])
             took = f"{self.timer.seconds:.0f} s"
@@ -226,12 +281,14 @@ class Stage:
             self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}
 
     def save(self) -> None:
-        """Save a checkpoint for `restore`."""
+        """Save a checkpoint for `restore`: rank 0 gathers what the ranks share, and writes it."""
+        ranks = self.run.ranks
         meta = {
             "stage": self.name,
             "epoch": self.epoch,
             "batch": self.batch,
             "updates": self.optimizer.updates,
+            "ranks": ranks.size,
             "best": self.best,
             "neighbor_share": self.neighbor_share,
             "log": self.run.log,
@@ -239,18 +296,22 @@ class Stage:
         tensors = {
             # Also where the stage does not train it: a resumed run needs its weights.
             **with_prefixes(encoder=self.run.encoder.state_dict()),
-            **self._weights(),
+            **self._whole(self._weights()),
             **with_prefixes(
                 optimizer=self.optimizer.tensors(),
                 sampler=to_tensors(self.sampler.state_dict()),
-                best=self.best_weights,
+                best=self._whole(self.best_weights),
             ),
-            "total_loss": self.total_loss,
+            "total_loss": ranks.all_rows(self.total_loss[None], [1] * ranks.size),
         }
         if self.bank is not None:
-            bank = self.bank.state_dict()
-            tensors |= {f"bank.{name}": torch.as_tensor(value) for name, value in bank.items()}
-        self.run.checkpoint.save(meta, tensors)
+            rows = len(self.run.points.tokens)
+            for name, value in self.bank.state_dict().items():
+                whole = ranks.gather(torch.as_tensor(value), ranks.counts(rows))
+                if whole is not None:
+                    tensors[f"bank.{name}"] = whole
+        if ranks.rank == 0:
+            self.run.checkpoint.save(meta, tensors)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return with_prefixes(**{name: module.state_dict() for name, module in self.modules.items()})

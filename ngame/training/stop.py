@@ -5,16 +5,21 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn, Self
 
+from ngame.ranks import Ranks
+
 
 class Stop:
     """Within the block Ctrl-C raises KeyboardInterrupt, and SIGTERM and SIGHUP raise SystemExit.
 
     Its code is 128 and the number of the signal: 143, and 129 where a terminal or ssh hung up.
-    Between `hold` and `release` they wait. Handlers that the program has set itself are left as
+    Between `hold` and `release` they wait. With several ranks they wait from the first `hold` to
+    `end`: at a `release` all ranks act on a signal that came to any, so all stop at one place.
+    Handlers that the program has set itself are left as
     they are, and so is all of it outside the main thread, where Python cannot set handlers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._held = False
         self._waiting: int | None = None
         self._before: dict[int, Any] = {}
@@ -42,13 +47,21 @@ class Stop:
 
     def release(self) -> None:
         """The state of the run is whole again: a signal that came meanwhile acts now."""
-        self._held = False
+        if self._ranks.size == 1:
+            self._held = False
+        else:
+            self._waiting = self._ranks.most(self._waiting or 0) or None
         if self._waiting is not None:
             self._raise(self._waiting)
 
+    def end(self) -> None:
+        """Let signals act at once from here on."""
+        self._held = False
+
     def _handle(self, number: int, _: FrameType | None) -> None:
-        # A second signal acts at once, for those who do not want to wait.
-        if self._held and self._waiting is None:
+        # A second signal acts at once, for those who do not want to wait; but a rank never stops
+        # alone, where the others would wait for it. (torchrun passes on what the terminal sent.)
+        if self._held and (self._waiting is None or self._ranks.size > 1):
             self._waiting = number
         else:
             self._raise(number)

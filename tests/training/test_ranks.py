@@ -1,0 +1,156 @@
+"""Training in several processes: the run of one, to the rounding."""
+
+import json
+import signal
+
+import processes
+import pytest
+import safetensors.torch
+import tiny
+import torch
+
+from ngame.data.dataset import save_dataset
+
+# Nothing is drawn by the ranks, each for its part: so two are one, to the rounding.
+DRAWLESS = ("encoder.dropout=0.0", "classifier_stage.dropout=0.0")
+KINDS = {
+    "bank": (
+        "keep='best'",
+        "encoder_stage.epochs=3",
+        "encoder_stage.refresh_every=2",
+        "encoder_stage.accumulate=2",
+        "encoder_stage.positives='one'",
+        "encoder_stage.random_labels=5",
+        "encoder_stage.batch_size=27",  # an odd number of rows, and a last batch that is smaller
+        "classifier_stage.accumulate=2",
+        "classifier_stage.cluster_size=4",
+    ),
+    "fine-tuned": (
+        "encoder_stage.epochs=1",
+        "encoder_stage.start_epoch=0",
+        "encoder_stage.embeddings='fresh'",
+        "encoder_stage.loss='triplet'",
+        "classifier_stage.finetune=true",
+        "classifier_stage.loss='triplet'",
+    ),
+}
+
+TRAIN = """
+    import ngame, ngame.cli
+    from ngame.config import Config
+    data, config, folder = sys.argv[2:5]
+    model = ngame.train(
+        ngame.load_dataset(data), Config.load(config), folder=folder or None, resume=True
+    )
+    assert (model is None) == (rank > 0)
+"""
+
+
+def log(folder):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for entry in entries:
+        for name in ("seconds", "measure_seconds", "refresh_share"):
+            del entry[name]
+    return entries
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_as_one(tmp_path, kind):
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(tiny.dataset(points=203), data)
+    tiny.config(*DRAWLESS, *KINDS[kind]).save(config)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, size in ((one, 1), (two, 2)):
+        processes.run(TRAIN, data, config, folder, size=size)
+    assert_alike(one, two)
+
+
+def assert_alike(one, two):
+    """The same run to the rounding."""
+    for ours, theirs in zip(log(two), log(one), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            expected = pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+            assert ours[name] == expected, (name, ours, theirs)
+    for name in ("encoder/model.safetensors", "classifier.safetensors", "vectors.safetensors"):
+        ours, theirs = (safetensors.torch.load_file(folder / name) for folder in (two, one))
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], rtol=2e-2, atol=2e-3)
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (two, one))
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values["P@1"] == pytest.approx(theirs[name]["P@1"], abs=0.04), name
+
+
+# Runs again and again in the same two processes; rank 1, or 0, is killed at a batch of its own.
+KILLED = """
+    import signal, ngame.training.stage as stage
+    import ngame
+    from ngame.config import Config
+    data, config, folder, victim, batch = sys.argv[2:7]
+    step, count = stage.Stage.step, 0
+    def counted(self, *arguments):
+        global count
+        count += 1
+        if rank == int(victim) and count == int(batch):
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, *arguments)
+    stage.Stage.step = counted
+    ngame.train(ngame.load_dataset(data), Config.load(config), folder=folder, resume=True)
+"""
+RESULTS = (
+    "metrics.json",
+    "fusion.json",
+    "classifier.safetensors",
+    "vectors.safetensors",
+    "encoder/model.safetensors",
+)
+
+
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(tiny.dataset(points=203), data)
+    tiny.config("checkpoint_minutes=0", "encoder.dropout=0.1", *KINDS["bank"]).save(config)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    processes.run(TRAIN, data, config, whole)
+    for victim, batch in ((1, 9), (0, 18)):  # in the encoder stage, then in the classifier's
+        arguments = data, config, killed, str(victim), str(batch)
+        done = processes.finish(processes.start(KILLED, *arguments), timeout=60)
+        assert done[victim].returncode == -signal.SIGKILL
+        assert done[1 - victim].returncode == 1
+        assert "ConnectionError: another rank has ended" in done[1 - victim].stderr
+    processes.run(TRAIN, data, config, killed)
+    for name in RESULTS:
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert log(whole) == log(killed)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(tiny.dataset(points=203), data)
+    tiny.config("checkpoint_minutes=0", *DRAWLESS, *KINDS["bank"]).save(config)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    processes.run(TRAIN, data, config, whole, size=1)
+    done = processes.finish(processes.start(KILLED, data, config, moved, "1", "9"), timeout=60)
+    assert done[1].returncode == -signal.SIGKILL
+    again = processes.finish(processes.start(TRAIN, data, config, moved, size=1))[0]
+    assert again.returncode == 0, again.stderr
+    assert "was stopped with 2 processes and goes on with 1" in again.stderr
+    assert_alike(whole, moved)
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_update(tmp_path):
+    """As Ctrl-C does, which torchrun passes on once more."""
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(tiny.dataset(points=203), data)
+    tiny.config("encoder.dropout=0.1", *KINDS["bank"]).save(config)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    processes.run(TRAIN, data, config, whole)
+    code = KILLED.replace("SIGKILL)", "SIGTERM); os.kill(os.getpid(), signal.SIGTERM)")
+    done = processes.finish(processes.start(code, data, config, stopped, "1", "10"))
+    assert [process.returncode for process in done] == [143, 143], done[0].stderr
+    processes.run(TRAIN, data, config, stopped)
+    for name in RESULTS:
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
+    assert log(whole) == log(stopped)
