@@ -166,6 +166,22 @@ py::array_t<int32_t> balanced_clusters_(const py::array& x, const Array<int64_t>
   return order;
 }
 
+py::array_t<int32_t> refine_clusters_(const py::array& x, const Array<int32_t>& order,
+                                      const Array<int64_t>& offsets, int rounds, int threads) {
+  const MatrixView view = matrix_view(x, "x");
+  if (order.size() != view.rows) {
+    throw std::invalid_argument("order has " + std::to_string(order.size()) + " ids, expected " +
+                                std::to_string(view.rows));
+  }
+  py::array_t<int32_t> refined(view.rows);
+  const std::span<int32_t> out(refined.mutable_data(), static_cast<size_t>(refined.size()));
+  compute([&](Cancel& cancel) {
+    refine_clusters(view, {span_of(order), span_of(offsets)}, rounds, thread_count(threads), cancel,
+                    out);
+  });
+  return refined;
+}
+
 double coherence_(const py::array& x, const Array<int32_t>& order, const Array<int64_t>& offsets,
                   int threads) {
   const MatrixView view = matrix_view(x, "x");
@@ -505,6 +521,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("quota_cpus", &quota_cpus, py::arg("root"));
   m.def("balanced_clusters", &balanced_clusters_, py::arg("x"), py::arg("offsets").noconvert(),
         py::arg("seed"), py::arg("max_iter"), py::arg("refine"), py::arg("threads"));
+  m.def("refine_clusters", &refine_clusters_, py::arg("x"), py::arg("order").noconvert(),
+        py::arg("offsets").noconvert(), py::arg("rounds"), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("threads"));
   m.def("number_keys", &number_keys_, py::arg("offsets").noconvert(),

@@ -1,8 +1,11 @@
 #include "cluster.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -453,6 +456,26 @@ void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
   if (params.refine > 0) {
     refine(x, inverse, fetch, offsets, params.refine, params.threads, cancel, order);
   }
+}
+
+void refine_clusters(const MatrixView& x, const ClustersView& given, int rounds, int threads,
+                     Cancel& cancel, std::span<int32_t> order) {
+  // Another thread may change the caller's arrays: what is checked is what is used.
+  std::copy(given.order.begin(), given.order.end(), order.begin());
+  const std::vector<int64_t> offsets(given.offsets.begin(), given.offsets.end());
+  check_offsets(offsets, x.rows, 1);
+  ClustersView{order, offsets}.check(x.rows);
+  std::vector<char> seen(order.size());
+  for (const int32_t id : order) {
+    if (seen[id]++) throw std::invalid_argument("order has id " + std::to_string(id) + " twice");
+  }
+  for (size_t cluster = 1; cluster < offsets.size(); ++cluster) {
+    std::sort(order.begin() + offsets[cluster - 1], order.begin() + offsets[cluster]);
+  }
+  if (x.rows == 0) return;
+  std::vector<float> inverse(static_cast<size_t>(x.rows));
+  inverse_norms(x, threads, cancel, inverse);
+  refine(x, inverse, Fetch(x), offsets, rounds, threads, cancel, order);
 }
 
 double coherence(const MatrixView& x, const ClustersView& given, int threads, Cancel& cancel) {

@@ -23,6 +23,10 @@ struct ClusterParams {
 void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
                        const ClusterParams& params, Cancel& cancel, std::span<int32_t> order);
 
+// Refines given clusters, none of them empty, by `rounds` rounds at most: see refine.h.
+void refine_clusters(const MatrixView& x, const ClustersView& clusters, int rounds, int threads,
+                     Cancel& cancel, std::span<int32_t> order);
+
 // Mean over the clusters of the squared norm of the mean of the cluster's unit vectors: 1 where
 // all rows of a cluster point one way. Zero rows count as the zero vector.
 double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel);

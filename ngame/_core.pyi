@@ -30,6 +30,13 @@ def balanced_clusters(
     refine: int,
     threads: int,
 ) -> npt.NDArray[np.int32]: ...
+def refine_clusters(
+    x: npt.NDArray[Any],
+    order: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    rounds: int,
+    threads: int,
+) -> npt.NDArray[np.int32]: ...
 def coherence(
     x: npt.NDArray[Any],
     order: npt.NDArray[np.int32],

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 START = """
-import os, sys
+import atexit, os, sys
 from datetime import timedelta
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ dist.init_process_group(
     "gloo", init_method="file://" + sys.argv[1], rank=int(os.environ["RANK"]),
     world_size=int(os.environ["WORLD_SIZE"]), timeout=timedelta(seconds=100),
 )
+atexit.register(dist.destroy_process_group)  # else its threads may end the process by an abort
 rank, size = dist.get_rank(), dist.get_world_size()
 """
 

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     # the doors to C++
     "topk": {"_core", "arrays", "dispatch", "files", "ranks"},
     "sparse_topk": {"_core", "arrays"},
-    "cluster": {"_core", "arrays", "dispatch", "files", "topk"},
+    "cluster": {"_core", "arrays", "dispatch", "files", "ranks", "topk"},
     "shortlist": {"_core", "arrays", "cluster"},
     "positives": {"_core", "arrays", "dispatch"},
     "metrics": {"_core", "arrays", "dispatch"},

@@ -168,7 +168,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         """Cluster size that the schedule gives for an epoch; 1 where batches are random."""
         return self._size_at(epoch)
 
-    def refresh(self, source: npt.ArrayLike | Clusters) -> None:
+    def refresh(self, source: npt.ArrayLike | Clusters, *, group: Any = None) -> None:
         """Take new clusters, which the next iteration uses.
 
         Parameters
@@ -177,6 +177,9 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             Embeddings, which `balanced_clusters` groups into clusters of the size scheduled for the
             current epoch (or for the first epoch with clusters, if that is later); or clusters of
             n_rows rows. A tensor may be on any device, and in bfloat16.
+        group : torch.distributed.ProcessGroup, optional
+            Every rank calls with the embeddings of a share of the rows, as in `balanced_clusters`,
+            and takes the same clusters.
 
         Raises
         ------
@@ -192,14 +195,17 @@ class ClusterBatchSampler(RefreshedBatchSampler):
                 raise TypeError(
                     f"source is a {type(source).__name__}, expected embeddings or Clusters"
                 )
-            check_rows("source", len(x), self.n_rows)
+            if group is None:
+                check_rows("source", len(x), self.n_rows)
             with renamed(x="source"):
                 clusters = balanced_clusters(
                     x,
                     size=self.cluster_size_at(max(self.epoch, next(iter(self._schedule)))),
                     seed=int(self._seeds(CLUSTER).generate_state(1)[0]),
                     threads=self._threads,
+                    group=group,
                 )
+            check_rows("source of all ranks", len(clusters.order), self.n_rows)
         self._refreshed("clusters", clusters)
 
     def state_dict(self) -> dict[str, Any]:

@@ -171,18 +171,16 @@ class Stage:
         """Cluster the embeddings of the points if a refresh is due, and time it."""
         if self.sampler.due(self.epoch):
             with self.timer:
-                vectors = self.run.gather(embeddings(), self.sampler.n_rows)
+                vectors = embeddings()
                 self.run.stop.hold()
-                if vectors is not None:
-                    self.sampler.refresh(vectors)
-                if self.run.ranks.size > 1:
-                    self.sampler.load_state_dict(
-                        self.run.ranks.broadcast(self.sampler.state_dict())
-                    )
-            clusters = self.sampler.clusters
-            if clusters is not None and isinstance(vectors, np.ndarray) and len(vectors) > 1:
+                self.sampler.refresh(vectors, group=self.run.ranks.group)
+            clusters, rows = self.sampler.clusters, self.sampler.n_rows
+            if clusters is not None and isinstance(vectors, np.ndarray) and rows > 1:
                 self.neighbor_share = clusters.neighbor_share(
-                    vectors, seed=self.run.config.seed, threads=self.run.config.threads
+                    vectors,
+                    seed=self.run.config.seed,
+                    threads=self.run.config.threads,
+                    group=self.run.ranks.group,
                 )
             self.run.stop.release()
 

@@ -2,6 +2,7 @@ import mmap
 import os
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -155,6 +156,25 @@ def test_refinement_of_small_and_single_clusters(mixture, rows, n_clusters):
     tree, found = tree_and(x, 5, n_clusters=n_clusters)
     is_division(found, np.diff(tree.offsets))
     assert found.coherence(x) > tree.coherence(x) - 0.02
+
+
+def test_refinement_of_given_clusters(mixture, rng):
+    x = mixture(2000, 24)
+    tree, found = tree_and(x, 3, size=7)
+    refine = partial(_core.refine_clusters, x, threads=2)
+    shuffled = np.concatenate([rng.permutation(tree[c]) for c in range(len(tree))])
+    assert (refine(shuffled, tree.offsets, rounds=3) == found.order).all()
+    assert (refine(shuffled, tree.offsets, rounds=0) == tree.order).all()
+    order, offsets = tree.order, tree.offsets
+    twice = np.append(order[:-1], order[:1])
+    for kind, clusters, words in (
+        (ValueError, (order[1:], offsets), "order has 1999 ids, expected 2000"),
+        (ValueError, (twice, offsets), f"order has id {order[0]} twice"),
+        (IndexError, (order + 1, offsets), "order has id 2000, out of range"),
+        (ValueError, (order, np.append(offsets, 2000)), "offsets does not ascend"),
+    ):
+        with pytest.raises(kind, match=words):
+            refine(*clusters, rounds=1)
 
 
 def test_refinement_of_zero_rows(mixture, rng):
