@@ -1,4 +1,4 @@
-"""NGAME batches in several processes: each encodes its share, one clusters, all get the same plan.
+"""NGAME batches in several processes: each encodes and clusters its share, all get the same plan.
 
 torchrun --nproc-per-node 2 examples/with_torchrun.py [DATA]
 """

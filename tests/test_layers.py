@@ -69,6 +69,7 @@ ROOMS: dict[str, set[str]] = {
     },
     # those who use it all
     "adapters": {
+        "ranks",
         "arrays",
         "batches",
         "config",

@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
+from ngame.batches import ClusterBatchSampler
 from ngame.batches.base import refuse_rebuild
 from ngame.encoders.encode import encode_rows
+from ngame.ranks import Ranks
 from ngame.state import from_tensors, to_tensors
 
 
@@ -46,8 +48,9 @@ def refresh_sampler(
     """Encode all rows with the current model, and refresh the sampler with the vectors.
 
     If torch.distributed is initialized, every rank must call this, and encodes its share of the
-    rows. Rank 0 gathers the vectors, refreshes its sampler, and sends the sampler's state to the
-    others, so that all ranks plan from identical clusters. The exchange goes through host memory.
+    rows. A `ClusterBatchSampler` then clusters them on all ranks together, and no rank has all
+    vectors; for another sampler rank 0 gathers them and refreshes its own, and the others take over
+    its state. So all ranks plan from identical clusters. The exchange goes through host memory.
 
     Parameters
     ----------
@@ -66,37 +69,42 @@ def refresh_sampler(
     Raises
     ------
     ValueError
-        As in `ngame.encode_rows` and the sampler's `refresh`. If one rank fails, the others wait
-        until torchrun ends them.
+        As in `ngame.encode_rows` and the sampler's `refresh`.
+    ConnectionError
+        Another rank has ended, because of an error of its own, say.
     """
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-    rows = np.arange(rank, sampler.n_rows, ranks)
-    vectors = encode_rows(
-        lambda chunk: encode(rows[chunk]),
-        len(rows),
-        model=model,
-        chunk_size=chunk_size,
-        lengths=None if lengths is None else np.asarray(lengths)[rows],
-        device=None if together else device,
-    )
-    if not together:
-        sampler.refresh(vectors)
-        return
-    # Only host memory surely has room for all vectors, and a backend for GPUs takes no CPU tensors.
-    on_host = "cpu:gloo" in dist.get_backend_config()
-    group = None if on_host else dist.new_group(backend="gloo")
+    group = made = None
+    if together:
+        # Only host memory surely has room, and a backend for GPUs takes no CPU tensors.
+        on_host = "cpu:gloo" in dist.get_backend_config()
+        group = dist.group.WORLD if on_host else (made := dist.new_group(backend="gloo"))
+    ranks = Ranks(group)
     try:
-        gathered = _gather(np.asarray(vectors), sampler.n_rows, group)
-        if gathered is not None:
-            sampler.refresh(gathered)
-        state = [None if gathered is None else sampler.state_dict()]
-        dist.broadcast_object_list(state, src=0, group=group, device=torch.device("cpu"))
+        own = ranks.share(sampler.n_rows)
+        rows = np.arange(own.start, own.stop)
+        vectors = encode_rows(
+            lambda chunk: encode(rows[chunk]),
+            len(rows),
+            model=model,
+            chunk_size=chunk_size,
+            lengths=None if lengths is None else np.asarray(lengths)[rows],
+            device=None if together else device,
+        )
+        if not together:
+            sampler.refresh(vectors)
+        elif isinstance(sampler, ClusterBatchSampler):
+            sampler.refresh(vectors, group=group)
+        else:
+            whole = ranks.gather(torch.as_tensor(vectors), ranks.counts(sampler.n_rows))
+            if whole is not None:
+                sampler.refresh(whole)
+            state = ranks.broadcast(None if whole is None else sampler.state_dict())
+            if whole is None:
+                sampler.load_state_dict(state)
     finally:
-        if group is not None:
-            dist.destroy_process_group(group)
-    if gathered is None and state[0] is not None:
-        sampler.load_state_dict(state[0])
+        if made is not None:
+            dist.destroy_process_group(made)
 
 
 def count_rows(dataset: Any, name: str) -> int:
@@ -114,26 +122,6 @@ def count_rows(dataset: Any, name: str) -> int:
             "rows or a datasets.Dataset that is not streamed"
         )
     return len(dataset)
-
-
-def _gather(
-    vectors: npt.NDArray[np.float32], n_rows: int, group: Any
-) -> npt.NDArray[np.float32] | None:
-    """All vectors on rank 0, None on the others; rank r of R encoded the rows r, r + R, ..."""
-    ranks = dist.get_world_size()
-    # Collectives need one shape on all ranks: shorter shares are padded.
-    share = torch.zeros(-(-n_rows // ranks), vectors.shape[1])
-    share[: len(vectors)] = torch.from_numpy(vectors)
-    if dist.get_rank() > 0:
-        dist.gather(share, dst=0, group=group)
-        return None
-    shares = [torch.empty_like(share) for _ in range(ranks)]
-    dist.gather(share, shares, dst=0, group=group)
-    gathered = np.empty((n_rows, vectors.shape[1]), np.float32)
-    for rank, theirs in enumerate(shares):
-        rows = gathered[rank::ranks]
-        rows[:] = theirs[: len(rows)].numpy()
-    return gathered
 
 
 class ClusterDataLoader(DataLoader[Any]):

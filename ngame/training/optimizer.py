@@ -174,9 +174,17 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Non
     Of sparse gradients only the rows that some rank touched are sent. A parameter that no rank has
     a gradient of still has none.
     """
-    kinds = [0 if p.grad is None else 1 + p.grad.is_sparse for p in parameters]
-    counts = torch.tensor(kinds)
-    kinds = ranks.all_rows(counts[None], [1] * ranks.size).amax(dim=0).tolist()
+    # Of every gradient the ranks must know whether any has it, and how many rows it touches.
+    about = torch.zeros(len(parameters), 2, dtype=torch.int64)
+    for place, p in enumerate(parameters):
+        if p.grad is None:
+            continue
+        about[place, 0] = 1
+        if p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+            about[place] = torch.tensor([2, p.grad._nnz()])
+    of_ranks = ranks.all_rows(about[None], [1] * ranks.size)
+    kinds, touched = of_ranks[..., 0].amax(dim=0).tolist(), of_ranks[..., 1].T.tolist()
     dense = [p for p, kind in zip(parameters, kinds, strict=True) if kind == 1]
     if dense:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in dense]
@@ -184,18 +192,17 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Non
         parts = torch.split(flat, [p.numel() for p in dense])
         for parameter, part in zip(dense, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-    for parameter in (p for p, kind in zip(parameters, kinds, strict=True) if kind == 2):
-        _sum_sparse(parameter, ranks)
+    for parameter, kind, counts in zip(parameters, kinds, touched, strict=True):
+        if kind == 2:
+            _sum_sparse(parameter, ranks, counts)
 
 
-def _sum_sparse(parameter: torch.nn.Parameter, ranks: Ranks) -> None:
-    """`sum_gradients` of a parameter with a sparse gradient."""
+def _sum_sparse(parameter: torch.nn.Parameter, ranks: Ranks, counts: list[int]) -> None:
+    """`sum_gradients` of a parameter with a sparse gradient, of `counts` rows on each rank."""
     rows = torch.zeros(0, dtype=torch.int64, device=parameter.device)
     values = parameter.new_zeros(0, *parameter.shape[1:])
     if parameter.grad is not None:
-        gradient = parameter.grad.coalesce()
-        rows, values = gradient._indices()[0], gradient._values()
-    counts = ranks.all_rows(torch.tensor([len(rows)]), [1] * ranks.size).tolist()
+        rows, values = parameter.grad._indices()[0], parameter.grad._values()
     rows, values = ranks.all_rows(rows, counts), ranks.all_rows(values, counts)
     touched, places = torch.unique(rows, return_inverse=True)
     total = values.new_zeros(len(touched), *values.shape[1:])

@@ -17,6 +17,7 @@ import torch
 
 from ngame.adapters.torch import ClusterDataLoader, refresh_sampler
 from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatchSampler
+from ngame.cluster import Clusters, balanced_clusters
 from ngame.encoders.bank import EmbeddingBank
 
 ROWS, BATCH = 50, 8
@@ -403,7 +404,11 @@ TWO = textwrap.dedent("""
         print(json.dumps([epoch, seen]))
         dist.all_reduce(torch.ones(1))
     clusters = sampler.clusters
-    print(json.dumps([clusters.order.tolist(), clusters.offsets.tolist()]))
+    other = NeighbourBatchSampler(rows, 8, start_epoch=0, world_size=2, rank=rank)
+    refresh_sampler(other, encode, model=model)
+    print(json.dumps([
+        [clusters.order.tolist(), clusters.offsets.tolist()], other.neighbours.tolist()
+    ]))
     dist.destroy_process_group()
 """)
 
@@ -445,18 +450,18 @@ def test_two_processes_share_each_epoch_without_waiting_for_ever(tmp_path: Any) 
         assert len(set(seen)) == len(seen) == 203 // 16 * 16
         left_out.append(set(range(203)) - set(seen))
     assert not set.intersection(*left_out)  # no row is lost for good
-    # Both hold the clusters of the vectors that they had half of each.
+    # Both hold the clusters, or neighbours, of the vectors that they had half of each.
     assert first[20] == second[20]
     vectors = [
         np.random.default_rng(rank).standard_normal((203, 4)).astype(np.float32) for rank in (0, 1)
     ]
-    gathered = np.where(np.arange(203)[:, None] % 2 == 0, *vectors)
-    sampler = ClusterBatchSampler(203, 8, cluster_size=4, world_size=2)
-    for epoch in range(1, 20):
-        sampler.set_epoch(epoch)
-        sampler.refresh(gathered)
-    assert sampler.clusters is not None
-    assert first[20][0] == sampler.clusters.order.tolist()
+    whole = np.concatenate([vectors[0][:101], vectors[1][101:]])
+    clusters = Clusters(*map(np.array, first[20][0]))
+    assert clusters.coherence(whole) > 0.95 * balanced_clusters(whole, size=4).coherence(whole)
+    sampler = NeighbourBatchSampler(203, 8, start_epoch=0, world_size=2)
+    sampler.refresh(whole)
+    assert sampler.neighbours is not None
+    assert first[20][1] == sampler.neighbours.tolist()
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path: Any) -> None:
