@@ -122,9 +122,13 @@ def train(
 
 
 def _train(run: Run) -> Model:
+    in_full = run.config.classifier_stage.labels == "all"
+    if in_full and run.ranks.size > 1:
+        raise ValueError(
+            'classifier_stage.labels is "all", expected "pool" where several processes train'
+        )
     train_encoder(run)
     encoded = EncodedTexts(run)
-    in_full = run.config.classifier_stage.labels == "all"
     classifier = (train_all_labels if in_full else train_classifier)(run, encoded)
     if run.config.classifier_stage.finetune:
         encoded = EncodedTexts(run)
@@ -265,7 +269,7 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
             if frozen is None:
                 x = _embed(encoder, points.tokens.take(rows))
             else:
-                x = _rows(frozen.points, rows, run.device).float().requires_grad_()
+                x = frozen.batch(rows).requires_grad_()
             x = F.normalize(F.dropout(x, config.dropout), dim=1)
             loss = labels.step(
                 x,
@@ -274,7 +278,7 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
                 config.step * stage.optimizer.share,
                 int(stage.seeds(stage.batch).generate_state(2)[1]),
             )
-            stage.step(loss)
+            stage.step(loss, 1.0)
         measured = None
         if stage.scores_epoch:
             held_out = (frozen or EncodedTexts(run)).held_out
