@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from ngame import _core
 from ngame.arrays import as_count, as_matrix, as_threads, on_gpu
-from ngame.dispatch import dispatched
+from ngame.dispatch import dispatched, on_host
 from ngame.files import atomic_write
 from ngame.topk import pair_scores, topk_arrays
 
@@ -112,8 +112,8 @@ class Clusters:
         float
             1 where all the rows of each cluster point one way, near 0 where they point anywhere.
         """
-        x = self._rows_of(x)
-        return _core.coherence(x, self.order, self.offsets, as_threads(threads))
+        rows: npt.NDArray[Any] = self._as_many(as_matrix(x, "x"))
+        return _core.coherence(rows, self.order, self.offsets, as_threads(threads))
 
     def neighbor_share(
         self,
@@ -133,7 +133,8 @@ class Clusters:
         Parameters
         ----------
         x : float32 or float16 array of shape [n, d]
-            What was clustered, n of 2 or more. Nearest is by the cosine, found by exact search.
+            What was clustered, n of 2 or more; or a CUDA tensor, searched there. Nearest is by the
+            cosine, found by exact search.
         k : int
             Neighbours a row; all others where there are fewer.
         seed : int
@@ -154,13 +155,14 @@ class Clusters:
             `x` has another number of rows than the clusters, or one row only.
         """
         rows, first = len(self.order), 0
+        own_rows: Any  # an array, or a tensor on a GPU
         if group is None:
-            x = self._rows_of(x)
+            own_rows = self._as_many(dispatched(as_matrix)(x, "x"))
         else:
             from ngame.ranks import Ranks
 
-            ranks, x = Ranks(group), as_matrix(x, "x")
-            counts = np.concatenate(ranks.all_arrays(np.array([len(x)])))
+            ranks, own_rows = Ranks(group), as_matrix(x, "x")
+            counts = np.concatenate(ranks.all_arrays(np.array([len(own_rows)])))
             if counts.sum() != rows:
                 raise ValueError(f"x has {counts.sum()} rows, the clusters have {rows}")
             first = int(counts[: ranks.rank].sum())
@@ -171,20 +173,22 @@ class Clusters:
         if rows > _ASKED_ROWS:
             random = np.random.default_rng(as_seed(seed))
             asked = np.sort(random.choice(rows, _ASKED_ROWS, replace=False))
-        own = asked[(asked >= first) & (asked < first + len(x))]
+        own = asked[(asked >= first) & (asked < first + len(own_rows))]
         itself = np.stack([np.arange(len(own)), own], axis=1)
-        near = topk_arrays(x[own - first], x, k, drop=itself, threads=threads, group=group)[1]
+        _, found = topk_arrays(
+            own_rows[own - first], own_rows, k, drop=itself, threads=threads, group=group
+        )
+        near = np.asarray(on_host(found))
         assignment = self.assignment
         shared = assignment[near] == assignment[own, None]
         if group is not None:
             shared = np.concatenate(ranks.all_arrays(shared))
         return float(shared.mean())
 
-    def _rows_of(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        matrix: npt.NDArray[Any] = as_matrix(x, "x")
-        if len(matrix) != len(self.order):
-            raise ValueError(f"x has {len(matrix)} rows, the clusters have {len(self.order)}")
-        return matrix
+    def _as_many(self, x: Any) -> Any:
+        if len(x) != len(self.order):
+            raise ValueError(f"x has {len(x)} rows, the clusters have {len(self.order)}")
+        return x
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file, aside and then in place of `path`."""

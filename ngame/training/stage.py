@@ -42,7 +42,7 @@ class Stage:
     last_refresh : the last epoch that starts with a refresh of the batches; -1 if none does
     score_every : epochs from one scoring to the next; the last epoch is always scored
     neighbor_share : NN10 of the clusters in use (`Clusters.neighbor_share`), by the vectors they
-        were made from; None before the first refresh, and for vectors on a GPU
+        were made from; None before the first refresh
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Stage:
                 self.run.stop.hold()
                 self.sampler.refresh(vectors, group=self.run.ranks.group)
             clusters, rows = self.sampler.clusters, self.sampler.n_rows
-            if clusters is not None and isinstance(vectors, np.ndarray) and rows > 1:
+            if clusters is not None and rows > 1:
                 self.neighbor_share = clusters.neighbor_share(
                     vectors,
                     seed=self.run.config.seed,

@@ -328,6 +328,6 @@ def test_clustering_rejects_nan_in_a_bank_on_a_device(device):
     x[7, 3] = x[31, 2] = torch.nan
     bank.update(range(40), x)
     sampler = ngame.ClusterBatchSampler(40, 8, cluster_size=4)
-    with pytest.raises(ValueError, match="x has NaN or infinity in row 7"):
+    with pytest.raises(ValueError, match="source has NaN or infinity in row 7"):
         sampler.refresh(bank.vectors)
     assert sampler.clusters is None
