@@ -283,9 +283,9 @@ from pathlib import Path
 refreshes, batches, rank = [], [], os.environ["RANK"]
 refresh, pool = ngame.ClusterBatchSampler.refresh, ngame.label_pool
 
-def recorded_refresh(self, source):
+def recorded_refresh(self, source, **options):
     refreshes.append(self.epoch)
-    refresh(self, source)
+    refresh(self, source, **options)
 
 def recorded_pool(labels, rows):
     batches.append(rows.tolist())

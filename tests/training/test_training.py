@@ -194,8 +194,8 @@ def plans(monkeypatch):
         planned.append((self.epoch, self.clusters, batches))
         return batches
 
-    def keep_refresh(self, source):
-        refresh(self, source)
+    def keep_refresh(self, source, **options):
+        refresh(self, source, **options)
         refreshed.append((self.epoch, self.clusters))
 
     monkeypatch.setattr(ClusterBatchSampler, "plan", keep_plan)
