@@ -301,8 +301,8 @@ Path({str(tmp_path)!r}, rank + ".json").write_text(json.dumps([refreshes, batche
     printed = in_two_processes(tmp_path / "run.py", code)
     assert printed.count("epoch 3: 1 batches a process") == 1
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    # Rank 0 clusters, and sends its state to the other.
-    assert [refreshes for refreshes, _ in ranks] == [[1, 2, 3], []]
+    # Both cluster, each its share.
+    assert [refreshes for refreshes, _ in ranks] == [[1, 2, 3], [1, 2, 3]]
     for both in zip(*(batches for _, batches in ranks), strict=True):
         seen = [row for batch in both for row in batch]
         assert len(set(seen)) == len(seen) == 64
