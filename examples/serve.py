@@ -22,14 +22,14 @@ one_at_a_time = asyncio.Lock()  # a prediction uses all processors
 async def predict(request):
     try:
         given = await request.json()
-        texts, k = given["texts"], given.get("k", 5)
+        texts, k = given.get("texts"), given.get("k", 5)
         if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
             raise TypeError("texts is not a list of strings")
         if type(k) is not int or k < 1:
             raise ValueError("k is not a number from 1 on")
         async with one_at_a_time:
             return JSONResponse(await asyncio.to_thread(best, texts, k))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         return JSONResponse({"error": str(error)}, status_code=400)
 
 

@@ -215,7 +215,12 @@ def _parser() -> argparse.ArgumentParser:
         help="one text a line, - for standard input; the vector of a blank line is 0",
     )
     encode.add_argument(
-        "-o", "--output", required=True, metavar="FILE.npy", help="float32 array [n, dim]"
+        "-o",
+        "--output",
+        type=_ending_in(".npy"),
+        required=True,
+        metavar="FILE.npy",
+        help="float32 array [n, dim]",
     )
 
     export = command(
@@ -243,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add_argument(
         "-o",
         "--output",
+        type=_ending_in(".npz"),
         required=True,
         metavar="FILE.npz",
         help="arrays `order` (row ids, cluster after cluster) and `offsets`",
@@ -583,6 +589,15 @@ def _output(path: str) -> str:
     if path != "-" and not path.endswith((".jsonl", ".tsv", ".npz")):
         raise argparse.ArgumentTypeError(f"{path} ends in none of .jsonl, .tsv, .npz")
     return path
+
+
+def _ending_in(ending: str) -> Callable[[str], str]:
+    def check(path: str) -> str:
+        if not path.endswith(ending):
+            raise argparse.ArgumentTypeError(f"{path} does not end in {ending}")
+        return path
+
+    return check
 
 
 def _rank(text: str) -> int:

@@ -292,6 +292,10 @@ def test_predictions_by_suffix(call, mistake, run, tmp_path):
     assert len(json.loads(call("predict", run, "--text", texts[0], "-o", "-")[1])["ids"]) == 10
     err = mistake("predict", run, "--text", "a", "-o", tmp_path / "found.csv")
     assert "found.csv ends in none of .jsonl, .tsv, .npz" in err
+    err = mistake("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "found.csv")
+    assert "found.csv does not end in .npy" in err
+    err = mistake("cluster", "vectors.npy", "--size", 2, "-o", tmp_path / "found.npy")
+    assert "found.npy does not end in .npz" in err
 
 
 def test_evaluate_beyond_what_was_predicted(call, run, data, tmp_path):
@@ -377,7 +381,18 @@ def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"ngame {ngame.__version__}\n")
     status, out, _ = call("--help")
     assert status == 0
-    assert re.findall(r"\n  (\d+) ", out) == ["0", "1", "2", "3", "4", "129", "130", "141", "143"]
+    assert re.findall(r"\n  (\d+) ", out) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "129",
+        "130",
+        "141",
+        "143",
+    ]
     for command in (
         "train",
         "predict",
