@@ -550,7 +550,7 @@ def _config(_: argparse.Namespace) -> None:
     print(
         "# The settings of `ngame train` with their defaults. Edit a copy and pass it as --config\n"
         "# FILE, or pass a single setting as --set encoder.dim=512. Some that are not given are\n"
-        "# chosen by the size of the data instead: epochs, dropout, losses.\n"
+        "# chosen by the size of the data instead: epochs, batch size, dropout, losses.\n"
     )
     print(described(), end="")
 
