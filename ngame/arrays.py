@@ -4,7 +4,7 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,18 @@ Pairs: TypeAlias = Csr | npt.ArrayLike
 
 Pattern = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 """A CSR pattern as the core takes it: indptr, indices (both int32 or both int64), columns."""
+
+
+class ProcessGroup(Protocol):
+    """A process group of torch.distributed, without the import of torch."""
+
+    def rank(self) -> int:
+        """Number of this process in the group."""
+        ...
+
+    def size(self) -> int:
+        """Number of processes."""
+        ...
 
 
 def on_gpu(value: Any) -> bool:

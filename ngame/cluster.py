@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import as_count, as_matrix, as_threads, on_gpu
+from ngame.arrays import ProcessGroup, as_count, as_matrix, as_threads, on_gpu
 from ngame.dispatch import dispatched, on_host
 from ngame.files import atomic_write
 from ngame.topk import pair_scores, topk_arrays
@@ -122,7 +122,7 @@ class Clusters:
         *,
         seed: int = 0,
         threads: int = 0,
-        group: Any = None,
+        group: ProcessGroup | None = None,
     ) -> float:
         """NN10 where k is 10: how many of a row's k nearest rows lie in its own cluster.
 
@@ -221,7 +221,7 @@ def balanced_clusters(
     max_iter: int = 20,
     refine: int = 5,
     threads: int = 0,
-    group: Any = None,
+    group: ProcessGroup | None = None,
 ) -> Clusters:
     """Divide rows into clusters of exact sizes: a tree of balanced 2-means, then refinement.
 

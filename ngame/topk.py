@@ -11,6 +11,7 @@ from ngame import _core
 from ngame.arrays import (
     Pairs,
     Pattern,
+    ProcessGroup,
     as_count,
     as_matrix,
     as_pairs,
@@ -48,7 +49,7 @@ def topk_arrays(
     metric: Metric = "cosine",
     drop: Pairs | None = None,
     threads: int = 0,
-    group: Any = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Any, Any]:
     """Find the k items with the highest score for every query, exactly.
 
@@ -150,7 +151,7 @@ class ExactIndex:
         metric: Metric = "cosine",
         *,
         threads: int = 0,
-        group: Any = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         _on_host(items, "items")
         self._items, cosine = _as_items(items, metric)
@@ -411,7 +412,7 @@ def topk(
     metric: Metric = "cosine",
     drop: Pairs | None = None,
     threads: int = 0,
-    group: Any = None,
+    group: ProcessGroup | None = None,
 ) -> Any:
     """Find the k items with the highest score for every query, as a sparse matrix.
 

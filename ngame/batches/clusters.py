@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, as_count, renamed
+from ngame.arrays import MAX_THREADS, Csr, ProcessGroup, as_count, renamed
 from ngame.batches.base import (
     CLUSTER,
     Order,
@@ -168,7 +168,9 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         """Cluster size that the schedule gives for an epoch; 1 where batches are random."""
         return self._size_at(epoch)
 
-    def refresh(self, source: npt.ArrayLike | Clusters, *, group: Any = None) -> None:
+    def refresh(
+        self, source: npt.ArrayLike | Clusters, *, group: ProcessGroup | None = None
+    ) -> None:
         """Take new clusters, which the next iteration uses.
 
         Parameters
