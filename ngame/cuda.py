@@ -622,7 +622,7 @@ class _Product:
 
     def __init__(self, queries: torch.Tensor, items: torch.Tensor, k: int) -> None:
         device = queries.device
-        # Candidates take memory too: about 64 k bytes a query.
+        # Candidates take memory too: of a query some 64 bytes for each of the k.
         block = max(1, min(_BLOCK_QUERIES, len(queries), max(128, _BLOCK_SCORES // (4 * k))))
         # Rows of 16 bytes: else the product is several times slower.
         columns, width = (

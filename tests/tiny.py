@@ -55,6 +55,27 @@ SETTINGS = (
 )
 """Small and quick: 16 wide, two epochs a stage, clusters from the second one on."""
 
+FINETUNED = (
+    "encoder_stage.epochs=1",
+    "encoder_stage.start_epoch=0",
+    "encoder_stage.embeddings='fresh'",
+    "encoder_stage.loss='triplet'",
+    "classifier_stage.finetune=true",
+    "classifier_stage.loss='triplet'",
+)
+"""More of them, for stages that train the encoder twice."""
+
+RESULTS = (
+    "metrics.json",
+    "fusion.json",
+    "classifier.safetensors",
+    "vectors.safetensors",
+    "encoder/model.safetensors",
+    "encoder/tokenizer.json",
+    "labels.jsonl",
+)
+"""Files of a run that another run of the same must equal, byte for byte."""
+
 
 def config(*sets):
     """`SETTINGS` and more."""

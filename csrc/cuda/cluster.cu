@@ -291,8 +291,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// The same where nodes are fewer than blocks that run at once: several blocks share the rows of a
-// node, and a launch is what they wait for.
+// The same where nodes are fewer than the blocks that can run at once: several blocks share the
+// rows of a node. Each step is a launch of its own, since blocks wait for each other only between
+// launches.
 struct Spread {
   int64_t parts;        // blocks of a node
   float* partial;       // [nodes, parts, cols]
@@ -344,9 +345,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   learner.add(own.first, own.last, to);
 }
 
-// What one block of a node does with the scores: nothing at first.
+// What the sums of a round are for: the total of all rows, the next direction of the power method,
+// or the left sum of 2-means.
 enum class Step { begin, power, means };
 
+// Weighs a node's rows by their scores, of all its blocks. A block for each node.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kThreads, 2)
     spread_weigh(Matrix x, const float* inverse, Level level, Spread spread, Step step) {
@@ -359,7 +362,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// And with the sums of all.
+// Adds up the partial sums of a node's blocks and turns its direction. A block for each node.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kThreads, 2)
     spread_turn(Matrix x, const float* inverse, Level level, Spread spread, Step step) {

@@ -25,14 +25,7 @@ KINDS = {
         "classifier_stage.accumulate=2",
         "classifier_stage.cluster_size=4",
     ),
-    "fine-tuned": (
-        "encoder_stage.epochs=1",
-        "encoder_stage.start_epoch=0",
-        "encoder_stage.embeddings='fresh'",
-        "encoder_stage.loss='triplet'",
-        "classifier_stage.finetune=true",
-        "classifier_stage.loss='triplet'",
-    ),
+    "fine-tuned": tiny.FINETUNED,
 }
 
 # One process clusters what the others have, too: so that the clusters are the same.
@@ -110,13 +103,6 @@ KILLED = """
     stage.Stage.step = counted
     ngame.train(ngame.load_dataset(data), Config.load(config), folder=folder, resume=True)
 """
-RESULTS = (
-    "metrics.json",
-    "fusion.json",
-    "classifier.safetensors",
-    "vectors.safetensors",
-    "encoder/model.safetensors",
-)
 
 
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
@@ -132,7 +118,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
         assert done[1 - victim].returncode == 1
         assert "ConnectionError: another rank has ended" in done[1 - victim].stderr
     processes.run(TRAIN, data, config, killed)
-    for name in RESULTS:
+    for name in tiny.RESULTS:
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert log(whole) == log(killed)
 
@@ -163,6 +149,6 @@ def test_a_signal_to_one_rank_stops_all_at_one_update(tmp_path):
     done = processes.finish(processes.start(code, data, config, stopped, "1", "10"))
     assert [process.returncode for process in done] == [143, 143], done[0].stderr
     processes.run(TRAIN, data, config, stopped)
-    for name in RESULTS:
+    for name in tiny.RESULTS:
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
     assert log(whole) == log(stopped)

@@ -29,24 +29,6 @@ BANK = (
     "classifier_stage.accumulate=2",
     "classifier_stage.cluster_size=4",
 )
-FINETUNED = (
-    "encoder_stage.epochs=1",
-    "encoder_stage.start_epoch=0",
-    "encoder_stage.embeddings='fresh'",
-    "encoder_stage.loss='triplet'",
-    "classifier_stage.finetune=true",
-    "classifier_stage.loss='triplet'",
-)
-RESULTS = (
-    "metrics.json",
-    "fusion.json",
-    "classifier.safetensors",
-    "vectors.safetensors",
-    "encoder/model.safetensors",
-    "encoder/tokenizer.json",
-    "labels.jsonl",
-)
-
 # Imports once, then forks one run after the other. The first run finishes. The next ones are killed
 # by SIGKILL just before they rename their first, second, third ... file. The following ones are
 # killed at their fourth to eighth file, and so a few batches further each time. The last finishes.
@@ -90,7 +72,7 @@ def log(folder):
 
 
 def assert_same_run(a, b):
-    for name in RESULTS:
+    for name in tiny.RESULTS:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     assert log(a) == log(b)
 
@@ -99,7 +81,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("sets", [BANK, FINETUNED], ids=["bank", "fine-tuned"])
+@pytest.mark.parametrize("sets", [BANK, tiny.FINETUNED], ids=["bank", "fine-tuned"])
 def test_killed_again_and_again(tmp_path, sets):
     data, config = tmp_path / "data", tmp_path / "config.toml"
     save_dataset(tiny.dataset(points=200), data)
@@ -178,9 +160,9 @@ def test_full_disk(dataset, finished, tmp_path, monkeypatch):
 
 
 def test_a_finished_run_can_be_resumed(dataset, finished):
-    before = {name: (finished / name).read_bytes() for name in RESULTS}
+    before = {name: (finished / name).read_bytes() for name in tiny.RESULTS}
     ngame.train(dataset, config(), folder=finished, resume=True)
-    assert {name: (finished / name).read_bytes() for name in RESULTS} == before
+    assert {name: (finished / name).read_bytes() for name in tiny.RESULTS} == before
 
 
 def test_time_between_checkpoints_may_change(dataset, finished):
