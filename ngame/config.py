@@ -173,7 +173,7 @@ class ClassifierStageConfig(StageConfig):
     labels: Literal["pool", "all"] = setting(
         "pool",
         "Labels that a batch is compared with: its points' positives, or all that have a training "
-        "point, by the softmax, in bfloat16. All pay where each has many points.",
+        "point, by the softmax, in bfloat16, which takes longer.",
     )
     step: float = setting(
         0.1, "labels = all: length of the first step of a label's vector.", above=0
