@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 START = """
-import atexit, os, sys
+import gc, os, sys
 from datetime import timedelta
 import numpy as np
 import torch
@@ -17,8 +17,15 @@ dist.init_process_group(
     "gloo", init_method="file://" + sys.argv[1], rank=int(os.environ["RANK"]),
     world_size=int(os.environ["WORLD_SIZE"]), timeout=timedelta(seconds=100),
 )
-atexit.register(dist.destroy_process_group)  # else its threads may end the process by an abort
-rank, size = dist.get_rank(), dist.get_world_size()
+names = dict(globals(), rank=dist.get_rank(), size=dist.get_world_size())
+try:
+    exec(compile(os.environ["CODE"], "code", "exec"), names)
+finally:
+    # The group's threads end with its last reference. A thread that lets go of a tensor later,
+    # when the interpreter ends, aborts the process.
+    names.clear()
+    gc.collect()
+    dist.destroy_process_group()
 """
 
 
@@ -37,8 +44,13 @@ def run(code, *arguments, size=2, timeout=300):
 def start(code, *arguments, size=2):
     """Start the code on every rank."""
     meeting = Path(tempfile.mkdtemp()) / "meeting"
-    command = [sys.executable, "-c", START + textwrap.dedent(code), meeting, *arguments]
-    environment = {**os.environ, "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", START, meeting, *arguments]
+    environment = {
+        **os.environ,
+        "CODE": textwrap.dedent(code),
+        "WORLD_SIZE": str(size),
+        "OMP_NUM_THREADS": "1",
+    }
     return [
         subprocess.Popen(
             command,
