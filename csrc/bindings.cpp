@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "adam.h"
 #include "batches.h"
 #include "cluster.h"
 #include "kernels.h"
@@ -326,6 +327,27 @@ py::array pair_scores_(const py::array& queries, const py::array& items, const C
   });
 }
 
+void adam_rows_(Array<float> weight, Array<float> mean, Array<float> square,
+                const Array<int64_t>& rows, const Array<float>& gradient, float first, float second,
+                float rate, float epsilon, int threads) {
+  const auto shaped = [](const Array<float>& array, py::ssize_t n, py::ssize_t d) {
+    return array.ndim() == 2 && array.shape(0) == n && array.shape(1) == d;
+  };
+  if (weight.ndim() != 2 || rows.ndim() != 1) {
+    throw std::invalid_argument("weight must have two dimensions, rows one");
+  }
+  const py::ssize_t n = weight.shape(0), d = weight.shape(1);
+  if (!shaped(mean, n, d) || !shaped(square, n, d) || !shaped(gradient, rows.size(), d)) {
+    throw std::invalid_argument(
+        "mean and square must have the shape of weight, gradient [rows, d]");
+  }
+  const AdamTable table{weight.mutable_data(), mean.mutable_data(), square.mutable_data(), n, d};
+  compute([&](Cancel& cancel) {
+    adam_rows(table, span_of(rows), gradient.data(), {first, second, rate, epsilon},
+              thread_count(threads), cancel);
+  });
+}
+
 py::tuple in_batch_positives_(const Csr& labels, const Array<int64_t>& rows,
                               const Array<int64_t>& columns) {
   return with_index(labels, [&](auto index) {
@@ -542,6 +564,10 @@ PYBIND11_MODULE(_core, m) {
         py::arg("k"), py::arg("cosine"), py::arg("drop"), py::arg("threads"));
   m.def("pair_scores", &pair_scores_, py::arg("queries"), py::arg("items"), py::arg("pairs"),
         py::arg("cosine"), py::arg("threads"));
+  m.def("adam_rows", &adam_rows_, py::arg("weight").noconvert(), py::arg("mean").noconvert(),
+        py::arg("square").noconvert(), py::arg("rows").noconvert(), py::arg("gradient").noconvert(),
+        py::arg("first"), py::arg("second"), py::arg("rate"), py::arg("epsilon"),
+        py::arg("threads"));
   m.def("in_batch_positives", &in_batch_positives_, py::arg("labels"), py::arg("rows").noconvert(),
         py::arg("columns").noconvert());
   m.def("label_pool", &label_pool_, py::arg("labels"), py::arg("rows").noconvert());

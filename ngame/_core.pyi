@@ -88,6 +88,18 @@ def pair_scores(
     cosine: bool,
     threads: int,
 ) -> npt.NDArray[np.float32]: ...
+def adam_rows(
+    weight: npt.NDArray[np.float32],
+    mean: npt.NDArray[np.float32],
+    square: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    gradient: npt.NDArray[np.float32],
+    first: float,
+    second: float,
+    rate: float,
+    epsilon: float,
+    threads: int,
+) -> None: ...
 def in_batch_positives(
     labels: _Csr, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...

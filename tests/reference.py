@@ -96,6 +96,14 @@ def hard_negatives(
     return allowed
 
 
+def adam_rows(weight, mean, square, rows, gradient, first, second, rate, epsilon):
+    """Adam on some rows of a table, in float32, in place."""
+    first, second, rate, epsilon = np.float32([first, second, rate, epsilon])
+    mean[rows] += (gradient - mean[rows]) * (1 - first)
+    square[rows] += (gradient * gradient - square[rows]) * (1 - second)
+    weight[rows] -= rate * (mean[rows] / (np.sqrt(square[rows]) + epsilon))
+
+
 def in_batch_positives(labels, rows, columns):
     """The mask of the known positives of a batch, dense."""
     return stored(labels)[np.ix_(rows, columns)]

@@ -1,10 +1,12 @@
 """The optimizer of a stage, for parameters with dense and with sparse gradients."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from ngame import _core
 from ngame.config import StageConfig
 from ngame.ranks import Ranks
 from ngame.state import take_prefix, with_prefixes
@@ -72,7 +74,7 @@ class Optimizer:
                 dense, weight_decay=config.weight_decay, fused=fused
             )
         if sparse:
-            self._optimizers["sparse"] = torch.optim.SparseAdam(sparse)
+            self._optimizers["sparse"] = SparseAdam(sparse)
         self._clip = config.clip
         self._warmup = max(1, round(config.warmup * updates))
         self._total_updates = max(1, updates)
@@ -130,6 +132,46 @@ class Optimizer:
             rows = self._rows.get(id(parameters[int(key.partition(".")[0])]), 0)
             if rows and value.dim():
                 yield key, rows
+
+
+class SparseAdam(torch.optim.SparseAdam):
+    """PyTorch's, whose update of a table of float32 rows on the CPU is one pass in the core."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the rows that have a gradient; gradients that the core has used are cleared."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                if p.grad is None or not _in_core(p):
+                    continue
+                gradient, p.grad = p.grad.coalesce(), None
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0}
+                    state |= {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
+                state["step"] += 1
+                n = state["step"]
+                _core.adam_rows(
+                    p.numpy(),
+                    state["exp_avg"].numpy(),
+                    state["exp_avg_sq"].numpy(),
+                    gradient.indices()[0].numpy(),
+                    gradient.values().contiguous().numpy(),
+                    first,
+                    second,
+                    group["lr"] * math.sqrt(1 - second**n) / (1 - first**n),
+                    group["eps"],
+                    torch.get_num_threads(),
+                )
+                torch.autograd.graph.increment_version(p)
+        super().step(closure)  # type: ignore[no-untyped-call]  # the others
+
+
+def _in_core(parameter: torch.nn.Parameter) -> bool:
+    """Whether the core updates this parameter."""
+    kind = parameter.device.type, parameter.dtype, parameter.dim()
+    return kind == ("cpu", torch.float32, 2) and parameter.is_contiguous()
 
 
 def clip(

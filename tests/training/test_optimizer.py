@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ngame.config import StageConfig
-from ngame.training.optimizer import Optimizer, ParameterGroup, clip
+from ngame.training.optimizer import Optimizer, ParameterGroup, SparseAdam, clip
 
 
 def test_learning_rates_rise_and_fall():
@@ -37,3 +37,28 @@ def test_clipping_counts_sparse_and_dense_gradients_together(limit):
     scale = min(1, limit / norm)
     for old, parameter in zip(before, parameters, strict=True):
         torch.testing.assert_close(parameter.grad.to_dense(), old * scale, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_adam_is_that_of_pytorch(dtype):
+    """In the core or not; rows that come twice or never, and a table without a gradient."""
+    torch.manual_seed(0)
+    start = torch.randn(6, 5, dtype=dtype)
+    tables = [torch.nn.Embedding(6, 5, sparse=True, dtype=dtype) for _ in range(3)]
+    for table in tables:
+        table.weight.data.copy_(start)
+    ours = SparseAdam([tables[0].weight, tables[2].weight], lr=0.1)
+    theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1)
+    for ids in ([1, 4, 4], [0, 1], [5], [1, 2, 3]):
+        scale = torch.randn(len(ids), 5, dtype=dtype)
+        for table, optimizer in zip(tables[:2], (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            (table(torch.tensor(ids)) * scale).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(tables[0].weight, tables[1].weight)
+    assert (tables[2].weight == start).all()
+    state, expected = (o.state_dict()["state"][0] for o in (ours, theirs))
+    assert state.keys() == expected.keys()
+    assert state["step"] == expected["step"]
+    for name in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(state[name], expected[name])
