@@ -223,6 +223,19 @@ def sklearn_sparse_topk(queries: Any, items: Any, k: int, threads: int) -> Run:
     return sklearn_topk(queries, items, k, threads)
 
 
+def pecos_xr_linear(x: Any, y: Any, x_test: Any, k: int, threads: int) -> Run:
+    """Predictions of linear trees: labels are clustered by their points."""
+    from pecos.xmc import Indexer, LabelEmbeddingFactory
+    from pecos.xmc.xlinear.model import XLinearModel
+
+    def run() -> dict[str, Any]:
+        tree = Indexer.gen(LabelEmbeddingFactory.create(y, x, method="pifa"), threads=threads)
+        model = XLinearModel.train(x, y, C=tree, threads=threads, negative_sampling_scheme="tfn")
+        return csr_arrays(model.predict(x_test, only_topk=k, beam_size=20, threads=threads).tocsr())
+
+    return run
+
+
 def csr_arrays(matrix: Any) -> dict[str, Any]:
     """The arrays of a CSR matrix with sorted indices, by name."""
     matrix.sort_indices()

@@ -1,5 +1,6 @@
 """Every command as a person would call it: what it prints, what it writes, its errors."""
 
+import fcntl
 import io
 import json
 import os
@@ -644,23 +645,25 @@ def test_stopped_by_hand(call, data, tmp_path, monkeypatch):
 def test_stopped_while_it_trains(data, tmp_path, number, status):
     """The log shows each epoch at once; the run goes on from its last update, to the same end."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    arguments = [*SETS, "--set=encoder_stage.epochs=40", "--set=checkpoint_minutes=100"]
+    arguments = [*SETS, "--set=encoder_stage.epochs=60", "--set=checkpoint_minutes=100"]
     command = [sys.executable, "-m", "ngame", "train", data, "-o"]
     child = subprocess.Popen(
         [*command, stopped, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,
     )
-    assert child.stderr.readline().startswith("encoder: epoch 1/40, loss ")
+    # The other lines do not fit into the pipe, so it is not done when it is stopped.
+    fcntl.fcntl(child.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    assert child.stderr.readline().startswith(b"encoder: epoch 1/60, loss ")
     child.send_signal(number)
-    err = child.communicate()[1]
+    err = child.communicate()[1].decode()
     assert child.returncode == status
     assert err.endswith(
         f"ngame: to go on: ngame train {data} -o {stopped} --resume\nngame: stopped\n"
     )
     meta, _ = Checkpoint(stopped / "checkpoint", 0).load()
-    assert 0 < meta["updates"] < 40 * 8
+    assert 0 < meta["updates"] < 60 * 8
     assert main([*command[3:], str(stopped), "--resume"]) == 0
     assert main([*command[3:], str(whole), *arguments]) == 0
     assert (whole / "metrics.json").read_text() == (stopped / "metrics.json").read_text()
