@@ -23,6 +23,13 @@ import ngame
 from ngame import metrics
 from ngame.arrays import as_threads, text_fault
 from ngame.config import SCORERS
+from ngame.data.predictions import (
+    SUFFIXES,
+    as_jsonl,
+    best_first,
+    read_predictions,
+    write_predictions,
+)
 from ngame.files import DamagedFileError, atomic_write, say
 
 # What the user can put right, in arguments or files.
@@ -195,7 +202,10 @@ def _parser() -> argparse.ArgumentParser:
         "Evaluate predictions, or a run, on test points: P, N, R, PSP and PSN in percent.",
     )
     evaluate.add_argument(
-        "predictions", metavar="RUN|FILE.npz", help="folder of a run, or a CSR matrix of scores"
+        "predictions",
+        metavar="RUN|FILE",
+        help="folder of a run, or predictions of the test points: .jsonl, .tsv or .npz, as `ngame "
+        "predict --data DATA -o FILE` writes them, or a .npz of arrays ids and scores",
     )
     evaluate.add_argument("data", metavar="DATA", help="data set whose test points are the truth")
     evaluate.add_argument(
@@ -369,43 +379,10 @@ def _predict(options: argparse.Namespace) -> None:
     if options.output is None:
         _print_predictions(model, texts, found)
     elif options.output == "-":
-        sys.stdout.writelines(_as_jsonl(texts, found, model.label_texts))
+        sys.stdout.writelines(as_jsonl(texts, found, model.label_texts))
     else:
-        with atomic_write(options.output) as aside:
-            if aside.suffix == ".npz":
-                with open(aside, "wb") as file:
-                    sp.save_npz(file, found)
-            else:
-                write = _as_jsonl if aside.suffix == ".jsonl" else _as_tsv
-                with open(aside, "w", encoding="utf8", newline="\n") as lines:
-                    lines.writelines(write(texts, found, model.label_texts))
+        write_predictions(options.output, texts, found, model.label_texts)
         print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
-
-
-def _as_jsonl(
-    texts: Sequence[str], found: sp.csr_matrix, label_texts: Sequence[str]
-) -> Iterator[str]:
-    """A text a line, with its labels best first."""
-    for row, text in enumerate(texts):
-        best = list(_best_first(found[row]))
-        line = {
-            "text": text,
-            "labels": [label_texts[label] for label, _ in best],
-            "ids": [label for label, _ in best],
-            "scores": [score for _, score in best],
-        }
-        yield json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def _as_tsv(
-    texts: Sequence[str], found: sp.csr_matrix, label_texts: Sequence[str]
-) -> Iterator[str]:
-    """A header, then a label a line; tabs and line ends within texts become spaces."""
-    yield "row\trank\tid\tscore\tlabel\ttext\n"
-    for row, text in enumerate(texts):
-        for rank, (label, score) in enumerate(_best_first(found[row]), 1):
-            words = (" ".join(one.split()) for one in (label_texts[label], text))
-            yield "\t".join([str(row), str(rank), str(label), f"{score:.6g}", *words]) + "\n"
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -418,15 +395,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
     with _reading():
-        found = _load(
-            path,
-            _load_npz,
-            b"PK",
-            "a .npz file of predictions, such as `ngame predict -o FILE.npz` writes",
-        )
-        found = sp.csr_matrix(found)
         dataset = _without_self_pairs(_dataset(options.data))
-        _, truth, drop = _test_points(dataset)
+        texts, truth, drop = _test_points(dataset)
+        found = read_predictions(path, texts, dataset.label_texts)
         metrics.warn_of_unlabelled(truth, drop)
         weights = metrics.inverse_propensity(dataset.train_labels)
         scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
@@ -586,8 +557,8 @@ def _info(_: argparse.Namespace) -> None:
 
 
 def _output(path: str) -> str:
-    if path != "-" and not path.endswith((".jsonl", ".tsv", ".npz")):
-        raise argparse.ArgumentTypeError(f"{path} ends in none of .jsonl, .tsv, .npz")
+    if path != "-" and not path.endswith(SUFFIXES):
+        raise argparse.ArgumentTypeError(f"{path} ends in none of {', '.join(SUFFIXES)}")
     return path
 
 
@@ -689,11 +660,6 @@ def _load(path: Path, reader: Callable[[Path], Any], magic: bytes, expected: str
         raise _InputError(f"{path} cannot be read as {expected}: {error}") from None
 
 
-def _load_npz(path: Path) -> Any:
-    with open(path, "rb") as file:  # SciPy leaves a damaged file open
-        return sp.load_npz(file)
-
-
 def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False) -> None:
     """Print metrics in percent, a scorer a row, in as many tables as the width needs."""
     first = next(iter(rows.values()))
@@ -720,15 +686,10 @@ def _print_predictions(
     for row, text in enumerate(texts):
         print(_short(text))
         right = set() if truth is None else set(truth[row].indices)
-        for label, score in _best_first(found[row]):
+        for label, score in best_first(found[row]):
             mark = "*" if label in right else " "
             print(f"  {mark} {score:7.3f}  {_short(model.label_texts[label])}")
         print()
-
-
-def _best_first(row: sp.csr_matrix) -> Iterator[tuple[int, float]]:
-    for place in np.argsort(-row.data, kind="stable"):
-        yield int(row.indices[place]), float(row.data[place])
 
 
 def _short(text: str, length: int = 96) -> str:

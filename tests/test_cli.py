@@ -299,6 +299,27 @@ def test_predictions_by_suffix(call, mistake, run, tmp_path):
     assert "found.npy does not end in .npz" in err
 
 
+def test_evaluate_reads_what_predict_writes(call, mistake, run, data, tmp_path):
+    tables = []
+    for name in ("found.npz", "found.jsonl", "found.tsv", "arrays.npz"):
+        path = tmp_path / name
+        if name == "arrays.npz":
+            lines = (tmp_path / "found.jsonl").read_text().splitlines()
+            best = [json.loads(line) for line in lines]
+            np.savez(path, **{key: [one[key] for one in best] for key in ("ids", "scores")})
+        else:
+            assert call("predict", run, "--data", data, "-k", 10, "-o", path)[0] == 0
+        status, out, err = call("evaluate", path, data, "-k", 1, 5)
+        assert (status, err) == (0, "")
+        tables.append(out.replace(name, "").split())
+    assert tables[0] == tables[1] == tables[2] == tables[3]
+    # Predictions of other texts are refused.
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.dataset().train_texts[:60]))
+    call("predict", run, "--texts", tmp_path / "texts.txt", "-o", tmp_path / "other.jsonl")
+    err = mistake("evaluate", tmp_path / "other.jsonl", data, status=3)
+    assert re.search(r"other.jsonl:1: the text is '.*', that of test point 0 '", err)
+
+
 def test_evaluate_beyond_what_was_predicted(call, run, data, tmp_path):
     path = tmp_path / "found.npz"
     call("predict", run, "--data", data, "-k", 5, "-o", path)
@@ -548,7 +569,7 @@ def test_not_a_run(mistake, data, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00"])
 def test_damaged_arrays(mistake, data, tmp_path, content):
-    path = tmp_path / "damaged"
+    path = tmp_path / "damaged.npz"
     path.write_bytes(content)
     output = tmp_path / "c.npz"
     for arguments in (("evaluate", path, data), ("cluster", path, "--size", 2, "-o", output)):
@@ -789,17 +810,23 @@ def test_other_labels_are_not_scored(mistake, run, tmp_path):
 
 
 def test_predictions_of_another_kind(mistake, data, tmp_path):
-    path = tmp_path / "found.jsonl"
-    path.write_text("{}")
+    (tmp_path / "found.jsonl").write_text("{}")
+    (tmp_path / "text.npz").write_text("{}")
     np.savez(tmp_path / "clusters.npz", order=np.arange(3), offsets=np.array([0, 3]))
     np.save(tmp_path / "vectors.npy", np.ones((4, 2), np.float32))
     sp.save_npz(tmp_path / "found.npz", sp.csr_matrix(np.eye(3)))
-    wanted = "a .npz file of predictions, such as `ngame predict -o FILE.npz` writes"
-    for name in ("found.jsonl", "vectors.npy"):
-        err = mistake("evaluate", tmp_path / name, data, status=3)
-        assert f"{name} cannot be read: it is not {wanted}" in err
+    wanted = (
+        "a .npz file of predictions: a CSR matrix, as `ngame predict -o FILE.npz` writes, or the "
+        "arrays ids and scores"
+    )
+    err = mistake("evaluate", tmp_path / "text.npz", data, status=3)
+    assert f"text.npz cannot be read: it is not {wanted}" in err
+    err = mistake("evaluate", tmp_path / "vectors.npy", data, status=3)
+    assert "vectors.npy cannot be read: it ends in none of .jsonl, .tsv, .npz, as the files" in err
     err = mistake("evaluate", tmp_path / "clusters.npz", data, status=3)
-    assert f"clusters.npz cannot be read as {wanted}: " in err
+    assert f"clusters.npz cannot be read as {wanted}: its arrays are order, offsets" in err
+    err = mistake("evaluate", tmp_path / "found.jsonl", data, status=3)
+    assert 'found.jsonl:1: neither "ids" nor "labels" is among its fields' in err
     for name in ("found.jsonl", "found.npz"):
         err = mistake("cluster", tmp_path / name, "--size=2", "-o", tmp_path / "out.npz", status=3)
         assert f"{name} cannot be read: it is not a .npy file of vectors, such as" in err

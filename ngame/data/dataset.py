@@ -639,7 +639,7 @@ def _ones(text: SparseText, shape: tuple[int, int]) -> sparse.csr_matrix:
 
 def _read_pairs(path: Path, n_rows: int, n_labels: int) -> npt.NDArray[np.int64]:
     flat = array("q")
-    for where, line in _lines(path):
+    for where, line in text_lines(path):
         try:
             row, label = (int(part) for part in line.split())
         except ValueError:
@@ -698,7 +698,7 @@ def _string(value: Any, name: str, where: str) -> str:
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give each line's place, ``file:line``, and its JSON object; there is at least one."""
     empty = True
-    for where, line in _lines(path):
+    for where, line in text_lines(path):
         empty = False
         try:
             row = json.loads(line)
@@ -714,7 +714,7 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}:1: the file is empty")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Give each line's place, ``file:line``, and its text; blank lines at the end are skipped.
 
     A bar shows how much of the file is read.
