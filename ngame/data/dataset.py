@@ -304,19 +304,28 @@ def _checked_split(
 
 def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> sparse.csr_matrix:
     name = f"{split}_labels"
+    listed = isinstance(labels, list | tuple)
+    wanted = (
+        f"expected a matrix of 0 and 1, {n_rows} points by {n_labels} labels"
+        + " (lists of labels or of their ids are none)" * listed
+    )
+    if listed and len({_length(row) for row in labels}) > 1:
+        raise ValueError(f"{name} has rows of different lengths; {wanted}")
     if not sparse.issparse(labels):
         labels = as_array(labels, name)
     if labels.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has dtype {labels.dtype}; expected numbers")
+        raise TypeError(f"{name} has dtype {labels.dtype}; {wanted}")
     if labels.ndim != 2:
-        raise ValueError(f"{name} has {labels.ndim} dimensions; expected 2")
+        raise ValueError(f"{name} has {labels.ndim} dimensions; {wanted}")
+    if listed and split == "train" and not labels.any():
+        raise ValueError(f"{name} has no 1; {wanted}")
     # float32 first: the conversion of a boolean COO matrix to CSR would hide pairs given twice.
     matrix = sparse.csr_matrix(labels.astype(np.float32, copy=False))
     if matrix.shape[0] != n_rows:
         raise ValueError(f"{name} has {matrix.shape[0]} rows, {split}_texts has {n_rows} entries")
     if matrix.shape[1] != n_labels:
         raise ValueError(
-            f"{name} has {matrix.shape[1]} columns, label_texts has {n_labels} entries"
+            f"{name} has {matrix.shape[1]} columns, label_texts has {n_labels} entries; {wanted}"
         )
     outside = np.flatnonzero((matrix.indices < 0) | (matrix.indices >= n_labels))
     if len(outside):
@@ -330,10 +339,14 @@ def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> spar
         if len(wrong):
             row, label = _entry(matrix, wrong[0])
             raise ValueError(
-                f"{name} adds up to {matrix.data[wrong[0]]:g} in row {row}, column {label}; "
-                "expected 0 or 1, each pair once"
+                f"{name} adds up to {matrix.data[wrong[0]]:g} in row {row}, column {label}, "
+                f"each pair must come once; {wanted}"
             )
     return matrix
+
+
+def _length(row: Any) -> int | None:
+    return len(row) if hasattr(row, "__len__") else None
 
 
 def _entry(matrix: sparse.csr_matrix, position: int) -> tuple[int, int]:
@@ -656,7 +669,7 @@ def _read_pairs(path: Path, n_rows: int, n_labels: int) -> npt.NDArray[np.int64]
 def _text(row: dict[str, Any], where: str) -> str:
     parts = [row[field] for field in ("title", "content") if field in row]
     if not parts:
-        raise ValueError(f'{where}: missing field "title" or "content"')
+        raise ValueError(f'{where}: missing field "title" or "content"; {_fields(row)}')
     return _string(
         " ".join(_string(part, "title or content", where) for part in parts), "the text", where
     )
@@ -680,8 +693,15 @@ def _targets(row: dict[str, Any], where: str) -> list[int]:
 
 def _field(row: dict[str, Any], name: str, where: str) -> Any:
     if name not in row:
-        raise ValueError(f'{where}: missing field "{name}"')
+        raise ValueError(f'{where}: missing field "{name}"; {_fields(row)}')
     return row[name]
+
+
+def _fields(row: dict[str, Any]) -> str:
+    """What a line has instead."""
+    names = [f'"{name}"' for name in row]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"the line has {', '.join(names[:8])}{more}" if names else "the line has no fields"
 
 
 def _string(value: Any, name: str, where: str) -> str:

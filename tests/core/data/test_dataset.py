@@ -98,6 +98,30 @@ def test_points_and_labels_that_stand_alone_are_kept():
     assert data.drop_train is None
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "error", "message"),
+    [
+        ([[0], [0]], ["x"], ValueError, "train_labels has no 1"),
+        ([[0], [2]], ["x", "y", "z"], ValueError, "has 1 columns, label_texts has 3 entries"),
+        ([[0], [0, 1]], ["x", "y"], ValueError, "train_labels has rows of different lengths"),
+        ([[0, 2], [1, 2]], ["x", "y"], ValueError, "adds up to 2 in row 0, column 1"),
+        ([["x"], ["y"]], ["x", "y"], TypeError, "train_labels has dtype <U1"),
+        ([["x"], []], ["x", "y"], ValueError, "train_labels has rows of different lengths"),
+        (["x", "y"], ["x", "y"], TypeError, "train_labels has dtype <U1"),
+    ],
+)
+def test_lists_of_labels_are_no_matrix(labels, names, error, message):
+    wanted = (
+        rf"expected a matrix of 0 and 1, 2 points by {len(names)} labels \(lists of labels or of "
+        r"their ids are none\)"
+    )
+    with pytest.raises(error, match=f"{message}.*; {wanted}"):
+        Dataset(["a", "b"], labels, names)
+    # What is no list is not told of lists.
+    with pytest.raises(ValueError, match=r"2 points by 3 labels$"):
+        Dataset(["a", "b"], np.eye(2), ["x", "y", "z"])
+
+
 def test_pairs_become_int64():
     data = Dataset(["a"], [[1]], ["x"], drop_train=[(0, 0)])
     assert data.drop_train.dtype == np.int64
@@ -125,14 +149,18 @@ TWICE = ([True, True], ([0, 0], [1, 1]))
         ({"label_texts": ["x", "\ud800"]}, ValueError, r"label_texts\[1\] holds a lone surrogate"),
         ({"label_texts": ["x"]}, ValueError, "has 2 columns, label_texts has 1 entries"),
         ({"train_labels": [[1, 0]] * 2}, ValueError, "has 2 rows, train_texts has 1 entries"),
-        ({"train_labels": [1, 0]}, ValueError, "train_labels has 1 dimensions; expected 2"),
-        ({"train_labels": [["1", "0"]]}, TypeError, "train_labels has dtype <U1; expected numbers"),
+        ({"train_labels": [1, 0]}, ValueError, "has 1 dimensions; expected a matrix of 0 and 1"),
+        (
+            {"train_labels": [["1", "0"]]},
+            TypeError,
+            "train_labels has dtype <U1; expected a matrix",
+        ),
         ({"train_labels": [[0.5, 1]]}, ValueError, "adds up to 0.5 in row 0, column 0"),
         ({"train_labels": [[np.nan, 1]]}, ValueError, "adds up to nan in row 0, column 0"),
         (
             {"train_labels": sparse.coo_matrix(TWICE, shape=(1, 2))},
             ValueError,
-            "adds up to 2 in row 0, column 1; expected 0 or 1, each pair once",
+            "adds up to 2 in row 0, column 1, each pair must come once; expected a matrix",
         ),
         ({"train_labels": OUT_OF_RANGE}, IndexError, "label id 2 in row 0; there are 2 labels"),
         ({"test_texts": ["t"]}, ValueError, "test_texts and test_labels must be given together"),
@@ -296,7 +324,7 @@ def point(**change):
             ":2: not UTF-8 at byte",
         ),
         ("trn.json", [{"uid": "a", "target_ind": []}], ':1: missing field "title" or "content"'),
-        ("trn.json", [{"title": "a"}], ':1: missing field "target_ind"'),
+        ("trn.json", [{"title": "a"}], ':1: missing field "target_ind"; the line has "title"'),
         ("trn.json", point(title=3), ":2: title or content is not a string"),
         ("trn.json", point(title="\ud800"), ":2: title or content holds a lone surrogate"),
         ("trn.json", point(target_ind=3), ":2: target_ind is not a list of integers"),
@@ -415,7 +443,10 @@ def test_hash_bucket_is_the_same_everywhere():
     ("rows", "message"),
     [
         (b"", ":1: the file is empty"),
-        ([{"text": "a"}], ':1: missing field "labels"'),
+        ([{"text": "a"}], ':1: missing field "labels"; the line has "text"$'),
+        ([{"body": "a", "tags": 1}], 'missing field "text"; the line has "body", "tags"$'),
+        ([{}], 'missing field "text"; the line has no fields$'),
+        ([{str(i): i for i in range(20)}], 'has "0", "1", .*, "7" and 12 more$'),
         ([{"labels": ["x"]}], ':1: missing field "text"'),
         ([{"text": 1, "labels": ["x"]}], ":1: text is not a string"),
         ([{"text": "a", "labels": "x"}], ":1: labels is not a list of strings"),
