@@ -6,6 +6,7 @@ curl localhost:8000/predict -d '{"texts": ["solve a linear system"], "k": 5}'
 
 import asyncio
 import os
+import sys
 
 import numpy as np
 from starlette.applications import Starlette
@@ -14,7 +15,8 @@ from starlette.routing import Route
 
 import ngame
 
-model = ngame.Model.load(os.environ["RUN"])
+folder = os.environ.get("RUN") or sys.exit("RUN is not set, expected the folder of a run")
+model = ngame.Model.load(folder)
 model.predict(["warm up"], 1)  # the first search prepares the indexes
 one_at_a_time = asyncio.Lock()  # a prediction uses all processors
 

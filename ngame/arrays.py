@@ -179,6 +179,25 @@ def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(array, np.int64)
 
 
+def refuse_class(value: Any, name: str) -> None:
+    """TypeError for a class where one made of it is wanted."""
+    if isinstance(value, type):
+        kind = value.__name__
+        raise TypeError(f"{name} is the class {kind}, expected one made of it: {kind}(...)")
+
+
+def refuse_names(value: npt.NDArray[Any], name: str) -> None:
+    """TypeError for strings where integers are wanted, with what makes integers of them."""
+    named = value.dtype.kind in "SU" or (
+        value.dtype.kind == "O" and any(isinstance(one, str) for one in value.flat)
+    )
+    if named:
+        raise TypeError(
+            f"{name} holds strings, expected integers: "
+            f"np.unique({name}, return_inverse=True)[1] numbers them"
+        )
+
+
 def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
     """Return (row, column) pairs as a CSR matrix of `shape`.
 

@@ -156,7 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DATA",
         help="folder of trn, tst and lbl files, or a .jsonl file of texts with labels",
     )
-    train.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
+    train.add_argument(
+        "-o", "--output", type=_folder, required=True, metavar="RUN", help="folder of the run"
+    )
     train.add_argument("--config", metavar="FILE", help="TOML file of settings")
     _settings(train)
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
@@ -172,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--data", metavar="DATA", help="the test points of a data set")
     predict.add_argument(
-        "-k", type=int, help="labels a text (default: 10; in a .npz as many as the run keeps)"
+        "-k",
+        type=int,
+        help="labels a text (default: 10; in a .npz as many as the run keeps, 100 by default)",
     )
     predict.add_argument(
         "--scorer",
@@ -241,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
     export.add_argument(
         "output",
+        type=_folder,
         metavar="OUT",
         help="folder that gets labels.npy, classifier.npy and the texts, labels.jsonl",
     )
@@ -282,7 +287,12 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "Train on the docstrings of numpy and scipy: no download.")
     demo.add_argument(
-        "-o", "--output", default="ngame-demo", metavar="RUN", help="(default: %(default)s)"
+        "-o",
+        "--output",
+        type=_folder,
+        default="ngame-demo",
+        metavar="RUN",
+        help="(default: %(default)s)",
     )
     _settings(demo)
 
@@ -335,10 +345,12 @@ def _train(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _naming_resume(*command: str) -> Iterator[None]:
-    """If training is stopped, say how it goes on."""
+    """If training is stopped, or fails for want of space or memory, say how it goes on."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (FileExistsError, BlockingIOError, FileNotFoundError, ConnectionError):
+        raise  # nothing has begun, or another process speaks
+    except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         say(f"ngame: to go on: {shlex.join(command)}")
         raise
 
@@ -554,6 +566,12 @@ def _info(_: argparse.Namespace) -> None:
         rows["GPU core"] = cuda.describe()
     for name, value in rows.items():
         print(f"{name:8} {value}")
+
+
+def _folder(path: str) -> str:
+    if not path.strip():  # such as "$RUN" where RUN is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return path
 
 
 def _output(path: str) -> str:

@@ -504,6 +504,31 @@ def _toml(table: Mapping[str, Any], name: str = "") -> str:
     return text
 
 
+def differences(one: Config, other: Config) -> str:
+    """The settings in which two configs differ, such as "seed is 0, not 9"."""
+    first, second = (_flat(dataclasses.asdict(config)) for config in (one, other))
+    return ", ".join(
+        f"{name} is {_shown(value)}, not {_shown(second[name])}"
+        for name, value in first.items()
+        if value != second[name]
+    )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key; a schedule is one."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        section = isinstance(value, Mapping) and key != "schedule"
+        found |= _flat(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {size}" for key, size in value.items()) + "}"
+    return _literal(value)
+
+
 def _literal(value: str | bool | int | float | Sequence[str]) -> str:
     """A value in TOML, which differs from JSON in infinity and in the escape of DEL."""
     if isinstance(value, float):
@@ -529,4 +554,5 @@ __all__ = [
     "StageConfig",
     "defaults_for",
     "described",
+    "differences",
 ]

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -155,8 +156,7 @@ def lock_file(path: str | os.PathLike[str]) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (ImportError, OSError) as error:
         if getattr(error, "errno", None) in (errno.EWOULDBLOCK, errno.EACCES):
-            file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = _owner(file)
             file.close()
             raise BlockingIOError(f"{path.parent} is in use by {owner}") from None
         warnings.warn(f"{path} cannot be locked, so nothing keeps others away", stacklevel=2)
@@ -164,6 +164,16 @@ def lock_file(path: str | os.PathLike[str]) -> IO[str]:
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
     return file
+
+
+def _owner(file: IO[str]) -> str:
+    """Who holds a lock; one who has just taken it may not have written that yet."""
+    for _ in range(20):
+        file.seek(0)
+        if owner := file.read().strip():
+            return owner
+        time.sleep(0.05)
+    return "another process"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -20,26 +20,41 @@ without negatives has a zero gradient instead of NaN."""
 
 
 class CooIndex(NamedTuple):
-    """Positions of entries in a matrix: `rows` and `columns`, int64 tensors of the same length."""
+    """Positions of entries in a matrix: `rows` and `columns`, int64 tensors of the same length.
+
+    `shape` is that of the matrix, where it is known: the losses check that the scores have it.
+    """
 
     rows: torch.Tensor
     columns: torch.Tensor
+    shape: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "CooIndex":
         """Positions of the stored entries of a CSR matrix, row by row."""
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         columns = matrix.indices.astype(np.int64)
-        return cls(torch.from_numpy(rows), torch.from_numpy(columns)).to(device)
+        places = torch.from_numpy(rows), torch.from_numpy(columns)
+        return cls(*places, (matrix.shape[0], matrix.shape[1])).to(device)
 
     def to(self, device: torch.device | str) -> "CooIndex":
         """The same positions on a device; a GPU is not waited for."""
-        return CooIndex(sent(self.rows, device), sent(self.columns, device))
+        return CooIndex(sent(self.rows, device), sent(self.columns, device), self.shape)
 
     def part(self, rows: slice) -> "CooIndex":
         """The entries of the rows from `rows.start` to `rows.stop`, which count from 0."""
         within = (self.rows >= rows.start) & (self.rows < rows.stop)
-        return CooIndex(self.rows[within] - rows.start, self.columns[within])
+        shape = None if self.shape is None else (rows.stop - rows.start, self.shape[1])
+        return CooIndex(self.rows[within] - rows.start, self.columns[within], shape)
+
+    def check_shape(self, name: str, rows: int, columns: int) -> None:
+        """ValueError if these are positions in a matrix of another shape."""
+        if self.shape is not None and self.shape != (rows, columns):
+            raise ValueError(
+                f"{name} has positions in a matrix of shape {list(self.shape)}, the scores have "
+                f"shape {[rows, columns]}: expected a score for each point and each label of the "
+                "batch's pool, in the pool's order"
+            )
 
 
 def triplet(
@@ -74,11 +89,13 @@ def triplet(
     Raises
     ------
     ValueError
-        The temperature is not positive, or `negatives` is below 1.
+        The temperature is not positive, `negatives` is below 1, or `known` or `targets` are
+        positions in a matrix of another shape.
     """
     _check_temperature(temperature)
     if negatives < 1:
         raise ValueError(f"negatives is {negatives}, expected 1 or more")
+    _check_shapes(scores, known, targets)
     scores = scores.float()
     hardest = _negatives(scores, known).topk(min(negatives, scores.shape[1]), dim=1).values
     hardest = hardest[targets.rows]
@@ -111,9 +128,11 @@ def decoupled_softmax(
     Raises
     ------
     ValueError
-        The temperature is not positive.
+        The temperature is not positive, or `known` or `targets` are positions in a matrix of
+        another shape.
     """
     _check_temperature(temperature)
+    _check_shapes(scores, known, targets)
     scores = scores.float() / temperature
     negative = torch.logsumexp(_negatives(scores, known), dim=1)
     positive = scores[targets.rows, targets.columns]
@@ -125,8 +144,15 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature is {temperature}, expected more than 0")
 
 
+def _check_shapes(scores: torch.Tensor, known: CooIndex, targets: CooIndex) -> None:
+    if scores.ndim != 2:
+        raise ValueError(f"scores has shape {list(scores.shape)}, expected two dimensions")
+    known.check_shape("known", *scores.shape)
+    targets.check_shape("targets", *scores.shape)
+
+
 def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:
-    return scores.index_put(tuple(known), scores.new_full((), MASKED))
+    return scores.index_put((known.rows, known.columns), scores.new_full((), MASKED))
 
 
 def mean_over_rows(losses: torch.Tensor, targets: CooIndex, rows: int) -> torch.Tensor:

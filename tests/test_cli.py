@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import warnings
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def test_train_and_resume(call, mistake, data, run, tmp_path):
     assert call("evaluate", run, data)[1] == table
     assert "already holds a run: resume it" in mistake("train", data, "-o", run, *SETS)
     err = mistake("train", data, "-o", run, "--resume", *SETS, "--set=seed=9")
-    assert "has other settings than those given" in err
+    assert "config.toml has other settings than those given: seed is 0, not 9; resume" in err
 
 
 def test_train_with_a_file_of_settings(call, data, tmp_path):
@@ -747,6 +748,47 @@ def test_a_run_in_use(mistake, run, data):
         err = mistake("train", data, "-o", run, "--resume")
     assert err.endswith(f"{run} is in use by process {os.getpid()} on {platform.node()}\n")
     assert main(["train", data, "-o", run, "--resume"]) == 0
+
+
+def test_the_first_moment_of_two_that_start_together(mistake, run, data):
+    """That a run is in use is said before that it must be resumed, and its user once known."""
+    path = Path(run) / "run.lock"
+    with lock_file(path):
+        written = path.read_text()
+        path.write_text("")  # locked, its owner not yet written
+        late = threading.Timer(0.3, path.write_text, [written])
+        late.start()
+        err = mistake("train", data, "-o", run, *SETS)
+        late.join()
+    assert err.endswith(f"{run} is in use by process {os.getpid()} on {platform.node()}\n")
+
+
+def test_an_output_without_a_name(mistake, data, run):
+    for command in (["train", data, "-o", ""], ["demo", "-o", " "], ["export", run, ""]):
+        assert "the name of the folder is empty" in mistake(*command)
+    with pytest.raises(ValueError, match="folder is empty, expected the name of one, or None"):
+        ngame.train(ngame.load_dataset(data), folder="")
+
+
+def test_a_run_that_ended_before_its_model(call, mistake, data, tmp_path, monkeypatch):
+    """Killed, or out of memory, while the fusion was fitted: it is said how to go on."""
+
+    def fit(*_):
+        raise MemoryError
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("ngame.prediction.fusion.Fusion.fit", fit)
+        status, _, err = call("train", data, "-o", folder, *SETS)
+    assert status == 4
+    again = f"ngame: to go on: ngame train {data} -o {folder} --resume\n"
+    assert err.endswith(f"{again}ngame: error: MemoryError\n")
+    for command in (["predict", folder, "--text", "ba"], ["evaluate", folder, data]):
+        err = mistake(*command, status=3)
+        assert err.endswith("no fusion.json; `ngame train DATA -o RUN --resume` finishes it\n")
+    assert call("train", data, "-o", folder, "--resume")[0] == 0
+    # Where nothing was begun, there is nothing to resume.
+    assert "to go on" not in call("train", data, "-o", folder, *SETS)[2]
 
 
 def test_warning_settings_are_restored(call):

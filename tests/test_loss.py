@@ -1,6 +1,7 @@
 """The losses: cases computed by hand, and slow NumPy implementations."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngame.loss import CooIndex, decoupled_softmax, triplet
+from ngame.negatives import batch_labels
 
 LOSSES = [triplet, decoupled_softmax]
 
@@ -31,6 +33,31 @@ def test_bad_temperatures(loss, temperature):
 def test_no_negatives_to_look_at():
     with pytest.raises(ValueError, match="negatives is 0, expected 1 or more"):
         run(triplet, [[0.5, 0.6]], [[1, 0]], negatives=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scores_of_another_shape(loss):
+    """Scores of all labels, where positions are those in the batch's pool, and fewer rows."""
+    labels = sp.csr_matrix(np.eye(3, 7, 2, dtype=np.float32))
+    rows = np.arange(3)
+    pool, known, targets = batch_labels(labels, rows, rng=np.random.default_rng(0))
+    scores = torch.rand(3, 7)
+    assert loss(scores[:, pool], known, targets) >= 0
+    for wrong, name in ((scores, "known"), (scores[:2, pool], "known"), (scores.T, "known")):
+        shape = re.escape(str(list(wrong.shape)))
+        message = rf"{name} has positions in a matrix of shape \[3, 3\], the scores have.*{shape}: "
+        with pytest.raises(ValueError, match=message + "expected a score for each point and each"):
+            loss(wrong, known, targets)
+    all_labels = CooIndex.of(labels)
+    with pytest.raises(ValueError, match="targets has positions"):
+        loss(scores, all_labels, targets)
+    # Of a part of the rows, and drawn labels beside the rows' own.
+    part = batch_labels(labels, rows, shared=np.array([6]), rng=np.random.default_rng(0))
+    assert loss(scores[1:3][:, part.pool], *part.part(slice(1, 3))[1:]) >= 0
+    with pytest.raises(ValueError, match=r"of shape \[2, 4\], the scores have shape \[3, 4\]"):
+        loss(scores[:, part.pool], *part.part(slice(1, 3))[1:])
+    with pytest.raises(ValueError, match=r"scores has shape \[3\], expected two dimensions"):
+        loss(scores[:, 0], known, targets)
 
 
 def slow_triplet(scores, known, targets, margin=0.3, negatives=10, temperature=0.1):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
+from ngame.arrays import refuse_class
 from ngame.batches import ClusterBatchSampler
 from ngame.batches.base import refuse_rebuild
 from ngame.encoders.encode import encode_rows
@@ -174,6 +175,7 @@ class ClusterDataLoader(DataLoader[Any]):
         refresh: Callable[[Any], None] | None = None,
         **options: Any,
     ) -> None:
+        refuse_class(sampler, "sampler")
         rows = count_rows(dataset, "dataset")
         if rows != sampler.n_rows:
             raise ValueError(f"dataset has {rows} items, the sampler {sampler.n_rows} rows")

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainerCallback
 
 from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
+from ngame.arrays import refuse_class
 from ngame.encoders.bank import EmbeddingBank
 from ngame.files import write_tensors
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
@@ -50,6 +51,7 @@ class BatchSamplerMixin:
     train_dataset: Any
 
     def __init__(self, *args: Any, batch_sampler: RefreshableSampler, **kwargs: Any) -> None:
+        refuse_class(batch_sampler, "batch_sampler")
         self._batch_sampler = batch_sampler
         super().__init__(*args, **kwargs)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import as_count, as_csr
+from ngame.arrays import as_array, as_count, as_csr, refuse_names
 from ngame.cluster import as_seed
 
 # First word of the spawn key, which separates the random streams of plans and of clusterings.
@@ -458,7 +458,8 @@ def _as_keys(keys: Any, n_rows: int) -> Keys:
         check_rows("keys", matrix.shape[0], n_rows)
         offsets, values = matrix.indptr, matrix.indices
     else:
-        values = np.asarray(keys)
+        values = as_array(keys, "keys")
+        refuse_names(values, "keys")
         if values.dtype.kind not in "iu":
             raise TypeError(f"keys has dtype {values.dtype}, expected integers")
         if values.ndim not in (1, 2):

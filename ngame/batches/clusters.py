@@ -1,5 +1,6 @@
 """Batches of whole clusters: NGAME."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,6 +156,13 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             world_size=world_size,
             rank=rank,
         )
+        largest = max(self._schedule.values())
+        if largest > self.batch_size:
+            warnings.warn(
+                f"clusters of {largest} rows are larger than batches of {self.batch_size}: they "
+                "are cut, and points of a cluster do not meet",
+                stacklevel=2,
+            )
         self.clusters: Clusters | None = None
         self._random_share = as_share(random_share, "random_share")
         self._threads = as_count(threads, "threads", 0, MAX_THREADS)

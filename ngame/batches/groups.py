@@ -4,11 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import (
-    Csr,
-    as_count,
-    as_ids,
-)
+from ngame.arrays import Csr, as_array, as_count, as_ids, refuse_names
 from ngame.batches.base import BatchSampler, Order, draw_seed
 
 
@@ -91,7 +87,9 @@ class GroupBatchSampler(BatchSampler):
         world_size: int = 1,
         rank: int = 0,
     ) -> None:
-        ids = as_ids(groups, "groups")
+        values = as_array(groups, "groups")
+        refuse_names(values, "groups")
+        ids = as_ids(values, "groups")
         super().__init__(
             len(ids),
             batch_size,

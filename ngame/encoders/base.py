@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from ngame.arrays import as_count
+from ngame.arrays import as_count, refuse_class
 from ngame.data.tokens import Tokens
 
 
@@ -48,6 +48,7 @@ def as_encoder(module: torch.nn.Module) -> Encoder:
         Its `dim` is less than 1.
     """
     kind = type(module).__name__
+    refuse_class(module, "encoder")
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"encoder is a {kind}, expected a torch.nn.Module")
     missing = [name for name in ("tokenize", "forward", "save") if not _has_method(module, name)]

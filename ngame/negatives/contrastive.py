@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ngame.arrays import as_list
+from ngame.arrays import as_list, refuse_class
 from ngame.loss import MASKED, CooIndex, mean_over_rows
 from ngame.negatives.filters import Comparison, Filter, Side, stored
 from ngame.negatives.mixing import HardMixer, MixingDraws
@@ -126,6 +126,9 @@ class ContrastiveLoss(torch.nn.Module):
             raise ValueError(f"directions is {tuple(directions)}, expected some, each once")
         if rows_at_once is not None and rows_at_once < 1:
             raise ValueError(f"rows_at_once is {rows_at_once}, expected at least 1")
+        parts = {f"filters[{place}]": one for place, one in enumerate(filters)}
+        for name, part in {**parts, "mixer": mixer, "progressive": progressive}.items():
+            refuse_class(part, name)
         if mixer is not None and similarity is not None:
             raise ValueError(
                 "mixer is given with a similarity, expected dot products of unit length"
@@ -176,11 +179,19 @@ class ContrastiveLoss(torch.nn.Module):
 
         Raises
         ------
+        TypeError
+            `queries`, `items` or a source is something other than `Candidates`.
         ValueError
             Shapes do not agree.
         """
-        rows = len(queries)
         sources = as_list(sources, "sources")
+        named = {f"sources[{place}]": source for place, source in enumerate(sources)}
+        for name, given in {"queries": queries, "items": items, **named}.items():
+            if not isinstance(given, Candidates):
+                refuse_class(given, name)
+                kind = type(given).__name__
+                raise TypeError(f"{name} is a {kind}, expected Candidates(ids, vectors)")
+        rows = len(queries)
         if not queries.shared or not items.shared:
             raise ValueError("queries and items must be vectors of shape [b, d] and [c, d]")
         if targets is None:
@@ -188,6 +199,7 @@ class ContrastiveLoss(torch.nn.Module):
                 raise ValueError(f"items has {len(items)} rows, queries {rows}: give targets")
             own = torch.arange(rows, device=queries.vectors.device)
             targets = CooIndex(own, own)
+        targets.check_shape("targets", rows, len(items))
         if (queries.ids < 0).any() or (items.ids[targets.columns.cpu().numpy()] < 0).any():
             raise ValueError("queries and labelled positives need ids from 0 up")
         for source in sources:

@@ -82,10 +82,11 @@ def batch_labels(
         places = begin + (rng.random(len(rows)) * count).astype(np.int64)
         labelled = np.flatnonzero(count)
         pool, columns = np.unique(labels.indices[places[labelled]], return_inverse=True)
-        targets = CooIndex(torch.from_numpy(labelled), torch.from_numpy(columns))
+        shape = len(rows), len(pool)
+        targets = CooIndex(torch.from_numpy(labelled), torch.from_numpy(columns), shape)
     if shared is not None:
         own, pool = pool, np.union1d(pool, shared).astype(pool.dtype)
         moved = torch.from_numpy(np.searchsorted(pool, own))
-        targets = CooIndex(targets.rows, moved[targets.columns])
+        targets = CooIndex(targets.rows, moved[targets.columns], (len(rows), len(pool)))
     masked = CooIndex.of(in_batch_positives(known, rows, pool), device)
     return BatchLabels(pool, masked, targets.to(device))

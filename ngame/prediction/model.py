@@ -527,7 +527,9 @@ class Model:
         encoder_device = torch_device(device)
         folder = Path(folder)
         if not (folder / "fusion.json").exists():
-            raise FileNotFoundError(f"{folder} holds no finished run: it has no fusion.json")
+            begun = (folder / "config.toml").exists()
+            cure = "; `ngame train DATA -o RUN --resume` finishes it" if begun else ""
+            raise FileNotFoundError(f"{folder} holds no finished run: it has no fusion.json{cure}")
         config = Config.load(folder / "config.toml", whole=True)
         core = core_device(encoder_device, config.prediction.search)
         with reading(folder / "vectors.safetensors"):

@@ -64,8 +64,8 @@ class AllLabels(torch.nn.Module):
             first = firsts[chunk]
             unit = F.normalize(self.vectors[first : first + size].float(), dim=1)
             scores = points @ unit.T / temperature
-            rows, columns = known_in[chunk]
-            return unit, scores.index_put_((rows, columns), scores.new_full((), MASKED))
+            known = known_in[chunk].rows, known_in[chunk].columns
+            return unit, scores.index_put_(known, scores.new_full((), MASKED))
 
         # Of each point, the logarithm of the sum over its negatives; nearly 0 where it has none.
         total = torch.full((len(points),), MASKED, device=points.device)
@@ -82,11 +82,12 @@ class AllLabels(torch.nn.Module):
         push = torch.zeros_like(total).index_add_(0, targets.rows, pull)
         generator = torch.Generator(points.device).manual_seed(seed)
         gradient = torch.zeros_like(points)
-        pulls = torch.split(pull, [len(rows) for rows, _ in targets_in])
+        pulls = torch.split(pull, [len(own.rows) for own in targets_in])
         for chunk, first in enumerate(firsts):
             unit, scores = scored(chunk)
             slopes = (scores - total[:, None]).exp_() * push[:, None]
-            slopes.index_put_(tuple(targets_in[chunk]), -pulls[chunk], accumulate=True)
+            ranked = targets_in[chunk].rows, targets_in[chunk].columns
+            slopes.index_put_(ranked, -pulls[chunk], accumulate=True)
             slopes /= temperature
             gradient += slopes @ unit
             squares = self.squares[first : first + size]
@@ -99,12 +100,12 @@ class AllLabels(torch.nn.Module):
 
 def _by_column(index: CooIndex) -> CooIndex:
     order = index.columns.argsort(stable=True)
-    return CooIndex(index.rows[order], index.columns[order])
+    return CooIndex(index.rows[order], index.columns[order], index.shape)
 
 
 def _by_chunk(index: CooIndex, firsts: range) -> list[CooIndex]:
     """The positions in every chunk of columns, counted from its first."""
-    rows, columns = _by_column(index)
+    rows, columns, _ = _by_column(index)
     bounds = torch.tensor(firsts, device=columns.device)
     ends = [*torch.searchsorted(columns, bounds[1:]).tolist(), len(columns)]
     begins = [0, *ends[:-1]]

@@ -106,6 +106,8 @@ def train(
     if config is None:
         points, labels = dataset.train_labels.shape
         config = Config.load(points=points, labels=labels)
+    if folder is not None and not os.fspath(folder):
+        raise ValueError("folder is empty, expected the name of one, or None")
     folder = Path(folder) if folder is not None else None
     with _torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         run = Run(dataset, config, folder, resume, encoder)

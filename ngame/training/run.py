@@ -19,7 +19,7 @@ import torch
 
 from ngame import _core
 from ngame.arrays import as_pairs
-from ngame.config import Config, EncoderConfig
+from ngame.config import Config, EncoderConfig, differences
 from ngame.data.dataset import Dataset
 from ngame.data.self_pairs import drop_self_pairs
 from ngame.data.tokens import Tokens
@@ -306,7 +306,9 @@ def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name:
 
 def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool) -> IO[str]:
     """Lock a folder that is free or holds this run; write the config and the data's digest."""
-    _check_folder(folder, resume)  # before the lock, which leaves a file
+    if not (folder / _LOCK).exists():
+        _check_folder(folder, resume)  # before the lock, which leaves a file
+    # Before the check where there is one: a run in use cannot be resumed yet, so that comes first.
     lock = lock_file(folder / _LOCK)
     try:
         _check_folder(folder, resume)  # another process may have started a run in between
@@ -316,9 +318,11 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
         digest_file = folder / "checkpoint" / "data.json"
         if config_file.exists():
             begun = Config.load(config_file, whole=True)
-            if replace(begun, checkpoint_minutes=config.checkpoint_minutes) != config:
+            begun = replace(begun, checkpoint_minutes=config.checkpoint_minutes)
+            if different := differences(begun, config):
                 raise ValueError(
-                    f"{config_file} has other settings than those given: resume with its own"
+                    f"{config_file} has other settings than those given: {different}; resume with "
+                    "its own, by --resume alone"
                 )
             if digest_file.exists():
                 before = read_json(digest_file)

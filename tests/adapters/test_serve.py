@@ -50,6 +50,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
         process.communicate()
 
 
+def test_without_a_run() -> None:
+    command = [sys.executable, "-m", "uvicorn", "serve:app", "--app-dir", EXAMPLES]
+    env = {name: value for name, value in os.environ.items() if name != "RUN"}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "RUN is not set, expected the folder of a run\n")
+
+
 def post(address: str, data: Any) -> tuple[int, Any]:
     request = urllib.request.Request(address, json.dumps(data).encode())
     try:

@@ -18,6 +18,7 @@ from ngame.config import (
     StageConfig,
     defaults_for,
     described,
+    differences,
 )
 
 CHANGED = Config(
@@ -214,6 +215,17 @@ def test_wrong_settings(setting, message):
 def test_settings_made_in_python_are_checked_too(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_differences_are_named():
+    before = Config.load(sets=["encoder.dim=32", "encoder_stage.schedule={1 = 4, 5 = 8}"])
+    assert differences(before, before) == ""
+    sets = ["seed=9", "encoder_stage.schedule={1 = 4}", 'prediction.scorers=["encoder"]']
+    assert differences(before, Config.load(sets=sets)) == (
+        "seed is 0, not 9, encoder.dim is 32, not 256, encoder_stage.schedule is {1 = 4, 5 = 8}, "
+        'not {1 = 4}, prediction.scorers is ["encoder", "classifier", "neighbours", "tfidf", '
+        '"tfidf_neighbours"], not ["encoder"]'
+    )
 
 
 SECTIONS = (

@@ -46,6 +46,8 @@ def test_the_error_names_what_is_missing():
         as_encoder(Empty())
     with pytest.raises(TypeError, match="encoder is a WithoutSave without save"):
         as_encoder(WithoutSave())
+    with pytest.raises(TypeError, match=r"encoder is the class Own, .* made of it: Own\(\.\.\.\)"):
+        as_encoder(Own)
     own = Own()
     own.dim = 3.0
     with pytest.raises(TypeError, match=r"encoder\.dim is a float, expected an integer"):

@@ -566,6 +566,29 @@ def test_a_schedule_that_falls_to_zero():
         loss(x, x, step=10)
 
 
+def test_tensors_and_classes_where_others_are_wanted():
+    x = torch.eye(3)
+    one = Candidates([0, 1, 2], x)
+    loss = ContrastiveLoss()
+    wanted = r"expected Candidates\(ids, vectors\)"
+    for arguments, name in (((x, one), "queries"), ((one, x), "items")):
+        with pytest.raises(TypeError, match=f"^{name} is a Tensor, {wanted}"):
+            loss(*arguments)
+    with pytest.raises(TypeError, match=rf"^sources\[1\] is a Tensor, {wanted}"):
+        loss(one, one, sources=[one, x])
+    with pytest.raises(TypeError, match="queries is the class Candidates, expected one made of it"):
+        loss(Candidates, one)
+    for options, name in (
+        ({"filters": [SelfGuide(), KnownPositives]}, r"filters\[1\] is the class KnownPositives"),
+        ({"mixer": HardMixer}, r"mixer is the class HardMixer, expected .*: HardMixer\(\.\.\.\)"),
+        ({"progressive": Progressive}, "progressive is the class Progressive"),
+    ):
+        with pytest.raises(TypeError, match=name):
+            ContrastiveLoss(**options)
+    with pytest.raises(ValueError, match=r"targets has positions in a matrix of shape \[3, 5\]"):
+        loss(one, one, CooIndex.of(sp.csr_matrix(np.eye(3, 5))))
+
+
 def test_bad_batches():
     x = torch.eye(2)
     loss, two = ContrastiveLoss(), Candidates([0, 1], x)

@@ -20,7 +20,10 @@ from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatch
 from ngame.cluster import Clusters
 
 # Toys, whose keys are those of many rows.
-pytestmark = pytest.mark.filterwarnings("ignore:keys let")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:keys let"),
+    pytest.mark.filterwarnings("ignore:clusters of"),
+]
 
 ROWS, BATCH = 1003, 10
 

@@ -16,6 +16,8 @@ from ngame import _core
 from ngame.batches import ClusterBatchSampler
 from ngame.cluster import Clusters, balanced_clusters
 
+pytestmark = pytest.mark.filterwarnings("ignore:clusters of")
+
 
 def batches_of_clusters(plan: list[npt.NDArray[Any]], clusters: Clusters) -> list[set[int]]:
     """For each cluster the batches that hold any of its rows."""
@@ -358,6 +360,12 @@ def test_copy_plans_epochs_that_need_no_clusters() -> None:
         ({"threads": -1}, ValueError, "threads is -1"),
         ({"n_rows": 2**31}, ValueError, "n_rows is 2147483648, expected at most 2147483647"),
         ({"keys": np.zeros(100)}, TypeError, "keys has dtype float64, expected integers"),
+        (
+            {"keys": [f"q{row}" for row in range(100)]},
+            TypeError,
+            r"keys holds strings, .*: np.unique\(keys, return_inverse=True\)\[1\] numbers them",
+        ),
+        ({"keys": np.array(["q", 1] * 50, object)}, TypeError, "keys holds strings"),
         ({"keys": np.zeros(99, int)}, ValueError, "keys has 99 rows, the sampler has 100"),
         ({"keys": np.zeros((100, 1, 1), int)}, ValueError, r"keys has shape \(100, 1, 1\)"),
         ({"keys": sp.csr_matrix((99, 3))}, ValueError, "keys has 99 rows"),
@@ -384,6 +392,15 @@ def test_a_state_of_other_cluster_sizes_is_rejected() -> None:
         ValueError, match=r"state has the sizes \{1: 5\} \(by epoch\), this sampler has \{1: 2\}"
     ):
         other.load_state_dict(state)
+
+
+def test_clusters_larger_than_batches_are_said() -> None:
+    message = "clusters of 32 rows are larger than batches of 16: they are cut"
+    for options in ({"cluster_size": 32}, {"schedule": {1: 8, 3: 32}}):
+        with pytest.warns(UserWarning, match=message) as caught:
+            ClusterBatchSampler(100, 16, **options)
+        assert caught[0].filename == __file__
+    ClusterBatchSampler(100, 16, cluster_size=16)  # warnings are errors here
 
 
 def test_bad_calls() -> None:

@@ -187,6 +187,7 @@ def test_state_of_tempered_groups() -> None:
     [
         ({"groups": np.zeros(100)}, TypeError, "groups has dtype float64"),
         ({"groups": np.zeros((10, 10), int)}, ValueError, r"groups has shape \(10, 10\)"),
+        ({"groups": ["a", "b"] * 8}, TypeError, r"groups holds strings, .*: np.unique\(groups, "),
         ({"groups": []}, ValueError, "n_rows is 0"),
         ({"per_group": 0}, ValueError, "per_group is 0"),
         ({"per_group": 3}, ValueError, "per_group is 3, expected a divisor of 10"),
