@@ -53,7 +53,9 @@ class EncoderConfig(_Section):
     """The encoder. Below `kind`, each kind reads only its own settings."""
 
     kind: Literal["bag", "transformer"] = setting(
-        "bag", "A bag of sub-words, trained from the data alone, or a pretrained transformer."
+        "bag",
+        "A bag of sub-words, trained from the data alone, or a pretrained transformer; a file or "
+        "`--set` that names a `model` means the latter.",
     )
     dim: int = setting(256, "bag: width of the vectors.", least=1)
     layers: int = setting(1, "bag: residual layers after the sum.", least=0)
@@ -78,6 +80,23 @@ class EncoderConfig(_Section):
         "auto",
         'transformer: precision of the forward pass; "auto" is bf16 on a GPU that has it, else '
         "float32.",
+    )
+    pooling: Literal["auto", "mean", "last", "cls"] = setting(
+        "auto",
+        "transformer: the vector of a text is the mean over its tokens, or that of the last one, "
+        'as usual for decoders, or of the first; "auto" is what a sentence-transformers model '
+        "says, else the mean.",
+    )
+    lora_rank: int = setting(
+        0,
+        "transformer: rank of LoRA adapters of all linear layers (extra `lora`), which are trained "
+        "in place of the weights; 0 trains all weights.",
+        least=0,
+    )
+    checkpointing: bool = setting(
+        False,
+        "transformer: compute activations again in the backward pass instead of keeping them, for "
+        "less memory and about a third more time.",
     )
 
     def __post_init__(self) -> None:
@@ -318,10 +337,15 @@ class Config(_Section):
                 if not isinstance(inner, dict):
                     raise ValueError(f"--set {item}: {section} is no section")
             inner[last] = value
+        encoder = table.get("encoder")
+        if not isinstance(encoder, dict):
+            encoder = {}
+        elif encoder.get("model"):
+            encoder.setdefault("kind", "transformer")
         if points is not None and labels is not None:
-            encoder = table.get("encoder", {})
-            kind = encoder.get("kind", "bag") if isinstance(encoder, Mapping) else "bag"
-            table = _over(defaults_for(points, labels, kind), table)
+            kind = encoder.get("kind", "bag")
+            lora = kind == "transformer" and bool(encoder.get("lora_rank"))
+            table = _over(defaults_for(points, labels, kind, lora=lora), table)
         config: Self = _build(cls, table, "")
         return config
 
@@ -332,7 +356,9 @@ class Config(_Section):
             aside.write_text(text, encoding="utf8")
 
 
-def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
+def defaults_for(
+    points: int, labels: int, kind: str = "bag", *, lora: bool = False
+) -> dict[str, Any]:
     """The settings that did best on data of that size, as nested tables.
 
     Measured in bench/results/defaults.md.
@@ -345,7 +371,8 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
     - If there are no more labels than a batch has points, the triplet loss and fine-tuning the
       encoder in the classifier stage give the better P@1. With more labels, the softmax and a
       frozen encoder do.
-    - A transformer trains on small clustered batches, one positive a point, with small steps.
+    - A transformer trains on small clustered batches, one positive a point, with small steps; the
+      matrices of LoRA, which begin at zero, with larger ones.
     """
     points = max(points, 1)
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
@@ -361,7 +388,7 @@ def defaults_for(points: int, labels: int, kind: str = "bag") -> dict[str, Any]:
             "encoder_stage": {
                 "epochs": 5,
                 "batch_size": 64,
-                "learning_rate": 5e-5,
+                "learning_rate": 1e-3 if lora else 5e-5,
                 "positives": "one",
                 "cluster_size": 32,
             }

@@ -82,8 +82,11 @@ def config(*sets):
     return Config.load(None, [*SETTINGS, *sets])
 
 
-def transformer(data, folder):
-    """Save a small transformer with random weights that knows the words of the data."""
+def transformer(data, folder, kind="Bert"):
+    """Save a small transformer with random weights that knows the words of the data.
+
+    `kind` is an encoder of transformers, or a decoder, whose tokenizer has no padding token.
+    """
     import tokenizers
     import torch
     import transformers
@@ -92,13 +95,15 @@ def transformer(data, folder):
     ids = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]"} if kind == "Bert" else {"padding_side": "left"}
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+        tokenizer_object=tokenizer, unk_token="[UNK]", model_max_length=32, **special
     ).save_pretrained(folder)
-    config = transformers.BertConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(ids), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=32,
+        **({} if kind == "Bert" else {"num_key_value_heads": 1, "pad_token_id": None}),
     )  # fmt: skip
     torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(folder)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     return folder

@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ngame.arrays import as_count
 from ngame.data.tokens import Tokens
+from ngame.encoders import lora
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import evaluating
-from ngame.encoders.modules import Module, write_modules
+from ngame.encoders.modules import POOLINGS, Module, pooling_module, pooling_of, write_modules
 from ngame.files import write_json
 from ngame.transfer import sent
 
@@ -40,39 +42,55 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 
 
 class TransformerEncoder(Encoder):
-    """Mean of the last hidden states of a pretrained transformer; an `Encoder`.
+    """The pooled last hidden states of a pretrained transformer; an `Encoder`.
 
-    The vector of a text is the mean over its tokens, special ones included. Other pooling, prompts
-    and further layers of a sentence-transformers model are ignored. A new encoder is in evaluation
-    mode, like a model of transformers: call ``train()`` before training.
+    Encoders such as BERT and decoders such as Llama alike. Prompts and further layers of a
+    sentence-transformers model are ignored. A new encoder is in evaluation mode, like a model of
+    transformers: call ``train()`` before training.
 
     Parameters
     ----------
     model : str or path
-        A transformers or sentence-transformers model with a fast tokenizer: its name on the
-        Hugging Face hub, or a local folder. Encoder-decoder models are not supported.
+        A transformers or sentence-transformers model with a fast tokenizer, or a LoRA adapter of
+        one: its name on the Hugging Face hub, or a local folder. Encoder-decoder models are not
+        supported.
     max_length : int
         Texts are truncated to this many tokens, special ones included.
     bf16 : bool, optional
-        Run the transformer in bfloat16 autocast; weights, pooling and result stay float32. The
-        default is true on CUDA devices with bfloat16, else false.
+        Run the transformer in bfloat16 autocast; the weights that are trained, pooling and result
+        stay float32. With LoRA, true keeps the frozen weights of linear layers in bfloat16, which
+        changes no vector. The default is autocast on CUDA devices with bfloat16, else float32.
+    pooling : "mean", "last" or "cls", optional
+        The vector of a text: the mean over its tokens, special ones included; or the vector of its
+        last token, as usual for decoders; or that of its first. The default is what a
+        sentence-transformers model says, else the mean.
+    lora_rank : int
+        If not 0, all weights are frozen, and each linear layer gets matrices of this rank to train
+        (LoRA, arXiv 2106.09685), scaled by two. `state_dict` and `save` have these alone, and the
+        model must stay where it is. An adapter that `model` names has its own rank.
+    checkpointing : bool
+        In training, compute the activations of each layer again in the backward pass, instead of
+        keeping them: the same gradients, in less memory and more time.
+    seed : int
+        Of the first values of the LoRA matrices.
 
     Attributes
     ----------
     dim : int
         Width of the vectors.
-    max_length : int
-        As given.
+    max_length, pooling, lora_rank
+        As given, or as found in `model`.
 
     Raises
     ------
     ImportError
-        The package transformers is not installed.
+        The package transformers is not installed, or with LoRA the package peft.
     OSError
         There is no such model, or its configuration cannot be read.
     ValueError
-        The model is an encoder-decoder or has no fast tokenizer; or `max_length` is too small for
-        one token beside the special ones, or longer than the model supports.
+        The model is an encoder-decoder, has no fast tokenizer, pools in another way, or cannot
+        compute activations again; `max_length` is too small for one token beside the special ones,
+        or longer than the model supports; or the adapter has another rank.
     """
 
     def __init__(
@@ -81,37 +99,98 @@ class TransformerEncoder(Encoder):
         *,
         max_length: int = 128,
         bf16: bool | None = None,
+        pooling: str | None = None,
+        lora_rank: int = 0,
+        checkpointing: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         transformers = _transformers()
         name = os.fspath(model)
+        if os.path.isdir(name):
+            name = os.path.abspath(name)  # an adapter keeps the name of its model
+        adapter = transformers.utils.find_adapter_config_file(name)
+        base = name if adapter is None else lora.base_of(adapter)
+        if adapter is not None or lora_rank:
+            lora.require_peft()
+        if lora_rank:
+            as_count(lora_rank, "lora_rank")
         try:
-            config = transformers.AutoConfig.from_pretrained(name)
+            config = transformers.AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:  # their messages may not name the model
-            raise OSError(f"model {name} cannot be read: {error}") from error
+            of = "" if adapter is None else f", to which the adapter {name} belongs,"
+            raise OSError(f"model {base}{of} cannot be read: {error}") from error
         if config.is_encoder_decoder:
-            raise ValueError(f"model {name} is an encoder-decoder, expected an encoder-only model")
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+            raise ValueError(f"model {base} is an encoder-decoder, expected one or the other")
+        if pooling is None:
+            pooling = _pooling(name) or _pooling(base) or "mean"
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
+        self.pooling = pooling
+        beside = adapter is not None and _file(name, "tokenizer_config.json") is None
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base if beside else name)
         if not self.tokenizer.is_fast:
             raise ValueError(f"model {name} has no fast tokenizer")
+        # As here, so for those who open what `save` writes. Decoders may have no token for it.
+        self.tokenizer.padding_side = "right"
+        if self.tokenizer.pad_token is None:
+            first = self.tokenizer.convert_ids_to_tokens(0)
+            self.tokenizer.pad_token = self.tokenizer.eos_token or first
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
         longest = self.tokenizer.model_max_length
         longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
         with _progress_bars(sys.stderr.isatty()):
+            self.model: Any = transformers.AutoModel.from_pretrained(base)
+            if adapter is not None:
+                rank = lora.load(self.model, name)
+                if lora_rank not in (0, rank):
+                    raise ValueError(f"lora_rank is {lora_rank}, the adapter {name} has {rank}")
+                lora_rank = rank
+            elif lora_rank:
+                lora.add(self.model, lora_rank, seed)
+        self.lora_rank = lora_rank
+        self.register_load_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call]
+        if lora_rank and bf16:
+            lora.in_half(self.model)
+        else:
             # Half-precision checkpoints are trained in float32 too: weights in half precision
             # would round small updates away.
-            self.model: Any = transformers.AutoModel.from_pretrained(name).float()
+            self.model.float()
+        # Of decoders: keys and values for tokens to come, of which there are none.
+        self.model.config.use_cache = False
         longest = min(longest, _positions(self.model))
         if not shortest <= max_length <= longest:
             raise ValueError(
                 f"max_length is {max_length}, model {name} takes {shortest} to {longest} tokens"
             )
+        if checkpointing:
+            self._enable_checkpointing()
         self.dim = int(config.hidden_size)
         self.max_length = max_length
         self._longest = longest
         self._adds_masks: bool | None = None
         self._bf16 = bf16
         self.eval()
+
+    def _enable_checkpointing(self) -> None:
+        model = self.model
+        # The name since transformers 5.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        enable = enable or model.gradient_checkpointing_enable
+        # The second of the contexts is that of the second computation.
+        enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), self._attention())})
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; with LoRA without the weights that are frozen."""
+        state = super().state_dict(*args, **kwargs)
+        for name in self._frozen():
+            state.pop(kwargs.get("prefix", "") + name, None)
+        return state
+
+    def _frozen(self) -> list[str]:
+        """Names of the parameters that LoRA froze."""
+        names = [name for name, _ in self.named_parameters()] if self.lora_rank else []
+        return [name for name in names if not lora.is_trained(name)]
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts to token ids, special tokens included, truncated to `max_length`.
@@ -170,7 +249,7 @@ class TransformerEncoder(Encoder):
                 ids, mask = self._pad(tokens.take(rows), padded[rows].max())
                 there = sent(torch.from_numpy(mask), device)
                 attended = None if mask.all() else self._attended(there)
-                vectors.append(self._means(sent(torch.from_numpy(ids), device), there, attended))
+                vectors.append(self._pooled(sent(torch.from_numpy(ids), device), there, attended))
         if len(vectors) == 1:
             return vectors[0]
         place = np.empty_like(order)
@@ -197,18 +276,28 @@ class TransformerEncoder(Encoder):
         mask : bool [n, longest]
             False where a text is over; true at least once a text.
         """
-        return self._means(ids, mask, mask.long())
+        return self._pooled(ids, mask, mask.long())
 
-    def _means(
+    def _pooled(
         self, ids: torch.Tensor, mask: torch.Tensor, attended: torch.Tensor | None
     ) -> torch.Tensor:
-        """Means over the tokens of padded texts; `attended` is the model's attention mask."""
-        on_gpu = ids.device.type == "cuda"
-        attention = sdpa_kernel(_ATTENTION) if on_gpu else nullcontext()
-        with self._precision(ids.device), attention:
+        """The vectors of padded texts; `attended` is the model's attention mask."""
+        with self._precision(ids.device), self._attention():
             hidden = self.model(input_ids=ids, attention_mask=attended).last_hidden_state
-        sums: torch.Tensor = (hidden.float() * mask.unsqueeze(-1)).sum(1)
-        return sums / mask.sum(1, keepdim=True)
+        if self.pooling == "mean":
+            sums: torch.Tensor = (hidden.float() * mask.unsqueeze(-1)).sum(1)
+            return sums / mask.sum(1, keepdim=True)
+        # On whichever side a text is padded. `argmax` gives the first of several.
+        places = mask.int()
+        if self.pooling == "last":
+            places = places * torch.arange(mask.shape[1], device=mask.device, dtype=torch.int32)
+        rows = torch.arange(len(mask), device=mask.device)
+        chosen: torch.Tensor = hidden[rows, places.argmax(1)]
+        return chosen.float()
+
+    def _attention(self) -> Any:
+        on_gpu = self.model.device.type == "cuda"
+        return sdpa_kernel(_ATTENTION) if on_gpu else nullcontext()
 
     def _attended(self, mask: torch.Tensor) -> torch.Tensor:
         """The attention mask of padded texts for the model, made without waiting for the GPU.
@@ -236,12 +325,12 @@ class TransformerEncoder(Encoder):
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, length // 2 :] = False
         with evaluating(self.model):
-            expected = self._means(ids, mask, mask.long())
+            expected = self._pooled(ids, mask, mask.long())
             try:
-                found = self._means(ids, mask, self._added(mask))
+                found = self._pooled(ids, mask, self._added(mask))
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
                 found = torch.full_like(expected, torch.nan)  # equal to nothing
-            unmasked = self._means(ids, mask, None)
+            unmasked = self._pooled(ids, mask, None)
         # An autocast around all this would go on with weights converted without gradients.
         torch.clear_autocast_cache()
         error, without = (float((each - expected).abs().max()) for each in (found, unmasked))
@@ -254,12 +343,10 @@ class TransformerEncoder(Encoder):
         return torch.autocast(device.type, torch.bfloat16)
 
     def _in_bf16(self, device: torch.device) -> bool:
-        if self._bf16 is None:
-            return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return self._bf16
+        return takes_bf16(device) if self._bf16 is None else self._bf16
 
     def save(self, folder: Path) -> None:
-        """Write the model in sentence-transformers layout.
+        """Write the model in sentence-transformers layout; with LoRA, the adapter in peft's.
 
         ``SentenceTransformer(folder)`` loads it and computes the same vectors, scaled to length 1.
         """
@@ -267,17 +354,25 @@ class TransformerEncoder(Encoder):
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / LENGTH_FILE, {"max_seq_length": self.max_length})
-        # Fields that every version of sentence-transformers reads.
-        pooling = {"word_embedding_dimension": self.dim, "pooling_mode_mean_tokens": True}
-        write_modules(
-            folder, [Module("Transformer"), Module("Pooling", pooling), Module("Normalize")]
-        )
+        pooling = pooling_module(self.pooling, self.dim)
+        write_modules(folder, [Module("Transformer"), pooling, Module("Normalize")])
 
     @classmethod
     def load(cls, folder: Path, *, bf16: bool | None = None) -> Self:
-        """Read what `save` wrote, with the saved `max_length`."""
+        """Read what `save` wrote, with the saved `max_length` and pooling."""
         length = json.loads((folder / LENGTH_FILE).read_text(encoding="utf8"))["max_seq_length"]
         return cls(folder, max_length=length, bf16=bf16)
+
+
+def _without_frozen(encoder: TransformerEncoder, keys: Any) -> None:
+    """Miss nothing that `TransformerEncoder.state_dict` leaves out."""
+    frozen = tuple(encoder._frozen())
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]
+
+
+def takes_bf16(device: torch.device) -> bool:
+    """Whether a transformer runs in bfloat16 there unless something else is asked for."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def groups(lengths: npt.NDArray[np.int64], call: int) -> list[slice]:
@@ -310,6 +405,31 @@ def _positions(model: Any) -> float:
     if not isinstance(table, torch.nn.Embedding):
         return math.inf
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _pooling(name: str) -> str | None:
+    """The pooling of a sentence-transformers model, a key of `POOLINGS`; None for another model."""
+    modules = _file(name, "modules.json")
+    if modules is None:
+        return None
+    for module in json.loads(modules.read_text("utf8")):
+        if module["type"].rpartition(".")[2] == "Pooling":
+            settings = _file(name, f"{module['path']}/config.json")
+            if settings is not None:
+                try:
+                    return pooling_of(json.loads(settings.read_text("utf8")))
+                except ValueError as error:
+                    raise ValueError(f"model {name}: {error}: choose one") from None
+    return None
+
+
+def _file(name: str, path: str) -> Path | None:
+    """A file of a model on the Hugging Face hub or in a folder; None if it has no such file."""
+    try:
+        found = _transformers().utils.cached_file(name, path)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
 
 
 def _transformers() -> Any:

@@ -563,7 +563,7 @@ class Model:
                 raise ValueError("it lacks a fusion")
         measured = folder / "metrics.json"
         model = cls(
-            encoder=load_encoder(folder / "encoder").to(encoder_device)
+            encoder=load_encoder(folder / "encoder", encoder_device)
             if encoder is None
             else as_encoder(encoder),
             label_texts=label_texts,

@@ -171,7 +171,9 @@ class Run:
             # The others read what rank 0 wrote.
             with self.ranks.first(), self.timed("tokenizing"):
                 self.encoder = (
-                    checked if checked is not None else _make_encoder(dataset, config, folder)
+                    checked
+                    if checked is not None
+                    else _make_encoder(dataset, config, folder, self.device)
                 )
                 self.encoder.to(self.device)
                 texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
@@ -256,12 +258,17 @@ def split_held_out(
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
 
-def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> Encoder:
+def _make_encoder(
+    dataset: Dataset, config: Config, folder: Path | None, device: torch.device
+) -> Encoder:
     """The untrained encoder of the config; saved with the run, so that a resumed run reads it."""
     start = folder / "checkpoint" / "encoder" if folder is not None else None
-    if start is not None and start.exists():
-        return load_encoder(start)
     settings = config.encoder
+    if start is not None and start.exists():
+        if settings.kind == "bag":
+            return load_encoder(start)
+        with reading(start):  # of how it is computed, only the settings tell
+            return _transformer(replace(settings, model=str(start)), config.seed, device)
     encoder: Encoder
     if settings.kind == "bag":
         encoder = BagEncoder.fit(
@@ -274,19 +281,28 @@ def _make_encoder(dataset: Dataset, config: Config, folder: Path | None) -> Enco
             seed=config.seed,
         )
     else:
-        encoder = _transformer(settings)
+        encoder = _transformer(settings, config.seed, device)
     if start is not None:
         with atomic_folder(start) as aside:
             encoder.save(aside)
     return encoder
 
 
-def _transformer(settings: EncoderConfig) -> Encoder:
-    from ngame.encoders.transformer import TransformerEncoder
+def _transformer(settings: EncoderConfig, seed: int, device: torch.device) -> Encoder:
+    from ngame.encoders.transformer import TransformerEncoder, takes_bf16
 
     bf16 = {"auto": None, "float32": False, "bf16": True}[settings.precision]
-    length = settings.max_length or _TRANSFORMER_LENGTH
-    return TransformerEncoder(settings.model, max_length=length, bf16=bf16)
+    if settings.lora_rank and bf16 is None and takes_bf16(device):
+        bf16 = True  # of the frozen weights, too
+    return TransformerEncoder(
+        settings.model,
+        max_length=settings.max_length or _TRANSFORMER_LENGTH,
+        bf16=bf16,
+        pooling=None if settings.pooling == "auto" else settings.pooling,
+        lora_rank=settings.lora_rank,
+        checkpointing=settings.checkpointing,
+        seed=seed,
+    )
 
 
 def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name: str) -> Tokens:
