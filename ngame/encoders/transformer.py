@@ -134,8 +134,8 @@ class TransformerEncoder(Encoder):
         # As here, so for those who open what `save` writes. Decoders may have no token for it.
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:
-            first = self.tokenizer.convert_ids_to_tokens(0)
-            self.tokenizer.pad_token = self.tokenizer.eos_token or first
+            token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
+            self.tokenizer.add_special_tokens({"pad_token": token})
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
         longest = self.tokenizer.model_max_length
         longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
@@ -352,6 +352,9 @@ class TransformerEncoder(Encoder):
         """
         with _progress_bars(False):
             self.model.save_pretrained(folder)
+        # Whether or not it has tokenized texts.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder)
         write_json(folder / LENGTH_FILE, {"max_seq_length": self.max_length})
         pooling = pooling_module(self.pooling, self.dim)

@@ -122,6 +122,24 @@ def test_settings_suited_to_the_data(points, labels, kind):
     assert Config.load(None, chosen[:2]) == Config(encoder=EncoderConfig(kind=kind, model="m"))
 
 
+def test_a_model_means_a_transformer(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[encoder]\nmodel = "m"\n')
+    for config in (Config.load(path), Config.load(sets=["encoder.model=m"])):
+        assert config.encoder == EncoderConfig(kind="transformer", model="m")
+    config = Config.load(sets=["encoder.model=m"], points=10, labels=10)
+    assert config.encoder_stage.learning_rate == 5e-5
+    assert Config.load(path, ["encoder.kind=bag"]).encoder.kind == "bag"
+    assert Config.load(sets=["encoder.model="]).encoder.kind == "bag"
+
+
+def test_lora_takes_larger_steps():
+    sets = ["encoder.model=m", "encoder.lora_rank=8"]
+    config = Config.load(sets=sets, points=10, labels=10)
+    assert config.encoder_stage.learning_rate == 1e-3
+    assert config.encoder_stage.positives == "one"
+
+
 def test_few_points_make_small_batches():
     """So that eight epochs have enough updates."""
     sizes = {1: 16, 90: 16, 600: 32, 800: 64, 5000: 256, 12_000: 1024, 10**6: 1024}

@@ -69,14 +69,28 @@ def test_two_processes_train_as_one(tmp_path, kind):
     assert_alike(one, two)
 
 
-def assert_alike(one, two):
+def test_two_processes_train_lora_as_one(tmp_path):
+    pytest.importorskip("peft")
+    dataset = tiny.dataset(points=103)
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(dataset, data)
+    model = tiny.transformer(dataset, tmp_path / "model", "Llama")  # without dropout
+    sets = "kind='transformer'", f"model='{model}'", "lora_rank=4", "max_length=16"
+    tiny.config(*DRAWLESS, *(f"encoder.{one}" for one in sets)).save(config)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, size in ((one, 1), (two, 2)):
+        processes.run(AS_ONE + TRAIN, data, config, folder, size=size)
+    assert_alike(one, two, "encoder/adapter_model.safetensors")
+
+
+def assert_alike(one, two, encoder="encoder/model.safetensors"):
     """The same run to the rounding."""
     for ours, theirs in zip(log(two), log(one), strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             expected = pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
             assert ours[name] == expected, (name, ours, theirs)
-    for name in ("encoder/model.safetensors", "classifier.safetensors", "vectors.safetensors"):
+    for name in (encoder, "classifier.safetensors", "vectors.safetensors"):
         ours, theirs = (safetensors.torch.load_file(folder / name) for folder in (two, one))
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
