@@ -296,7 +296,9 @@ def test_errors(tmp_path, monkeypatch):
     (tmp_path / "saved").mkdir()
     trained(model).save(tmp_path / "saved")
     model.rename(tmp_path / "moved")
-    with pytest.raises(OSError, match=r"model .*model, to which the adapter .*saved belongs, cann"):
+    with pytest.raises(
+        OSError, match=r"model .*model, to which the adapter .*saved belongs, cannot"
+    ):
         load_encoder(tmp_path / "saved")
     monkeypatch.setitem(sys.modules, "peft", None)
     for adapted in (tmp_path / "saved", tmp_path / "moved"):

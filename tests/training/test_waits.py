@@ -14,7 +14,7 @@ from ngame.training import loops
 from ngame.training.run import Run
 from ngame.training.stage import Stage
 
-pytest.importorskip("transformers")
+pytest.importorskip("peft")
 
 WARM, STEPS = 3, 10
 MOST = 2
@@ -91,6 +91,7 @@ CASES = pytest.mark.parametrize(
         ("encoder_stage.loss=softmax", "encoder_stage.positives=all"),
         ("encoder_stage.random_labels=5",),
         ("encoder_stage.embeddings=bank", "encoder_stage.clip=1"),
+        ("encoder.lora_rank=4", "encoder.pooling=last"),
     ],
 )
 
