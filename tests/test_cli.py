@@ -773,7 +773,7 @@ def test_an_output_without_a_name(mistake, data, run):
 def test_a_run_that_ended_before_its_model(call, mistake, data, tmp_path, monkeypatch):
     """Killed, or out of memory, while the fusion was fitted: it is said how to go on."""
 
-    def fit(*_):
+    def fit(*_, **__):
         raise MemoryError
 
     folder = tmp_path / "run"

@@ -29,6 +29,10 @@ _PRIOR = {
     "tfidf_neighbours": 2.0,
 }
 _PRIOR_OF_LOGARITHMS = 0.1
+# An encoder that was trained from a few points alone is little better than a random one, which sees
+# words as TF-IDF does, but blurred: below so many points its scorers get less, in proportion.
+_TAUGHT_BY = 100
+_TAUGHT = frozenset({"encoder", "classifier", "neighbours"})
 # Penalties on weights in units of these: on their spread, which fades with the square of this
 # number of points over their number, so that a few points move them little; and on their distance
 # from 1, which keeps them finite and leaves them at 1 where the points say nothing.
@@ -92,6 +96,8 @@ class Fusion:
         rows: npt.NDArray[np.integer],
         relevant: npt.NDArray[np.bool_],
         gains: npt.NDArray[np.floating[Any]] | None = None,
+        *,
+        taught_by: int | None = None,
     ) -> "Fusion":
         """Fit the weights so that relevant candidates of a point outrank its others; calibrate.
 
@@ -111,6 +117,9 @@ class Fusion:
         relevant : bool array of shape [pairs]
         gains : array of shape [pairs], optional
             What a relevant candidate counts; by default each counts 1.
+        taught_by : int, optional
+            Number of points that the encoder was trained on, where it knows nothing but these.
+            Below a hundred the fixed weights of its scorers fall in proportion.
         """
         order = np.argsort(rows, kind="stable")
         candidates = _Candidates(
@@ -118,6 +127,7 @@ class Fusion:
             rows[order],
             relevant[order],
             np.ones(len(rows)) if gains is None else gains[order].astype(np.float64),
+            1.0 if taught_by is None else min(1.0, taught_by / _TAUGHT_BY),
         )
         weights = np.ones(len(features))
         if candidates.answered >= FEWEST_POINTS:
@@ -156,11 +166,11 @@ class _Candidates:
         rows: npt.NDArray[np.integer],
         relevant: npt.NDArray[np.bool_],
         gains: npt.NDArray[np.float64],
+        taught: float,
     ) -> None:
         self.x = np.stack(list(features.values())).astype(np.float64)
         deviation = self.x.std(axis=1) if self.x.size else np.ones(len(self.x))
-        logarithm = _PRIOR_OF_LOGARITHMS
-        prior = [logarithm if name[:4] == "log " else _PRIOR.get(name, 1.0) for name in features]
+        prior = [_fixed_weight(name) * (taught if name in _TAUGHT else 1) for name in features]
         self.scale = np.where(deviation > 0, deviation, 1) / prior
         self.x /= self.scale[:, None]
         # Points are numbered anew, without gaps.
@@ -214,6 +224,10 @@ class _Candidates:
         counts = np.where(first & self._relevant, self._gains, 0)
         hits: npt.NDArray[np.float64] = np.add.reduceat(counts, self._starts)
         return hits / np.add.reduceat(first.astype(np.float64), self._starts)
+
+
+def _fixed_weight(name: str) -> float:
+    return _PRIOR_OF_LOGARITHMS if name.startswith("log ") else _PRIOR.get(name, 1.0)
 
 
 def _calibrate(

@@ -17,6 +17,7 @@ from ngame import metrics
 from ngame.config import Config, StageConfig
 from ngame.data.dataset import Dataset
 from ngame.data.tokens import Tokens
+from ngame.encoders.bag import BagEncoder
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import check_vectors, encode
@@ -349,7 +350,8 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
     gains = None
     if run.config.prediction.fuse_for == "psp":
         gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
-    return Fusion.fit(features, rows, relevant, gains)
+    taught_by = len(run.points.rows) if isinstance(run.encoder, BagEncoder) else None
+    return Fusion.fit(features, rows, relevant, gains, taught_by=taught_by)
 
 
 def _batch_labels(

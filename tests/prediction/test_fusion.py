@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+import ngame
 from ngame.prediction import fusion
 from ngame.prediction.fusion import Fusion
 
@@ -78,6 +79,61 @@ def test_few_points_leave_the_fixed_weights(rng, points):
     weights = Fusion.fit(features, rows, relevant).weights
     deviation = features["good"].astype(float).std()
     assert weights == pytest.approx({"good": 1 / deviation, "log votes": 0.05 / deviation})
+
+
+@pytest.mark.parametrize("points", [4, 40])
+def test_an_encoder_taught_by_few_points_weighs_less(rng, points):
+    """In proportion below a hundred points; where weights are fitted, they start from there."""
+    features, rows, relevant = candidates(rng, points=points)
+    good = features["good"]
+    features = {name: good for name in ("encoder", "classifier", "neighbours", "tfidf")}
+    features["log neighbours"] = good
+    weights = {
+        taught: Fusion.fit(features, rows, relevant, taught_by=taught).weights
+        for taught in (5, 50, 100, 1000, None)
+    }
+    assert weights[100] == weights[1000] == weights[None]
+    for taught in (5, 50):
+        for name in ("encoder", "classifier", "neighbours"):
+            share = weights[taught][name] / weights[None][name]
+            if points < fusion.FEWEST_POINTS:
+                assert share == pytest.approx(taught / 100)
+            else:
+                assert share < 1
+    if points < fusion.FEWEST_POINTS:
+        for name in ("tfidf", "log neighbours"):
+            assert weights[5][name] == weights[None][name]
+
+
+def tiny_topics(seed, points=5, tests=100):
+    """Texts of three topics, four of a topic's words and four of all; labels say nothing."""
+    rng = np.random.default_rng(seed)
+    topics = np.append([0, 1, 2], rng.integers(0, 3, points + tests - 3))
+    texts = [
+        " ".join(
+            rng.permutation(
+                [*(f"t{topic}w{word}" for word in rng.choice(8, 4)), *map(str, rng.choice(40, 4))]
+            )
+        )
+        for topic in topics
+    ]
+    labels = np.eye(3)[topics]
+    return ngame.Dataset(
+        texts[:points],
+        labels[:points],
+        ["qua", "xid", "zon"],
+        test_texts=texts[points:],
+        test_labels=labels[points:],
+    )
+
+
+@pytest.mark.filterwarnings("ignore:held-out points")
+def test_five_points_fused_are_not_below_their_best_part():
+    """On average: what is best for one set of five points is partly chance."""
+    config = ngame.Config.load(sets=["threads=1"], points=5, labels=3)
+    found = [ngame.train(tiny_topics(seed), config).metrics for seed in range(4)]
+    mean = {name: np.mean([one[name]["P@1"] for one in found]) for name in found[0]}
+    assert mean["fused"] >= max(mean.values()) - 0.01, mean
 
 
 @pytest.mark.parametrize("points", [6, 400])
