@@ -203,11 +203,15 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     ValueError
         The content of a file is wrong; the message says ``file:line: what``.
     """
+    if not os.fspath(path):  # Python would take it for the current folder
+        raise ValueError("path is empty, expected a folder or a file")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_dir() and not path.name.endswith(_SUFFIXES):
-        raise ValueError(f"{path} is no data set: that is {_SUPPORTED}")
+        table = path.suffix.lower() in (".csv", ".tsv")
+        cure = " (docs/formats.md has five lines that make one of a CSV file)" if table else ""
+        raise ValueError(f"{path} is no data set: that is {_SUPPORTED}{cure}")
     dataset = _load_folder(path) if path.is_dir() else _load_tagged(path)
     dataset.path = str(path.resolve())
     return dataset

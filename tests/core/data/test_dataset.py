@@ -465,6 +465,14 @@ def test_bad_tagged_file(tmp_path, rows, message):
     assert str(caught.value).startswith(str(path))
 
 
+def test_tables_and_empty_paths(tmp_path):
+    (tmp_path / "notes.csv").write_text("title,tags\n")
+    with pytest.raises(ValueError, match=r"\.jsonl\.gz \(docs/formats\.md has .* a CSV file\)$"):
+        load_dataset(tmp_path / "notes.csv")
+    with pytest.raises(ValueError, match="path is empty, expected a folder or a file"):
+        load_dataset("")
+
+
 def test_tagged_file_as_it_comes(tmp_path):
     rows = [
         {"text": "apple", "labels": ["fruit", "fruit ", "", None, "red"]},
