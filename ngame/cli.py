@@ -634,7 +634,9 @@ def _same_labels(dataset: ngame.Dataset, model: Any) -> ngame.Dataset:
 
 def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]:
     if dataset.test_texts is None or dataset.test_labels is None:
-        raise _InputError(f"{dataset.name} has no test points")
+        file = bool(dataset.path) and not Path(dataset.path).is_dir()
+        cure = ": of a file, about one line in ten is one" if file else ": a folder has them in tst"
+        raise _InputError(f"{dataset.name} has no test points{cure}")
     return dataset.test_texts, dataset.test_labels, dataset.drop_test
 
 

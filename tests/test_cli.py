@@ -531,7 +531,11 @@ def test_wrong_data(mistake, run, tmp_path):
     save_dataset(bare, tmp_path / "bare")
     for arguments in (("evaluate", run), ("predict", run, "--data")):
         err = mistake(*arguments, tmp_path / "bare", status=3)
-        assert "bare has no test points" in err
+        assert "bare has no test points: a folder has them in tst" in err
+    (tmp_path / "few.jsonl").write_text('{"text": "a", "labels": ["b"]}\n')
+    (tmp_path / "found.jsonl").write_text("{}\n")
+    err = mistake("evaluate", tmp_path / "found.jsonl", tmp_path / "few.jsonl", status=3)
+    assert "few has no test points: of a file, about one line in ten is one" in err
 
 
 def test_wrong_texts(mistake, run, tmp_path):
