@@ -9,7 +9,7 @@ import sys
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,12 +261,20 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add_argument("--seed", type=int, default=0, help="any integer (default: 0)")
     cluster.add_argument("--threads", type=int, default=0, help="0: the CPUs this process may use")
     cluster.add_argument(
+        "--memory",
+        type=_byte_count,
+        metavar="BYTES",
+        help="memory to take, such as 3500M or 12G; FILE.npy is clustered in parts where it does "
+        "not fit, by way of temporary files as large as itself in TMPDIR",
+    )
+    cluster.add_argument(
         "-o",
         "--output",
         type=_ending_in(".npz"),
         required=True,
         metavar="FILE.npz",
-        help="arrays `order` (row ids, cluster after cluster) and `offsets`",
+        help="arrays `order` (row ids, cluster after cluster) and `offsets`; each of several "
+        "processes of torchrun writes its part of the clusters, FILE-00000-of-00002.npz and so on",
     )
 
     report = command(
@@ -458,21 +466,33 @@ def _cluster(options: argparse.Namespace) -> None:
             b"\x93NUMPY",
             "a .npy file of vectors, such as `ngame encode` writes",
         )
-        clusters, seconds = _timed(
-            ngame.balanced_clusters,
-            vectors,
-            size=options.size,
-            n_clusters=options.clusters,
-            seed=options.seed,
-            threads=threads,
-        )
-    clusters.save(options.output)
+        rank, ranks, group = 0, 1, None
+        with ExitStack() as stack:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # else torch need not be loaded
+                from ngame.ranks import started
+
+                together = stack.enter_context(started())
+                rank, ranks, group = together.rank, together.size, together.group
+            share = slice(rank * len(vectors) // ranks, (rank + 1) * len(vectors) // ranks)
+            clusters, seconds = _timed(
+                ngame.balanced_clusters,
+                vectors[share],
+                size=options.size,
+                n_clusters=options.clusters,
+                seed=options.seed,
+                threads=threads,
+                memory=options.memory,
+                group=group,
+            )
+    clusters.save(options.output, rank, ranks)
+    if rank > 0:
+        return
     sizes = np.diff(clusters.offsets)
-    print(
-        f"{len(vectors)} rows in {len(clusters)} clusters of {sizes.min()} to {sizes.max()}, "
-        f"coherence {clusters.coherence(vectors):.4f}, "
-        f"NN10 {clusters.neighbor_share(vectors):.4f}, {seconds:.2f} s: {options.output}"
-    )
+    line = f"{len(vectors)} rows in {len(clusters)} clusters of {sizes.min()} to {sizes.max()}"
+    if options.memory is None:  # what follows reads rows one by one
+        line += f", coherence {clusters.coherence(vectors):.4f}"
+        line += f", NN10 {clusters.neighbor_share(vectors):.4f}"
+    print(f"{line}, {seconds:.2f} s: {options.output}")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -587,6 +607,12 @@ def _ending_in(ending: str) -> Callable[[str], str]:
         return path
 
     return check
+
+
+def _byte_count(text: str) -> int:
+    units = {"K": 10**3, "M": 10**6, "G": 10**9}
+    digits, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "")
+    return round(float(digits) * units.get(unit, 1))
 
 
 def _rank(text: str) -> int:

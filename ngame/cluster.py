@@ -1,9 +1,13 @@
 """Balanced clusters of embeddings."""
 
+import glob
 import math
 import os
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +18,29 @@ from ngame import _core
 from ngame.arrays import ProcessGroup, as_count, as_matrix, as_threads, on_gpu
 from ngame.dispatch import dispatched, on_host
 from ngame.files import atomic_write
+from ngame.parts import Parts
 from ngame.topk import pair_scores, topk_arrays
 
 if TYPE_CHECKING:
     from ngame.ranks import Ranks
 
 # Processes divide the rows among them along directions that are learnt on a sample of so many, as
-# the core does (csrc/cluster.cpp); and send each other so many bytes at a time.
+# the core does (csrc/cluster.cpp); they send each other so many bytes at a time; and a process
+# clusters its part of the rows in up to so many portions, of which it holds one beside its share.
 _SAMPLED_ROWS, _SAMPLED_ROWS_PER_DIMENSION = 6144, 12
-_SENT_BYTES = 1 << 24
-_CLUSTERS_AT_ONCE = 256
+_SENT_BYTES = 1 << 21
+_MOST_PORTIONS, _LEAST_PORTION = 8, 1 << 22  # the latter in bytes
+_CLUSTERS_AT_ONCE = 64
+
+# What the core takes beside the rows, in bytes a row; and what is kept of a row while the parts of
+# a matrix larger than memory are clustered one by one. Parts differ in size by some percent, as
+# they are cut where a sample says.
+_WORKING_BYTES, _KEPT_BYTES = 84, 8
+_UNEVEN = 1.25
+_MOST_PARTS = 256
+_READ_BYTES = 1 << 24  # at a time
+# Equal rows are parted too: products with a cut differ by up to this, as the ids say.
+_JITTER = 1e-5
 
 # Rows whose neighbours `Clusters.neighbor_share` looks at.
 _ASKED_ROWS = 2000
@@ -190,25 +207,51 @@ class Clusters:
             raise ValueError(f"x has {len(x)} rows, the clusters have {len(self.order)}")
         return x
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file, aside and then in place of `path`."""
+    def save(self, path: str | os.PathLike[str], part: int = 0, parts: int = 1) -> None:
+        """Write an ``.npz`` file, aside and then in place of `path`.
+
+        With `parts`, such as one for each of several processes, only that part of the clusters:
+        FILE.npz is then FILE-00000-of-00002.npz and so on, and `load` reads all of them.
+        """
+        first, end = part * len(self) // parts, (part + 1) * len(self) // parts
+        offsets = self.offsets[first : end + 1]
+        order = self.order[offsets[0] : offsets[-1]]
+        if parts > 1:
+            path = Path(path)
+            path = path.with_name(f"{path.stem}-{part:05}-of-{parts:05}{path.suffix}")
         with atomic_write(path) as aside, open(aside, "wb") as file:
-            np.savez(file, order=self.order, offsets=self.offsets)
+            np.savez(file, order=order, offsets=offsets)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Clusters":
-        """Read what `save` wrote.
+        """Read what `save` wrote, in one file or in parts.
 
         Raises
         ------
         ValueError
-            The file is no such file.
+            The file is no such file; or there are parts of several divisions.
+        FileNotFoundError
+            There is no such file, and no part of it; or a part is missing.
         """
+        path = Path(path)
+        paths = [path]
+        if not path.exists():
+            found = path.parent.glob(f"{glob.escape(path.stem)}-*-of-*{path.suffix}")
+            counts = {file.stem.rpartition("-of-")[2] for file in found}
+            if len(counts) > 1:
+                raise ValueError(f"there are parts of {path} of {sorted(counts)} files")
+            for count in counts:
+                names = [f"{path.stem}-{part:05}-of-{count}" for part in range(int(count))]
+                paths = [path.with_name(name + path.suffix) for name in names]
+        orders, offsets = [], [np.zeros(1, np.int64)]
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(arrays["order"], arrays["offsets"])
+            for path in paths:
+                with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    orders.append(arrays["order"])
+                    offsets.append(arrays["offsets"][1:])
+            return cls(np.concatenate(orders), np.concatenate(offsets))
         # One array saved by itself comes back as an array, which is no context: a TypeError.
-        except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except (KeyError, IndexError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{os.fspath(path)} does not hold clusters: {error}") from error
 
 
@@ -221,6 +264,7 @@ def balanced_clusters(
     max_iter: int = 20,
     refine: int = 5,
     threads: int = 0,
+    memory: int | None = None,
     group: ProcessGroup | None = None,
 ) -> Clusters:
     """Divide rows into clusters of exact sizes: a tree of balanced 2-means, then refinement.
@@ -267,15 +311,24 @@ def balanced_clusters(
         (`Clusters.neighbor_share`); further rounds gain less and less.
     threads : int
         0 means the CPUs this process may use.
+    memory : int, optional
+        Bytes that the call may take, counting all rows, mapped or not, and some tens of megabytes
+        less than the process has. If the rows and what is said above do not fit, they are clustered
+        in parts, and the clusters are others than those of one piece: each row goes to a part
+        by cuts learnt on a sample; the parts are written to temporary files, then clustered and
+        refined one by one. The clusters are dealt to parts once more, along other cuts, and refined
+        again. That reads `x` twice, from end to end, and writes and reads the temporary files
+        twice. They are as large as `x`, in the folder that the environment variable TMPDIR names,
+        which must be on a disk. 8 bytes a row stay in memory throughout.
     group : torch.distributed.ProcessGroup, optional
         Every rank calls with a share of the rows, whose ids go on where those of the rank before
-        end. The upper cuts, as many levels as there are halvings of the ranks, are made together:
-        along directions learnt on a sample of all rows, with sides of exact size. Each rank gets
-        the rows of its part of the clusters, and divides and refines them by itself. Then the
-        clusters are dealt to the ranks once more, along other directions, and refined again, so
-        that rows near a cut meet their neighbours beyond it. All ranks get the clusters of all
-        rows, which differ from those of one process. A rank holds the vectors of its share of the
-        rows twice. `size` and `n_clusters` are of all rows. Arrays on the host only.
+        end. The upper cuts, into eight parts a rank, are made together: along directions learnt
+        on a sample of all rows, with sides of exact size. Each rank gets the rows of its parts of
+        the clusters, one part at a time, and divides and refines them by itself. Then the clusters
+        are dealt to the parts once more, along other directions, and refined again, so that rows
+        near a cut meet their neighbours beyond it. All ranks get the clusters of all rows, which
+        differ from those of one process. A rank holds the vectors of its share of the rows, and
+        an eighth as many more. `size` and `n_clusters` are of all rows. Arrays on the host only.
 
     Returns
     -------
@@ -288,8 +341,8 @@ def balanced_clusters(
         `x` is neither float32 nor float16.
     ValueError
         `x` has no rows, or has NaN or infinity (the first such row is named); `size` or
-        `n_clusters` is not in 1 .. n, or not exactly one of them is given; the ranks differ in
-        what they ask for.
+        `n_clusters` is not in 1 .. n, or not exactly one of them is given; `memory` does
+        not suffice, or is given with a `group`; the ranks differ in what they ask for.
     ConnectionError
         Another rank of `group` has ended, because of an error of its own, say.
 
@@ -303,6 +356,12 @@ def balanced_clusters(
     x = dispatched(as_matrix)(x, "x")
     rounds, max_iter = as_count(refine, "refine", 0), as_count(max_iter, "max_iter")
     rows, ranks = len(x), None
+    if memory is not None:
+        memory = as_count(memory, "memory")
+        if group is not None:
+            raise ValueError("memory is given with a group: each rank holds its share in memory")
+        if on_gpu(x):
+            raise TypeError("x is on a CUDA device, expected an array on the host with memory")
     if group is not None:
         from ngame.ranks import Ranks
 
@@ -330,6 +389,11 @@ def balanced_clusters(
         offsets = np.arange(count + 1, dtype=np.int64) * rows // count
     else:
         offsets = np.append(np.arange(0, rows, count, dtype=np.int64), rows)
+    if memory is not None:
+        parts = _parts_within(memory, x, len(offsets) - 1)
+        if parts > 1:
+            order = _parted_order(x, offsets, parts, as_seed(seed), max_iter, rounds, threads)
+            return Clusters(order, offsets)
     if ranks is None:
         order = balanced_order(x, offsets, as_seed(seed), max_iter, refine=rounds, threads=threads)
         return Clusters(order, offsets)
@@ -348,37 +412,52 @@ def _shared_order(
     rounds: int,
     threads: int,
 ) -> npt.NDArray[np.int32]:
-    """The order of `balanced_clusters` over ranks; the rows of x have the ids from `first` on."""
+    """The order of `balanced_clusters` over ranks; the rows of x have the ids from `first` on.
+
+    A rank clusters its part of the rows in portions, so that it holds few more rows than its x.
+    """
     sizes = np.diff(offsets)
-    bounds = np.arange(ranks.size + 1) * len(sizes) // ranks.size  # of each rank's clusters
+    share_bytes = int(offsets[-1]) * x.shape[1] * x.itemsize // ranks.size
+    portions = min(max(share_bytes // _LEAST_PORTION, 1), _MOST_PORTIONS)
+    parts = np.arange(ranks.size * portions).reshape(ranks.size, portions)  # of each rank
+    bounds = np.arange(parts.size + 1) * len(sizes) // parts.size  # of each part's clusters
+    room = np.empty((np.diff(bounds).max() * sizes.max(), x.shape[1]), x.dtype)
     homes, cuts = _homes(x, offsets[bounds], ranks, [], seed, max_iter, threads)
-    ids, vectors = _exchanged(x, first, homes, ranks)
-    means = np.zeros((0, x.shape[1]), np.float32)
-    if len(ids):
-        own = offsets[bounds[ranks.rank] : bounds[ranks.rank + 1] + 1]
-        own, of_rank = own - own[0], as_seed(seed + ranks.rank)
-        most = -(-rounds // 2)  # more follow
-        local = balanced_order(vectors, own, of_rank, max_iter, refine=most, threads=threads)
-        means = _means(vectors, local, own)
-        ids = ids[local]
-    del vectors
-    order = np.concatenate(ranks.all_arrays(ids))
+    found, means = [], []
+    for of_rank in parts.T:
+        part = int(of_rank[ranks.rank])
+        ids, vectors = _exchanged(x, first, homes, of_rank, ranks, room)
+        if len(ids):
+            own = offsets[bounds[part] : bounds[part + 1] + 1] - offsets[bounds[part]]
+            most = -(-rounds // 2)  # more follow
+            of_part = as_seed(seed + part)
+            local = balanced_order(vectors, own, of_part, max_iter, refine=most, threads=threads)
+            means.append(_means(vectors, local, own))
+            ids = ids[local]
+        found.append(ids)
+    order = np.concatenate(ranks.all_arrays(np.concatenate(found)))
     if rounds == 0:
         return order
     # Rows that the cuts parted from their neighbours could not reach them. So the clusters are
     # dealt once more, along other directions, and refined again.
-    dealt, _ = _homes(means, bounds, ranks, cuts, seed, max_iter, threads)
+    sums = np.concatenate([*means, np.zeros((0, x.shape[1]), np.float32)])
+    dealt, _ = _homes(sums, bounds, ranks, cuts, seed, max_iter, threads)
+    del means, sums
     dealt = np.concatenate(ranks.all_arrays(dealt))
     assignment = np.empty(len(order), np.int32)
     assignment[order] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    ids, vectors = _exchanged(x, first, dealt[assignment[first : first + len(x)]], ranks)
-    if len(ids):
-        own = np.append(0, np.cumsum(sizes[dealt == ranks.rank]))
-        local = np.argsort(assignment[ids], kind="stable").astype(np.int32)
-        ids = ids[_core.refine_clusters(vectors, local, own, rounds, as_threads(threads))]
-    homes = np.repeat(dealt, sizes)
-    for rank, theirs in enumerate(ranks.all_arrays(ids)):
-        order[homes == rank] = theirs
+    homes = dealt[assignment[first : first + len(x)]]
+    found = []
+    for of_rank in parts.T:
+        part = int(of_rank[ranks.rank])
+        ids, vectors = _exchanged(x, first, homes, of_rank, ranks, room)
+        if len(ids):
+            own = np.append(0, np.cumsum(sizes[dealt == part]))
+            local = np.argsort(assignment[ids], kind="stable").astype(np.int32)
+            ids = ids[_core.refine_clusters(vectors, local, own, rounds, as_threads(threads))]
+        found.append(ids)
+    places = np.argsort(np.repeat(dealt, sizes), kind="stable")
+    order[places] = np.concatenate(ranks.all_arrays(np.concatenate(found)))
     return order
 
 
@@ -409,15 +488,15 @@ def _homes(
     seed: int,
     max_iter: int,
     threads: int,
-) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]:
-    """The rank that each row of x goes to: bounds[r + 1] - bounds[r] rows of all to rank r.
+) -> tuple[npt.NDArray[np.int32], list[npt.NDArray[np.float32]]]:
+    """The part that each row of x goes to: bounds[p + 1] - bounds[p] rows of all to part p.
 
     Also gives the directions of the cuts, which are at right angles to those to avoid.
     """
-    homes = np.zeros(len(x), np.int64)
+    homes = np.zeros(len(x), np.int32)
     cuts = []
-    # Ranks begin .. end - 1 have rows to divide among them, whose homes are `begin` so far.
-    nodes = [(0, ranks.size)]
+    # Parts begin .. end - 1 have rows to divide among them, whose homes are `begin` so far.
+    nodes = [(0, len(bounds) - 1)]
     while nodes:
         begin, end = nodes.pop(0)
         middle = (begin + end) // 2
@@ -428,7 +507,8 @@ def _homes(
         if left == 0:
             homes[rows] = middle
         elif left < count:
-            wanted = max(_SAMPLED_ROWS, _SAMPLED_ROWS_PER_DIMENSION * x.shape[1])
+            # Of one cut only: the core's lowest cuts have an eighth of a sample each.
+            wanted = max(_SAMPLED_ROWS, _SAMPLED_ROWS_PER_DIMENSION * x.shape[1]) // 4
             drawn = min(len(rows), -(-wanted * len(rows) // count))
             random = np.random.default_rng([seed, begin, end, ranks.rank])
             own = x[np.sort(random.choice(rows, drawn, replace=False))].astype(np.float32)
@@ -489,26 +569,198 @@ def _smallest(scores: npt.NDArray[np.float32], count: int, ranks: "Ranks") -> np
 
 
 def _exchanged(
-    x: npt.NDArray[Any], first: int, homes: npt.NDArray[np.int64], ranks: "Ranks"
+    x: npt.NDArray[Any],
+    first: int,
+    homes: npt.NDArray[np.int32],
+    of_rank: npt.NDArray[np.integer],
+    ranks: "Ranks",
+    room: npt.NDArray[Any],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-    """Ids and vectors of the rows, of all ranks, that go to this one, ids ascending.
+    """Ids and vectors of the rows, of all ranks, that this one gets, ids ascending.
 
-    The rows of x have the ids from `first` on.
+    The rows of x have the ids from `first` on; those whose home is of_rank[r] go to rank r.
+    The vectors are in `room`.
     """
-    parts = [np.flatnonzero(homes == rank).astype(np.int32) for rank in range(ranks.size)]
+    parts = [np.flatnonzero(homes == part).astype(np.int32) for part in of_rank]
     received = ranks.exchange([part + np.int32(first) for part in parts])
     ids = np.concatenate(received)
-    vectors = np.empty((len(ids), x.shape[1]), x.dtype)
+    vectors = room[: len(ids)]
     starts = np.cumsum([0, *map(len, received)])
     row_bytes = x.dtype.itemsize * x.shape[1]
     at_once = max(1, _SENT_BYTES // max(1, row_bytes * ranks.size))
-    most = max(len(part) for part in parts)
-    rounds = int(np.max(ranks.all_arrays(np.array([-(-most // at_once)]))))
+    rounds = ranks.most(max(-(-len(part) // at_once) for part in parts))
     for start in range(0, rounds * at_once, at_once):
         found = ranks.exchange([x[part[start : start + at_once]] for part in parts])
         for begin, rows in zip(starts + start, found, strict=False):
             vectors[begin : begin + len(rows)] = rows
     return ids, vectors
+
+
+def _parts_within(memory: int, x: npt.NDArray[Any], clusters: int) -> int:
+    """The number of parts that x is to be clustered in; 1 where all of it fits."""
+    rows, dim = x.shape
+    needed: int = rows * (dim * x.itemsize + _WORKING_BYTES) + 4 * dim * clusters
+    if needed <= memory:
+        return 1
+    least = math.ceil(_KEPT_BYTES * rows + _UNEVEN * needed / _MOST_PARTS)
+    if memory < least:
+        raise ValueError(f"memory is {memory} bytes, x of shape {x.shape} takes {least} or more")
+    parts = math.ceil(_UNEVEN * needed / (memory - _KEPT_BYTES * rows))
+    return min(parts, clusters)
+
+
+def _parted_order(
+    x: npt.NDArray[Any],
+    offsets: npt.NDArray[np.int64],
+    parts: int,
+    seed: int,
+    max_iter: int,
+    rounds: int,
+    threads: int,
+) -> npt.NDArray[np.int32]:
+    """The order of `balanced_clusters` by parts, of which one at a time is in memory."""
+    sizes = np.diff(offsets)
+    order = np.empty(len(x), np.int32)
+    with tempfile.TemporaryDirectory(prefix="ngame-") as folder:
+        files = Parts(folder, x.shape[1], x.dtype)
+        cuts = _Cuts(x, parts, None, seed, max_iter, threads)
+        for ids, rows in _pieces(x):
+            bad = ~np.isfinite(rows).all(axis=1)
+            if bad.any():
+                raise ValueError(f"x has NaN or infinity in row {ids[int(np.argmax(bad))]}")
+            files.append(cuts.homes(rows, ids, threads), ids, rows)
+        means = Path(folder) / "means"
+        first = 0  # cluster of the part
+        for part in range(parts):
+            ids, vectors = files.take(part)
+            # Whole clusters. The rows that are left over go to the next part, which is near.
+            end = int(np.searchsorted(offsets, offsets[first] + len(ids), "right"))
+            own = offsets[first:end] - offsets[first]
+            first, whole = end - 1, int(own[-1])
+            local = np.arange(len(ids), dtype=np.int32)
+            if whole:
+                bounds = own if whole == len(ids) else np.append(own, len(ids))
+                of_part = as_seed(seed + part)
+                local = balanced_order(
+                    vectors, bounds, of_part, max_iter, refine=rounds // 2, threads=threads
+                )
+                with open(means, "ab") as file:
+                    _means(vectors, local[:whole], own).tofile(file)
+            rest = local[whole:]
+            files.append(np.full(len(rest), part + 1), ids[rest], vectors[rest])
+            del vectors
+            members = ids[local[:whole]]
+            if (np.diff(ids) < 0).any():  # those left over came last
+                cluster = np.repeat(np.arange(len(own) - 1), np.diff(own))
+                members = members[np.lexsort((members, cluster))]
+            order[offsets[first] - whole : offsets[first]] = members
+        if rounds == 0:
+            return order
+        # As between ranks: rows near a cut meet their neighbours beyond it.
+        assignment = np.empty(len(x), np.int32)
+        assignment[order] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        sums = np.memmap(means, np.float32, "r", shape=(len(sizes), x.shape[1]))
+        again = _Cuts(sums, parts, cuts.directions, seed, max_iter, threads)
+        dealt = np.concatenate([again.homes(rows, ids, threads) for ids, rows in _pieces(sums)])
+        for ids, rows in _pieces(x):
+            files.append(dealt[assignment[ids]], ids, rows)
+        for part in range(parts):
+            ids, vectors = files.take(part)
+            if len(ids) == 0:
+                continue
+            clusters = np.flatnonzero(dealt == part)
+            own = np.append(0, np.cumsum(sizes[clusters]))
+            local = np.argsort(assignment[ids], kind="stable").astype(np.int32)
+            places = np.arange(len(ids)) + np.repeat(offsets[clusters] - own[:-1], sizes[clusters])
+            left = rounds - rounds // 2
+            refined = _core.refine_clusters(vectors, local, own, left, as_threads(threads))
+            order[places] = ids[refined]
+            del vectors
+    return order
+
+
+def _pieces(x: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]:
+    """All rows, with their ids, as many at a time as take `_READ_BYTES`."""
+    at_once = max(1, _READ_BYTES // max(1, x.itemsize * x.shape[1]))
+    for begin in range(0, len(x), at_once):
+        rows = np.asarray(x[begin : begin + at_once])
+        yield np.arange(begin, begin + len(rows), dtype=np.int32), rows
+
+
+class _Cuts:
+    """How rows are dealt to parts: a tree of cuts, learnt on a sample, into about equal parts.
+
+    The directions of the cuts are at right angles to those to avoid.
+    """
+
+    def __init__(
+        self,
+        x: npt.NDArray[Any],
+        parts: int,
+        avoided: npt.NDArray[np.float32] | None,
+        seed: int,
+        max_iter: int,
+        threads: int,
+    ) -> None:
+        wanted = max(_SAMPLED_ROWS, _SAMPLED_ROWS_PER_DIMENSION * x.shape[1])
+        drawn = min(len(x), wanted * -(-parts // 8))
+        random = np.random.default_rng([seed, parts])
+        ids = np.sort(random.choice(len(x), drawn, replace=False)).astype(np.int32)
+        rows = x[ids]
+        sample = _unit(rows.astype(np.float32))
+        if avoided is not None:
+            basis = np.linalg.qr(avoided[: x.shape[1] // 2].T)[0]
+            sample -= (sample @ basis) @ basis.T
+        ends = np.arange(parts + 1) * drawn // parts
+        order = balanced_order(sample, ends, seed, max_iter, refine=0, threads=threads)
+        sums = _means(sample, order, ends)
+        nodes = [(0, parts)]
+        for begin, end in nodes:  # grows: level after level
+            middle = (begin + end) // 2
+            if end - begin > 2:
+                nodes += [
+                    node for node in ((begin, middle), (middle, end)) if node[1] - node[0] > 1
+                ]
+        self._nodes = [(begin, (begin + end) // 2) for begin, end in nodes]
+        self.directions = np.stack(
+            [
+                np.subtract(*_unit(np.stack([sums[middle:end].sum(0), sums[begin:middle].sum(0)])))
+                for (begin, end), (_, middle) in zip(nodes, self._nodes, strict=True)
+            ]
+        )
+        # Each leaves to the left what its share of the parts is.
+        self._thresholds: list[float] = []
+        homes = np.zeros(drawn, np.int16)
+        scores = self._scores(rows, ids, threads)
+        for cut, ((begin, end), (_, middle)) in enumerate(zip(nodes, self._nodes, strict=True)):
+            part = scores[homes == begin, cut]
+            left = len(part) * (middle - begin) // (end - begin)
+            self._thresholds.append(np.partition(part, left)[left] if len(part) else 0)
+            homes[(homes == begin) & (scores[:, cut] >= self._thresholds[cut])] = middle
+
+    def homes(
+        self, rows: npt.NDArray[Any], ids: npt.NDArray[np.int32], threads: int
+    ) -> npt.NDArray[np.int16]:
+        """The part that each row goes to."""
+        homes = np.zeros(len(rows), np.int16)
+        scores = self._scores(rows, ids, threads)
+        for cut, (begin, middle) in enumerate(self._nodes):
+            beyond = scores[:, cut] >= self._thresholds[cut]
+            homes[(homes == begin) & beyond] = middle
+        return homes
+
+    def _scores(
+        self, rows: npt.NDArray[Any], ids: npt.NDArray[np.int32], threads: int
+    ) -> npt.NDArray[np.float32]:
+        """Cosine of each row with the direction of each cut, float32 [rows, cuts]."""
+        shape = len(rows), len(self.directions)
+        every = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).ravel()
+        ends = np.arange(len(rows) + 1, dtype=np.int32) * shape[1]
+        pairs = sp.csr_matrix((np.ones(len(every), np.int8), every, ends), shape=shape)
+        scores = pair_scores(rows, self.directions, pairs, threads=threads).reshape(shape)
+        scattered = ids.astype(np.uint32) * np.uint32(2654435769)  # of a golden section
+        jitter = (scattered.astype(np.float64) * (_JITTER / 2**32)).astype(np.float32)
+        return scores + jitter[:, None]
 
 
 @dispatched

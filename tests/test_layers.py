@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "cuda": {"arrays"},
     "dispatch": {"arrays", "cuda"},
     "files": set(),
+    "parts": set(),
     "state": set(),
     "transfer": set(),
     "loss": {"transfer"},
@@ -29,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     # the doors to C++
     "topk": {"_core", "arrays", "dispatch", "files", "ranks"},
     "sparse_topk": {"_core", "arrays"},
-    "cluster": {"_core", "arrays", "dispatch", "files", "ranks", "topk"},
+    "cluster": {"_core", "arrays", "dispatch", "files", "parts", "ranks", "topk"},
     "shortlist": {"_core", "arrays", "cluster"},
     "positives": {"_core", "arrays", "dispatch"},
     "metrics": {"_core", "arrays", "dispatch"},

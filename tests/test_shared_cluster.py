@@ -39,6 +39,17 @@ CLUSTER = """
     assert found.neighbor_share(share(x, even), group=group) == nearby
     check(x, [0] * (size - 1), n_clusters=31, refine=0)  # all rows on the last rank
     check(x.astype(np.float16), [1] + even[1:], size=7)
+    # Each rank gets its rows in portions, here of some 60 to 100 rows.
+    exchanged, taken = cluster._exchanged, []
+    def counted(*arguments):
+        ids, vectors = exchanged(*arguments)
+        taken.append(len(ids))
+        return ids, vectors
+    cluster._LEAST_PORTION, cluster._exchanged = 6000, counted
+    in_portions, _ = check(x, even, size=8)
+    assert max(taken) < 150, taken
+    assert in_portions.coherence(x) > 0.8 * ngame.balanced_clusters(x, size=8).coherence(x)
+    cluster._LEAST_PORTION, cluster._exchanged = 1 << 22, exchanged
     check(x[:9], [3] * (size - 1), n_clusters=2)  # fewer clusters than ranks, where there are 3
     check(x[:2], [1] * (size - 1), size=2)
     check(np.ones((50, 3), np.float32), [20] * (size - 1), size=5)  # ties everywhere

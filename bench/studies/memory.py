@@ -6,6 +6,10 @@ writes a float16 file into `--folder` (removed at the end), then runs `balanced_
 twice: first with limited memory, page cache included, then without a limit. Each run has a process
 of its own, and finds nothing of the file in memory. The limit is a control group, version 1, below
 this process's own group; that needs root.
+
+    bench/studies/memory.py --rows 20000000 --dim 128 --size 64 --limit-mb 1000 --memory-mb 700
+
+clusters in parts that take so much, once, under the limit. Temporary files are in `--folder`.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=5_600_000)
     parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--size", type=int, default=32, help="rows a cluster")
     parser.add_argument("--limit-mb", type=int, default=1200)
+    parser.add_argument("--memory-mb", type=int, help="the argument `memory`; one piece without")
     parser.add_argument(
         "--folder", type=Path, help="where the file goes; default: the temporary one"
     )
@@ -49,9 +56,13 @@ def main() -> None:
         x.flush()
         print(f"{options.rows:,} x {options.dim} float16, {x.nbytes / 1e9:.1f} GB; 2 threads\n")
         del x
-        print("| memory | seconds | CPU seconds | read, GB | peak, MB |")
-        print("|---|---:|---:|---:|---:|")
-        digests = {measure(path, parent, limit) for limit in (options.limit_mb * MB, None)}
+        print(
+            "| memory | seconds | CPU seconds | read, GB | written, GB | peak, MB | its own, MB |"
+        )
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        memory = options.memory_mb and options.memory_mb * MB
+        limits = (options.limit_mb * MB, None) if memory is None else (options.limit_mb * MB,)
+        digests = {measure(path, parent, limit, options.size, memory) for limit in limits}
     if len(digests) != 1:
         sys.exit("the clusters differ")
 
@@ -65,7 +76,7 @@ def own_group() -> Path | None:
     return None
 
 
-def measure(path: Path, parent: Path, limit: int | None) -> str:
+def measure(path: Path, parent: Path, limit: int | None, size: int, memory: int | None) -> str:
     """Print a row of the table, and return the digest of the clusters."""
     group = parent / f"ngame-{os.getpid()}"
     group.mkdir()
@@ -73,12 +84,16 @@ def measure(path: Path, parent: Path, limit: int | None) -> str:
         if limit is not None:
             (group / "memory.limit_in_bytes").write_text(str(limit))
         forget(path)
-        code = f"import memory; memory.cluster({str(path)!r}, {str(group)!r})"
+        code = f"import memory; memory.cluster({str(path)!r}, {str(group)!r}, {size}, {memory})"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]]),
+                "TMPDIR": str(path.parent),
+            },
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
         )
         peak = int((group / "memory.max_usage_in_bytes").read_text())
@@ -87,7 +102,8 @@ def measure(path: Path, parent: Path, limit: int | None) -> str:
     found = json.loads(done.stdout)
     print(
         f"| {'all' if limit is None else f'{limit // MB} MB'} | {found['seconds']:.0f} "
-        f"| {found['cpu']:.0f} | {found['read'] / 1e9:.1f} | {peak // MB} |",
+        f"| {found['cpu']:.0f} | {found['read'] / 1e9:.1f} | {found['written'] / 1e9:.1f} "
+        f"| {peak // MB} | {found['own'] // MB} |",
         flush=True,
     )
     return str(found["digest"])
@@ -101,19 +117,35 @@ def forget(path: Path) -> None:
     os.close(file)
 
 
-def cluster(path: str, group: str) -> None:
-    """Enter a control group, cluster, print time and bytes read as JSON."""
+def cluster(path: str, group: str, size: int, memory: int | None) -> None:
+    """Enter a control group, cluster, print time and bytes moved as JSON."""
     Path(group, "cgroup.procs").write_text(str(os.getpid()))
     x = np.load(path, mmap_mode="r")
+    own = [0]
+    threading.Thread(target=watch, args=(own,), daemon=True).start()
     cpu, start = cpu_seconds(), time.perf_counter()
-    clusters = ngame.balanced_clusters(x, size=32, threads=2)
+    clusters = ngame.balanced_clusters(x, size=size, memory=memory, threads=2)
+    sizes = np.diff(clusters.offsets)
+    if (sizes[:-1] != size).any() or sizes.sum() != len(x):
+        sys.exit("the sizes are not exact")
     found = {
         "seconds": time.perf_counter() - start,
         "cpu": cpu_seconds() - cpu,
-        "read": bytes_read(),
+        "read": bytes_moved("read_bytes"),
+        "written": bytes_moved("write_bytes"),
+        "own": max(own),
         "digest": hashlib.sha256(clusters.order.tobytes()).hexdigest(),
     }
     print(json.dumps(found))
+
+
+def watch(found: list[int]) -> None:
+    """Keep the most memory that this process has had, without that of files."""
+    while True:
+        for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf8").splitlines():
+            if line.startswith("Anonymous:"):
+                found[0] = max(found[0], int(line.split()[1]) << 10)
+        time.sleep(0.2)
 
 
 def cpu_seconds() -> float:
@@ -122,12 +154,12 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def bytes_read() -> int:
-    """What this process had read from disks so far."""
+def bytes_moved(name: str) -> int:
+    """What this process had read from disks, or written to them, so far."""
     for line in Path("/proc/self/io").read_text(encoding="utf8").splitlines():
-        if line.startswith("read_bytes:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1])
-    raise ValueError("/proc/self/io has no read_bytes")
+    raise ValueError(f"/proc/self/io has no {name}")
 
 
 if __name__ == "__main__":

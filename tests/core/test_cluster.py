@@ -1,6 +1,8 @@
+import importlib
 import mmap
 import os
 import sys
+import tempfile
 import threading
 from functools import partial
 
@@ -332,6 +334,81 @@ def test_mapped_files_that_memory_does_not_hold(mixture, tmp_path):
     assert coherence == found.coherence(x)
 
 
+class TestParts:
+    """Clusters of rows that the memory asked for does not hold."""
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_are_exact_and_as_tight(self, mixture, monkeypatch, dtype):
+        monkeypatch.setattr(importlib.import_module("ngame.cluster"), "_READ_BYTES", 1 << 14)
+        x = mixture(6003, 24).astype(dtype)
+        found = ngame.balanced_clusters(x, size=16, memory=300_000)
+        is_division(found, [16] * 375 + [3])
+        one = ngame.balanced_clusters(x, size=16)
+        assert found != one
+        # Six parts of 1,000 rows have much border.
+        assert found.coherence(x) > 0.92 * one.coherence(x)
+        assert found.neighbor_share(x) > 0.85 * one.neighbor_share(x)
+        again = ngame.balanced_clusters(x, size=16, memory=300_000, threads=2)
+        assert again == found
+        assert ngame.balanced_clusters(x, size=16, memory=300_000, seed=1) != found
+
+    @pytest.mark.parametrize("refine", [0, 1, 5])
+    @pytest.mark.parametrize(
+        ("asked", "rows"), [({"size": 7}, 1000), ({"n_clusters": 13}, 997), ({"size": 1}, 500)]
+    )
+    def test_any_sizes(self, mixture, asked, rows, refine):
+        x = mixture(rows, 10)
+        found = ngame.balanced_clusters(x, memory=30_000, refine=refine, **asked)
+        is_division(found, np.diff(ngame.balanced_clusters(x, **asked).offsets))
+
+    def test_one_piece_where_it_fits(self, mixture):
+        x = mixture(1000, 10)
+        assert ngame.balanced_clusters(x, size=9, memory=10**6) == ngame.balanced_clusters(
+            x, size=9
+        )
+        assert len(ngame.balanced_clusters(x, size=1000, memory=20_000)) == 1
+
+    def test_what_is_in_memory_at_a_time(self, mixture, monkeypatch):
+        cluster = importlib.import_module("ngame.cluster")
+        taken = []
+        take = cluster.Parts.take
+
+        def counted(parts, part):
+            ids, rows = take(parts, part)
+            taken.append(len(rows))
+            return ids, rows
+
+        monkeypatch.setattr(cluster.Parts, "take", counted)
+        x, memory = mixture(20_000, 32), 1_000_000
+        ngame.balanced_clusters(x, size=20, memory=memory)
+        assert max(taken) * (128 + 80) < memory - 8 * len(x)
+
+    def test_files_are_removed(self, mixture, monkeypatch, tmp_path):
+        monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path))
+        x = mixture(1000, 10)
+        ngame.balanced_clusters(x, size=9, memory=40_000)
+        x[700, 3] = np.nan
+        with pytest.raises(ValueError, match="x has NaN or infinity in row 700"):
+            ngame.balanced_clusters(x, size=9, memory=40_000)
+        assert not any(tmp_path.iterdir())
+
+    def test_equal_and_zero_rows_are_parted_too(self, monkeypatch):
+        cluster = importlib.import_module("ngame.cluster")
+        for x in (np.ones((4000, 6), np.float32), np.zeros((4000, 6), np.float32)):
+            homes = cluster._Cuts(x, 4, None, 0, 20, 1).homes(x, np.arange(4000, dtype=np.int32), 1)
+            assert np.bincount(homes, minlength=4).min() > 900
+            is_division(ngame.balanced_clusters(x, size=10, memory=140_000), [10] * 400)
+
+    def test_rejects(self, mixture):
+        x = mixture(1000, 10)
+        with pytest.raises(
+            ValueError, match=r"memory is 8000 bytes, x of shape \(1000, 10\) takes"
+        ):
+            ngame.balanced_clusters(x, size=9, memory=8000)
+        with pytest.raises(TypeError, match="memory is a float, expected an integer"):
+            ngame.balanced_clusters(x, size=9, memory=1e9)
+
+
 def test_torch_tensors(mixture):
     torch = pytest.importorskip("torch")
     x = mixture(300, 10)
@@ -393,6 +470,23 @@ def test_rejects_bad_arguments(mixture):
 class TestClusters:
     def make(self):
         return ngame.Clusters(np.array([3, 0, 2, 1], np.int32), np.array([0, 1, 1, 4], np.int64))
+
+    def test_saved_in_parts(self, tmp_path, rng):
+        clusters = ngame.Clusters(
+            rng.permutation(23).astype(np.int32), np.array([0, 3, 9, 9, 20, 23], np.int64)
+        )
+        for part in range(3):
+            clusters.save(tmp_path / "found[1].npz", part, 3)
+        assert len(list(tmp_path.iterdir())) == 3
+        assert ngame.Clusters.load(tmp_path / "found[1].npz") == clusters
+        (tmp_path / "found[1]-00001-of-00003.npz").unlink()
+        with pytest.raises(FileNotFoundError, match="00001-of-00003"):
+            ngame.Clusters.load(tmp_path / "found[1].npz")
+        clusters.save(tmp_path / "found[1].npz", 0, 2)
+        with pytest.raises(ValueError, match=r"parts of .* of .'00002', '00003'. files"):
+            ngame.Clusters.load(tmp_path / "found[1].npz")
+        with pytest.raises(FileNotFoundError):
+            ngame.Clusters.load(tmp_path / "other.npz")
 
     def test_access(self):
         clusters = self.make()

@@ -1,0 +1,182 @@
+"""The cost of clustering, by a model whose constants are measured: predicted beside measured.
+
+    python bench/studies/scale.py
+
+measures the constants on the smallest size, on one process and on two, then prints a Markdown table
+for three sizes: CPU seconds of a process, bytes it holds beyond the interpreter's, bytes it gets
+from others. Last come sizes that do not fit here. docs/scale.md says what the terms are.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIZE, ROUNDS, PORTIONS, DIM = 32, 5, 8, 128
+SAMPLED = 1536  # rows a cut, as ngame/cluster.py has it
+MB = 1e6
+
+
+@dataclass
+class Cost:
+    """Of one process."""
+
+    products: float  # multiplications, each with an addition
+    held: float  # bytes
+    received: float  # bytes
+
+
+def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int = ROUNDS) -> Cost:
+    """What a process does, holds and gets: its share of n rows of `dim` columns, `item` bytes each.
+
+    Products: some nine for each level of the tree and column; of each round the 64 clusters listed
+    and two passes over the row, and the search for them among 1,024 for each cluster.
+    """
+    share = n / processes
+    levels = math.log2(n / size)
+    of_round = 66 + min(1024, n / size) / size
+    all_rounds = rounds if processes == 1 else rounds + -(-rounds // 2)
+    products = share * dim * (9 * levels + all_rounds * of_round)
+    row = dim * item
+    held = share * row + 4 * dim * share / size
+    if processes == 1:
+        return Cost(products, held + 84 * n, 0)
+    portion = share / PORTIONS
+    others = (processes - 1) / processes
+    cuts = 2 * (processes * PORTIONS - 1)
+    held += portion * (row + 84) + 12 * share + 20 * n
+    received = 2 * share * (row + 4) * others + others * (8 * n + 4 * n / size)
+    received += cuts * (SAMPLED * 4 * dim * others + 3 * 12_288 * processes * others)
+    return Cost(products, held, received)
+
+
+def main() -> None:
+    """Measure the constants, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 200_000, 400_000])
+    options = parser.parse_args()
+    print("| rows | processes | CPU s | predicted | held, MB | predicted | got, MB | predicted |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    rates = {}
+    for processes in (1, 2):
+        rate = base = 0.0
+        for rows in (options.rows[0] // 2, *options.rows):
+            found = measure(rows, processes)
+            cost = model(rows, DIM, SIZE, 4, processes)
+            if not rate:  # the constants
+                rate, base = found["cpu"] / cost.products, found["held"] - cost.held
+                rates[processes] = rate
+                continue
+            print(
+                f"| {rows:,} | {processes} | {found['cpu']:.2f} | {rate * cost.products:.2f} "
+                f"| {found['held'] / MB:.0f} | {(base + cost.held) / MB:.0f} "
+                f"| {found['received'] / MB:.1f} | {cost.received / MB:.1f} |",
+                flush=True,
+            )
+        print(f"{processes}: {1 / rate:.3g} products a second, {base / MB:.0f} MB", file=sys.stderr)
+    print("\n| rows | processes | CPU hours | held, GB | got, GB |\n|---:|---:|---:|---:|---:|")
+    for n, processes in ((1e8, 1), (1e8, 8), (2.1e9, 1000), (1e10, 1000)):
+        cost = model(n, DIM, 64, 2, processes)
+        hours = rates[min(processes, 2)] * cost.products / 3600
+        print(
+            f"| {n:.3g} | {processes} | {hours:.2f} | {cost.held / 1e9:.1f} "
+            f"| {cost.received / 1e9:.1f} |"
+        )
+
+
+def measure(rows: int, processes: int) -> dict[str, float]:
+    """The largest of what the processes say of themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    f"import scale; scale.work({rows}, {rank}, {processes}, {folder!r})",
+                ],
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]]),
+                    "OMP_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+        found = [json.loads(process.communicate()[0]) for process in started]
+    return {name: max(one[name] for one in found) for name in found[0]}
+
+
+def work(rows: int, rank: int, processes: int, folder: str) -> None:
+    """Make a share of the rows, cluster, print the cost as JSON."""
+    import torch.distributed as dist
+
+    import ngame
+    from ngame import ranks
+
+    group, received = None, [0]
+    if processes > 1:
+        meeting = f"file://{folder}/meeting"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+        group = dist.group.WORLD
+        for name in ("exchange", "all_arrays"):
+            count(ranks.Ranks, name, rank, received)
+    # Everything is loaded once before it counts.
+    ngame.balanced_clusters(np.eye(4, dtype=np.float32), size=2, group=group)
+    before, received[0] = status("VmRSS"), 0
+    share = rows * (rank + 1) // processes - rows * rank // processes
+    x = np.empty((share, DIM), np.float32)
+    random = np.random.default_rng(rank)
+    centres = np.random.default_rng(99).standard_normal((2000, DIM), np.float32)
+    for begin in range(0, share, 4096):
+        part = x[begin : begin + 4096]
+        part[:] = centres[random.integers(len(centres), size=len(part))]
+        part += random.standard_normal(part.shape, np.float32)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    cpu = seconds()
+    ngame.balanced_clusters(x, size=SIZE, threads=1, group=group)
+    cpu = seconds() - cpu
+    held = status("VmHWM") - before
+    print(json.dumps({"cpu": cpu, "held": held, "received": received[0]}))
+    if group is not None:
+        dist.destroy_process_group()
+
+
+def count(ranks: type, name: str, rank: int, received: list[int]) -> None:
+    """Add up what a method gives of other processes' arrays."""
+    method = getattr(ranks, name)
+
+    def counted(self: object, argument: object) -> list[np.ndarray]:
+        arrays: list[np.ndarray] = method(self, argument)
+        received[0] += sum(array.nbytes for other, array in enumerate(arrays) if other != rank)
+        return arrays
+
+    setattr(ranks, name, counted)
+
+
+def status(name: str) -> int:
+    """Bytes of this process's memory, by the name that the system has for it."""
+    for line in Path("/proc/self/status").read_text(encoding="utf8").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    raise ValueError(f"/proc/self/status has no {name}")
+
+
+def seconds() -> float:
+    """CPU time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    main()
