@@ -37,6 +37,8 @@ _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
 _SHOWN = ("P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100")
 _OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how idle OpenMP threads wait."""
+_TEXTS_AT_ONCE = 1 << 16
+"""Texts that are encoded before their vectors are written."""
 _WIDTH = 100
 """Columns that a table may take."""
 
@@ -115,6 +117,8 @@ def _reading() -> Iterator[None]:
     """Turn errors within into errors of the input files."""
     try:
         yield
+    except ConnectionError:  # to another process
+        raise
     except (*_MISTAKES, OSError) as error:
         raise _InputError(_message(error)) from error
 
@@ -234,7 +238,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_ending_in(".npy"),
         required=True,
         metavar="FILE.npy",
-        help="float32 array [n, dim]",
+        help="array [n, dim], written as it is made",
+    )
+    encode.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="(default: float32)"
     )
 
     export = command(
@@ -437,13 +444,18 @@ def _encode(options: argparse.Namespace) -> None:
 
     model = _model(options.run_folder)
     texts = _read_lines(options.texts)
-    rows = [row for row, text in enumerate(texts) if text]
-    found = to_numpy(model.encode([texts[row] for row in rows]))
-    vectors = np.zeros((len(texts), found.shape[1]), found.dtype)
-    vectors[rows] = found
+    shape, dtype = (len(texts), model.label_vectors.shape[1]), np.dtype(options.dtype)
+    about = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     with atomic_write(options.output) as aside, open(aside, "wb") as file:
-        np.save(file, vectors)
-    print(f"{vectors.shape[0]} vectors of width {vectors.shape[1]}: {options.output}")
+        np.lib.format.write_array_header_1_0(file, about)
+        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = texts[begin : begin + _TEXTS_AT_ONCE]
+            rows = [row for row, text in enumerate(part) if text]
+            vectors = np.zeros((len(part), shape[1]), dtype)
+            if rows:
+                vectors[rows] = to_numpy(model.encode([part[row] for row in rows]))
+            vectors.tofile(file)
+    print(f"{shape[0]} vectors of width {shape[1]}: {options.output}")
 
 
 def _export(options: argparse.Namespace) -> None:

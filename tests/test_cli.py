@@ -348,12 +348,19 @@ def test_tables_fit_100_columns(call, run, data, tmp_path):
     assert [len(header) for header in headers] == [10, 10, 10, 10]
 
 
-def test_encode(call, run, data, tmp_path):
+def test_encode(call, run, data, tmp_path, monkeypatch):
     texts = tiny.dataset().test_texts
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     assert call("encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy")[0] == 0
     x = np.load(tmp_path / "x.npy", allow_pickle=False)
     np.testing.assert_array_equal(x, ngame.Model.load(run).encode(texts))
+    # Written a few at a time, as float16.
+    monkeypatch.setattr("ngame.cli._TEXTS_AT_ONCE", 3)
+    arguments = "encode", run, tmp_path / "texts.txt", "-o", tmp_path / "x.npy"
+    assert call(*arguments, "--dtype", "float16")[0] == 0
+    halves = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert halves.dtype == np.float16
+    np.testing.assert_allclose(halves, x, atol=1e-3)
 
 
 def test_cluster(call, tmp_path, rng):
@@ -368,6 +375,42 @@ def test_cluster(call, tmp_path, rng):
         assert clusters == ngame.balanced_clusters(x, seed=4, **{named: 10})
         assert sorted(np.diff(clusters.offsets)) == sorted(sizes)
         assert f"103 rows in {len(sizes)} clusters of {min(sizes)} to {max(sizes)}" in out
+
+
+def test_cluster_in_parts(call, tmp_path, rng):
+    x = rng.standard_normal((1000, 8), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    path = tmp_path / "clusters.npz"
+    arguments = "cluster", tmp_path / "x.npy", "--size", 10, "-o", path, "--memory"
+    status, out, _ = call(*arguments, "50K")
+    assert status == 0
+    assert "1000 rows in 100 clusters of 10 to 10, " in out
+    assert ngame.Clusters.load(path) == ngame.balanced_clusters(x, size=10, memory=50_000)
+    with pytest.raises(SystemExit):
+        call(*arguments, "much")
+
+
+def test_cluster_in_processes(tmp_path, rng):
+    np.save(tmp_path / "x.npy", rng.standard_normal((203, 8), dtype=np.float32))
+    path = tmp_path / "found.npz"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("-m", "ngame", "cluster", tmp_path / "x.npy", "--size=10", "-o", path),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("203 rows in 21 clusters of 3 to 10") == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "found-00000-of-00002.npz",
+        "found-00001-of-00002.npz",
+        "x.npy",
+    ]
+    found = ngame.Clusters.load(path)
+    assert np.diff(found.offsets).tolist() == [10] * 20 + [3]
 
 
 def test_info(call):
