@@ -605,7 +605,7 @@ def _parts_within(memory: int, x: npt.NDArray[Any], clusters: int) -> int:
     least = math.ceil(_KEPT_BYTES * rows + _UNEVEN * needed / _MOST_PARTS)
     if memory < least:
         raise ValueError(f"memory is {memory} bytes, x of shape {x.shape} takes {least} or more")
-    parts = math.ceil(_UNEVEN * needed / (memory - _KEPT_BYTES * rows))
+    parts: int = math.ceil(_UNEVEN * needed / (memory - _KEPT_BYTES * rows))
     return min(parts, clusters)
 
 
