@@ -624,7 +624,11 @@ def _ending_in(ending: str) -> Callable[[str], str]:
 def _byte_count(text: str) -> int:
     units = {"K": 10**3, "M": 10**6, "G": 10**9}
     digits, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "")
-    return round(float(digits) * units.get(unit, 1))
+    try:
+        return round(float(digits) * units.get(unit, 1))
+    except ValueError:
+        message = f"{text} is no number of bytes, such as 3500M"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _rank(text: str) -> int:

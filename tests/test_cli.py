@@ -386,8 +386,9 @@ def test_cluster_in_parts(call, tmp_path, rng):
     assert status == 0
     assert "1000 rows in 100 clusters of 10 to 10, " in out
     assert ngame.Clusters.load(path) == ngame.balanced_clusters(x, size=10, memory=50_000)
-    with pytest.raises(SystemExit):
-        call(*arguments, "much")
+    status, _, err = call(*arguments, "much")
+    assert status == 2
+    assert "much is no number of bytes, such as 3500M" in err
 
 
 def test_cluster_in_processes(tmp_path, rng):
