@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-SIZE, ROUNDS, PORTIONS, DIM = 32, 5, 8, 128
-SAMPLED = 1536  # rows a cut, as ngame/cluster.py has it
+SIZE, ROUNDS, DIM = 32, 5, 128
+# As in ngame/cluster.py: rows a cut, and portions of a rank, of so many bytes at least.
+SAMPLED, MOST_PORTIONS, LEAST_PORTION = 1536, 8, 1 << 22
 MB = 1e6
 
 
@@ -49,9 +50,10 @@ def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int 
     held = share * row + 4 * dim * share / size
     if processes == 1:
         return Cost(products, held + 84 * n, 0)
-    portion = share / PORTIONS
+    portions = min(max(share * row // LEAST_PORTION, 1), MOST_PORTIONS)
+    portion = share / portions
     others = (processes - 1) / processes
-    cuts = 2 * (processes * PORTIONS - 1)
+    cuts = 2 * (processes * portions - 1)
     held += portion * (row + 84) + 12 * share + 20 * n
     received = 2 * share * (row + 4) * others + others * (8 * n + 4 * n / size)
     received += cuts * (SAMPLED * 4 * dim * others + 3 * 12_288 * processes * others)
