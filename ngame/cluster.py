@@ -555,8 +555,8 @@ def _smallest(scores: npt.NDArray[np.float32], count: int, ranks: "Ranks") -> np
     alive = keys
     for shift, width in ((21, 11), (10, 11), (0, 10)):
         digits = (alive >> np.uint32(shift)) & np.uint32((1 << width) - 1)
-        counts = np.bincount(digits, minlength=1 << width)
-        ends = below + np.cumsum(np.sum(ranks.all_arrays(counts[None]), axis=(0, 1)))
+        counts = ranks.sum_counts(np.bincount(digits, minlength=1 << width))
+        ends = below + np.cumsum(counts)
         digit = int(np.searchsorted(ends, count))
         below = int(ends[digit - 1]) if digit else below
         alive = alive[digits == digit]

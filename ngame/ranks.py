@@ -78,6 +78,10 @@ class Ranks:
                 dist.all_reduce(x, group=self.group)
         return x
 
+    def sum_counts(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sum over the ranks."""
+        return self.sum(torch.from_numpy(counts)).numpy()
+
     def most(self, value: int) -> int:
         """The largest of the ranks' values."""
         if self.size == 1:

@@ -4,7 +4,8 @@
 
 measures the constants on the smallest size, on one process and on two, then prints a Markdown table
 for three sizes: CPU seconds of a process, bytes it holds beyond the interpreter's, bytes it gets
-from others. Last come sizes that do not fit here. docs/scale.md says what the terms are.
+from others, but for the sums of counts, 40 kB a cut. Last come sizes that do not fit here.
+docs/scale.md says what the terms are.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int 
     cuts = 2 * (processes * portions - 1)
     held += portion * (row + 84) + 12 * share + 20 * n
     received = 2 * share * (row + 4) * others + others * (8 * n + 4 * n / size)
-    received += cuts * (SAMPLED * 4 * dim * others + 3 * 12_288 * processes * others)
+    received += cuts * SAMPLED * 4 * dim * others
     return Cost(products, held, received)
 
 
