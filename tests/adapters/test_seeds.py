@@ -191,7 +191,7 @@ def places_folder(folder):
 
 
 def test_sample4geo(recipe, tmp_path, capsys):
-    sample4geo = recipe("sample4geo", BATCH=8, EPOCHS=3)
+    sample4geo = recipe("sample4geo", BATCH=16, EPOCHS=3)
     data = places_folder(tmp_path / "data")
     sample4geo.main(tmp_path / "data", 1)
     assert list(rows(capsys.readouterr().out)) == sample4geo.ARMS

@@ -29,6 +29,7 @@ from ngame.prediction import model as model_module
 from ngame.prediction.model import Model
 from ngame.state import from_tensors, to_tensors
 from ngame.training import loops as training
+from ngame.training import optimizer
 from ngame.training import run as run_module
 from ngame.training import stage as stage_module
 
@@ -221,6 +222,7 @@ def device(monkeypatch):
     monkeypatch.setattr(dispatch, "on_gpu", lambda value: isinstance(value, torch.Tensor))
     # An emulated search takes a millisecond a query.
     monkeypatch.setattr(training, "_MEASURED_POINTS", 24)
+    monkeypatch.setattr(optimizer, "_in_core", lambda _: False)  # as of a CUDA tensor
     for module in (model_module, run_module):
         monkeypatch.setattr(module, "core_device", lambda *_: HOST)
     with warnings.catch_warnings():
