@@ -27,8 +27,6 @@ VARIANTS = (
     ("encoder_stage.epochs=0",),
     (),
     ("encoder.lora_rank=8",),
-    ("encoder.lora_rank=8", "encoder.checkpointing=true"),
-    ("encoder.lora_rank=8", "encoder_stage.learning_rate=3e-3"),
 )
 POINTS, TEST_POINTS = 2400, 500
 
