@@ -2,9 +2,9 @@
 
     python bench/studies/scale.py
 
-measures the constants on the smallest size, on one process and on two, then prints a Markdown table
-for three sizes: CPU seconds of a process, bytes it holds beyond the interpreter's, bytes it gets
-from others, but for the sums of counts, 40 kB a cut. Last come sizes that do not fit here.
+measures the constants on the two smallest sizes, on one process and on two, then prints a Markdown
+table for the others: CPU seconds of a process, bytes it holds beyond the interpreter's, bytes it
+gets from others, but for the sums of counts, 40 kB a cut. Last come sizes that do not fit here.
 docs/scale.md says what the terms are.
 """
 
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ SIZE, ROUNDS, DIM = 32, 5, 128
 # As in ngame/cluster.py: rows a cut, and portions of a rank, of so many bytes at least.
 SAMPLED, MOST_PORTIONS, LEAST_PORTION = 1536, 8, 1 << 22
 MB = 1e6
+SIZES = [100_000, 200_000, 300_000, 500_000, 800_000]
 
 
 @dataclass
@@ -56,6 +58,8 @@ def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int 
     others = (processes - 1) / processes
     cuts = 2 * (processes * portions - 1)
     held += portion * (row + 84) + 12 * share + 20 * n
+    # Twenty rounds of 2-means on a sample, for each cut.
+    products += cuts * SAMPLED * dim * 40
     received = 2 * share * (row + 4) * others + others * (8 * n + 4 * n / size)
     received += cuts * SAMPLED * 4 * dim * others
     return Cost(products, held, received)
@@ -64,27 +68,40 @@ def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int 
 def main() -> None:
     """Measure the constants, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 200_000, 400_000])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[100_000, 200_000, 300_000, 500_000, 800_000]
+    )
     options = parser.parse_args()
     print("| rows | processes | CPU s | predicted | held, MB | predicted | got, MB | predicted |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     rates = {}
     for processes in (1, 2):
-        rate = base = 0.0
-        for rows in (options.rows[0] // 2, *options.rows):
-            found = measure(rows, processes)
-            cost = model(rows, DIM, SIZE, 4, processes)
-            if not rate:  # the constants
-                rate, base = found["cpu"] / cost.products, found["held"] - cost.held
-                rates[processes] = rate
-                continue
+        costs, measured = [], []
+        for rows in options.rows:
+            # A second or less, on a machine with other work: the median of three.
+            runs = [measure(rows, processes) for _ in range(3)]
+            measured.append(
+                {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            )
+            costs.append(model(rows, DIM, SIZE, 4, processes))
+        # The constants: seconds a product, and seconds and bytes of every call.
+        more = costs[1].products - costs[0].products
+        rate = (measured[1]["cpu"] - measured[0]["cpu"]) / more
+        start = measured[0]["cpu"] - rate * costs[0].products
+        base = measured[0]["held"] - costs[0].held
+        rates[processes] = rate
+        for rows, found, cost in list(zip(options.rows, measured, costs, strict=True))[2:]:
+            cpu = start + rate * cost.products
             print(
-                f"| {rows:,} | {processes} | {found['cpu']:.2f} | {rate * cost.products:.2f} "
+                f"| {rows:,} | {processes} | {found['cpu']:.2f} | {cpu:.2f} "
                 f"| {found['held'] / MB:.0f} | {(base + cost.held) / MB:.0f} "
                 f"| {found['received'] / MB:.1f} | {cost.received / MB:.1f} |",
                 flush=True,
             )
-        print(f"{processes}: {1 / rate:.3g} products a second, {base / MB:.0f} MB", file=sys.stderr)
+        print(
+            f"{processes}: {1 / rate:.3g} products a second, {start:.2f} s and {base / MB:.0f} MB",
+            file=sys.stderr,
+        )
     print("\n| rows | processes | CPU hours | held, GB | got, GB |\n|---:|---:|---:|---:|---:|")
     for n, processes in ((1e8, 1), (1e8, 8), (2.1e9, 1000), (1e10, 1000)):
         cost = model(n, DIM, 64, 2, processes)
