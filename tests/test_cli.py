@@ -16,7 +16,6 @@ import sys
 import termios
 import threading
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -719,12 +718,11 @@ def test_stopped_while_it_trains(data, tmp_path, number, status):
     arguments = [*SETS, "--set=encoder_stage.epochs=60", "--set=checkpoint_minutes=100"]
     command = [sys.executable, "-m", "ngame", "train", data, "-o"]
     child = subprocess.Popen(
-        [*command, stopped, *arguments],
+        # Under nohup, or in the background of a shell, the signal would be ignored.
+        ["env", "--default-signal", *command, stopped, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         bufsize=0,
-        # Under nohup, or in the background of a shell, it would be ignored.
-        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
     )
     # The other lines do not fit into the pipe, so it is not done when it is stopped.
     fcntl.fcntl(child.stderr, fcntl.F_SETPIPE_SZ, 4096)
