@@ -6,7 +6,7 @@ import pytest
 CLUSTER = """
     import importlib
     import ngame
-    cluster = importlib.import_module("ngame.cluster")
+    cluster = importlib.import_module("ngame.cluster.shared")
     cluster._SENT_BYTES = 1 << 12
     group = dist.group.WORLD
 
@@ -69,13 +69,17 @@ CLUSTER = """
             chosen = cluster._smallest(mine, count, ranks)
             assert (chosen == np.split(expected, [150] * (size - 1))[rank]).all(), count
 
+    bad = x.copy()
+    bad[len(x) - 3, 5] = np.nan
+    bad[len(x) - 1, 0] = np.inf
     for options, words in (
+        (dict(x=bad, size=4), "x has NaN or infinity in row 1000"),
         (dict(size=4 + rank), "the ranks differ in size"),
         (dict(n_clusters=4, seed=2 * rank), "the ranks differ in seed"),
         (dict(size=2000), "x has only 1003 rows"),
     ):
         try:
-            ngame.balanced_clusters(share(x, even), group=group, **options)
+            ngame.balanced_clusters(share(options.pop("x", x), even), group=group, **options)
         except ValueError as error:
             assert words in str(error), error
         else:

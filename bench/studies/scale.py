@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 SIZE, ROUNDS, DIM = 32, 5, 128
-# As in ngame/cluster.py: rows a cut, and portions of a rank, of so many bytes at least.
+# As in ngame/cluster/shared.py: rows a cut, and portions of a rank, of so many bytes at least.
 SAMPLED, MOST_PORTIONS, LEAST_PORTION = 1536, 8, 1 << 22
 MB = 1e6
 SIZES = [100_000, 200_000, 300_000, 500_000, 800_000]

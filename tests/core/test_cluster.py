@@ -339,7 +339,7 @@ class TestParts:
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float16])
     def test_are_exact_and_as_tight(self, mixture, monkeypatch, dtype):
-        monkeypatch.setattr(importlib.import_module("ngame.cluster"), "_READ_BYTES", 1 << 14)
+        monkeypatch.setattr(importlib.import_module("ngame.cluster.order"), "_READ_BYTES", 1 << 14)
         x = mixture(6003, 24).astype(dtype)
         found = ngame.balanced_clusters(x, size=16, memory=300_000)
         is_division(found, [16] * 375 + [3])
@@ -369,16 +369,16 @@ class TestParts:
         assert len(ngame.balanced_clusters(x, size=1000, memory=20_000)) == 1
 
     def test_what_is_in_memory_at_a_time(self, mixture, monkeypatch):
-        cluster = importlib.import_module("ngame.cluster")
+        files = importlib.import_module("ngame.cluster.parts")._Files
         taken = []
-        take = cluster.Parts.take
+        take = files.take
 
         def counted(parts, part):
             ids, rows = take(parts, part)
             taken.append(len(rows))
             return ids, rows
 
-        monkeypatch.setattr(cluster.Parts, "take", counted)
+        monkeypatch.setattr(files, "take", counted)
         x, memory = mixture(20_000, 32), 1_000_000
         ngame.balanced_clusters(x, size=20, memory=memory)
         assert max(taken) * (128 + 80) < memory - 8 * len(x)
@@ -390,12 +390,17 @@ class TestParts:
         x[700, 3] = np.nan
         with pytest.raises(ValueError, match="x has NaN or infinity in row 700"):
             ngame.balanced_clusters(x, size=9, memory=40_000)
+        # Most rows are not in the sample that the cuts are learnt on, and the first is named.
+        x = mixture(20_000, 16)
+        x[[9000, 12_345]] = np.inf
+        with pytest.raises(ValueError, match="x has NaN or infinity in row 9000"):
+            ngame.balanced_clusters(x, size=9, memory=700_000)
         assert not any(tmp_path.iterdir())
 
     def test_equal_and_zero_rows_are_parted_too(self, monkeypatch):
-        cluster = importlib.import_module("ngame.cluster")
+        parts = importlib.import_module("ngame.cluster.parts")
         for x in (np.ones((4000, 6), np.float32), np.zeros((4000, 6), np.float32)):
-            homes = cluster._Cuts(x, 4, None, 0, 20, 1).homes(x, np.arange(4000, dtype=np.int32), 1)
+            homes = parts._Cuts(x, 4, None, 0, 20, 1).homes(x, np.arange(4000, dtype=np.int32), 1)
             assert np.bincount(homes, minlength=4).min() > 900
             is_division(ngame.balanced_clusters(x, size=10, memory=140_000), [10] * 400)
 

@@ -1,0 +1,243 @@
+"""Clusters of rows that memory does not hold: cuts, then part by part, by way of files."""
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ngame import _core
+from ngame.arrays import as_threads
+from ngame.cluster.order import (
+    SAMPLED_ROWS,
+    SAMPLED_ROWS_PER_DIMENSION,
+    as_seed,
+    away_from,
+    balanced_order,
+    first_not_finite,
+    pieces,
+    sums_of,
+    unit,
+)
+from ngame.topk import pair_scores
+
+# What the core takes beside the rows, in bytes a row; and what is kept of a row while the parts are
+# clustered one by one. Parts differ in size by some percent, as they are cut where a sample says.
+_WORKING_BYTES, _KEPT_BYTES = 84, 8
+_UNEVEN = 1.25
+_MOST_PARTS = 256
+# Equal rows are parted too: products with a cut differ by up to this, as the ids say.
+_JITTER = 1e-5
+
+
+def parts_within(memory: int, x: npt.NDArray[Any], clusters: int) -> int:
+    """The number of parts that x is to be clustered in; 1 where all of it fits."""
+    rows, dim = x.shape
+    needed: int = rows * (dim * x.itemsize + _WORKING_BYTES) + 4 * dim * clusters
+    if needed <= memory:
+        return 1
+    least = math.ceil(_KEPT_BYTES * rows + _UNEVEN * needed / _MOST_PARTS)
+    if memory < least:
+        raise ValueError(f"memory is {memory} bytes, x of shape {x.shape} takes {least} or more")
+    parts: int = math.ceil(_UNEVEN * needed / (memory - _KEPT_BYTES * rows))
+    return min(parts, clusters)
+
+
+def parted_order(
+    x: npt.NDArray[Any],
+    offsets: npt.NDArray[np.int64],
+    parts: int,
+    seed: int,
+    max_iter: int,
+    rounds: int,
+    threads: int,
+) -> npt.NDArray[np.int32]:
+    """The order of `balanced_clusters` by parts, of which one at a time is in memory."""
+    sizes = np.diff(offsets)
+    order = np.empty(len(x), np.int32)
+    with tempfile.TemporaryDirectory(prefix="ngame-") as folder:
+        files = _Files(folder, x.shape[1], x.dtype)
+        cuts = _Cuts(x, parts, None, seed, max_iter, threads)
+        for ids, rows in pieces(x):
+            if not np.isfinite(rows).all():
+                raise _not_finite(x)
+            files.append(cuts.homes(rows, ids, threads), ids, rows)
+        means = Path(folder) / "means"
+        first = 0  # cluster of the part
+        for part in range(parts):
+            ids, vectors = files.take(part)
+            # Whole clusters. The rows that are left over go to the next part, which is near.
+            end = int(np.searchsorted(offsets, offsets[first] + len(ids), "right"))
+            own = offsets[first:end] - offsets[first]
+            first, whole = end - 1, int(own[-1])
+            local = np.arange(len(ids), dtype=np.int32)
+            if whole:
+                bounds = own if whole == len(ids) else np.append(own, len(ids))
+                of_part = as_seed(seed + part)
+                local = balanced_order(
+                    vectors, bounds, of_part, max_iter, refine=rounds // 2, threads=threads
+                )
+                with open(means, "ab") as file:
+                    sums_of(vectors, local[:whole], own).tofile(file)
+            rest = local[whole:]
+            files.append(np.full(len(rest), part + 1), ids[rest], vectors[rest])
+            del vectors
+            members = ids[local[:whole]]
+            if (np.diff(ids) < 0).any():  # those left over came last
+                cluster = np.repeat(np.arange(len(own) - 1), np.diff(own))
+                members = members[np.lexsort((members, cluster))]
+            order[offsets[first] - whole : offsets[first]] = members
+        if rounds == 0:
+            return order
+        # As between ranks: rows near a cut meet their neighbours beyond it.
+        assignment = np.empty(len(x), np.int32)
+        assignment[order] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        sums = np.memmap(means, np.float32, "r", shape=(len(sizes), x.shape[1]))
+        again = _Cuts(sums, parts, cuts.directions, seed, max_iter, threads)
+        dealt = np.concatenate([again.homes(rows, ids, threads) for ids, rows in pieces(sums)])
+        for ids, rows in pieces(x):
+            files.append(dealt[assignment[ids]], ids, rows)
+        for part in range(parts):
+            ids, vectors = files.take(part)
+            if len(ids) == 0:
+                continue
+            clusters = np.flatnonzero(dealt == part)
+            own = np.append(0, np.cumsum(sizes[clusters]))
+            local = np.argsort(assignment[ids], kind="stable").astype(np.int32)
+            places = np.arange(len(ids)) + np.repeat(offsets[clusters] - own[:-1], sizes[clusters])
+            left = rounds - rounds // 2
+            refined = _core.refine_clusters(vectors, local, own, left, as_threads(threads))
+            order[places] = ids[refined]
+            del vectors
+    return order
+
+
+def _not_finite(x: npt.NDArray[Any]) -> ValueError:
+    return ValueError(f"x has NaN or infinity in row {first_not_finite(x)}")
+
+
+class _Cuts:
+    """How rows are dealt to parts: a tree of cuts, learnt on a sample, into about equal parts.
+
+    The directions of the cuts are at right angles to those to avoid.
+    """
+
+    def __init__(
+        self,
+        x: npt.NDArray[Any],
+        parts: int,
+        avoided: npt.NDArray[np.float32] | None,
+        seed: int,
+        max_iter: int,
+        threads: int,
+    ) -> None:
+        wanted = max(SAMPLED_ROWS, SAMPLED_ROWS_PER_DIMENSION * x.shape[1])
+        drawn = min(len(x), wanted * -(-parts // 8))
+        random = np.random.default_rng([seed, parts])
+        ids = np.sort(random.choice(len(x), drawn, replace=False)).astype(np.int32)
+        rows = x[ids]
+        if not np.isfinite(rows).all():
+            raise _not_finite(x)
+        sample = unit(rows.astype(np.float32))
+        if avoided is not None:
+            sample = away_from(sample, avoided)
+        ends = np.arange(parts + 1) * drawn // parts
+        order = balanced_order(sample, ends, seed, max_iter, refine=0, threads=threads)
+        sums = sums_of(sample, order, ends)
+        nodes = [(0, parts)]
+        for begin, end in nodes:  # grows: level after level
+            middle = (begin + end) // 2
+            nodes += [node for node in ((begin, middle), (middle, end)) if node[1] - node[0] > 1]
+        self._nodes = [(begin, (begin + end) // 2) for begin, end in nodes]
+        self.directions = np.stack(
+            [
+                np.subtract(*unit(np.stack([sums[middle:end].sum(0), sums[begin:middle].sum(0)])))
+                for (begin, end), (_, middle) in zip(nodes, self._nodes, strict=True)
+            ]
+        )
+        # Each leaves to the left what its share of the parts is.
+        self._thresholds: list[float] = []
+        homes = np.zeros(drawn, np.int16)
+        scores = self._scores(rows, ids, threads)
+        for cut, ((begin, end), (_, middle)) in enumerate(zip(nodes, self._nodes, strict=True)):
+            part = scores[homes == begin, cut]
+            left = len(part) * (middle - begin) // (end - begin)
+            self._thresholds.append(np.partition(part, left)[left] if len(part) else 0)
+            homes[(homes == begin) & (scores[:, cut] >= self._thresholds[cut])] = middle
+
+    def homes(
+        self, rows: npt.NDArray[Any], ids: npt.NDArray[np.int32], threads: int
+    ) -> npt.NDArray[np.int16]:
+        """The part that each row goes to."""
+        homes = np.zeros(len(rows), np.int16)
+        scores = self._scores(rows, ids, threads)
+        for cut, (begin, middle) in enumerate(self._nodes):
+            beyond = scores[:, cut] >= self._thresholds[cut]
+            homes[(homes == begin) & beyond] = middle
+        return homes
+
+    def _scores(
+        self, rows: npt.NDArray[Any], ids: npt.NDArray[np.int32], threads: int
+    ) -> npt.NDArray[np.float32]:
+        """Cosine of each row with the direction of each cut, float32 [rows, cuts].
+
+        By the core: the same bits for any number of threads, float16 read as such.
+        """
+        shape = len(rows), len(self.directions)
+        every = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).ravel()
+        ends = np.arange(len(rows) + 1, dtype=np.int32) * shape[1]
+        pairs = sp.csr_matrix((np.ones(len(every), np.int8), every, ends), shape=shape)
+        scores = pair_scores(rows, self.directions, pairs, threads=threads).reshape(shape)
+        scattered = ids.astype(np.uint32) * np.uint32(2654435769)  # of a golden section
+        jitter = (scattered.astype(np.float64) * (_JITTER / 2**32)).astype(np.float32)
+        return scores + jitter[:, None]
+
+
+class _Files:
+    """Rows and their ids, appended to the files of their parts, read and removed part by part.
+
+    Parameters
+    ----------
+    folder : where the files go; they have names of their own
+    dim : columns of the rows
+    dtype : of the rows
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], dim: int, dtype: npt.DTypeLike) -> None:
+        self._folder, self._dim, self._dtype = Path(folder), dim, np.dtype(dtype)
+
+    def append(
+        self,
+        homes: npt.NDArray[np.integer],
+        ids: npt.NDArray[np.int32],
+        rows: npt.NDArray[Any],
+    ) -> None:
+        """Add each row, with its id, to the part that is its home."""
+        order = np.argsort(homes, kind="stable")
+        parts, starts = np.unique(homes[order], return_index=True)
+        ends = np.append(starts, len(order))[1:]
+        for part, start, end in zip(parts.tolist(), starts, ends, strict=True):
+            chosen = order[start:end]
+            for path, values in zip(self._paths(part), (ids, rows), strict=True):
+                with open(path, "ab") as file:
+                    values[chosen].tofile(file)
+
+    def take(self, part: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """Ids and rows of a part, in the order in which they came. Its files are removed."""
+        paths = self._paths(part)
+        if not paths[0].exists():
+            return np.empty(0, np.int32), np.empty((0, self._dim), self._dtype)
+        ids, values = (
+            np.fromfile(path, dtype)
+            for path, dtype in zip(paths, (np.dtype(np.int32), self._dtype), strict=True)
+        )
+        for path in paths:
+            path.unlink()
+        return ids, values.reshape(-1, self._dim)
+
+    def _paths(self, part: int) -> tuple[Path, Path]:
+        return self._folder / f"{part}.ids", self._folder / f"{part}.rows"
