@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from ngame.data.dataset import json_objects, text_lines
+from ngame.data.lines import json_objects, text_lines
 from ngame.files import atomic_write
 
 SUFFIXES = (".jsonl", ".tsv", ".npz")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame.compat.xclib.utils.sparse import ZeroBased, from_zero
-from ngame.data.dataset import json_objects
+from ngame.data.lines import json_objects
 from ngame.data.sparse_text import read_sparse_text, split_labelled_text, write_sparse_text
 
 File = str | os.PathLike[str]
