@@ -95,8 +95,8 @@ class EncoderConfig(_Section):
     )
     checkpointing: bool = setting(
         False,
-        "transformer: compute activations again in the backward pass instead of keeping them, for "
-        "less memory and about a third more time.",
+        "transformer: compute activations again in the backward pass instead of keeping them: less "
+        "memory, more time.",
     )
 
     def __post_init__(self) -> None:
