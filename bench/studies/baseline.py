@@ -29,8 +29,9 @@ from ngame.config import Config
 from ngame.data.self_pairs import drop_self_pairs
 from ngame.demo.see_also import see_also_dataset
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 from conftest import Peer
+from negatives import read, spread
 
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "R@10", "R@100")
 BASELINE = "XR-Linear"
@@ -108,51 +109,36 @@ def xr_linear(dataset: ngame.Dataset, python: str, threads: int) -> dict[str, fl
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean ± sample standard deviation over the seeds, as a Markdown table."""
     cells = defaultdict(list)
-    seconds = defaultdict(list)
     for run in runs:
         for scorer, scores in run["scores"].items():
-            cells[run["data"], ", ".join(run["settings"]), scorer].append(scores)
-            seconds[run["data"], ", ".join(run["settings"]), scorer].append(run["seconds"])
+            cells[run["data"], ", ".join(run["settings"]), scorer].append((scores, run["seconds"]))
+    found = {cell: {key: mean(same, key) for key in METRICS} for cell, same in cells.items()}
     lines = [
         f"| data | settings | by | runs | {' | '.join(METRICS)} | seconds |",
         "|---|---|---|---:|" + "---:|" * (len(METRICS) + 1),
     ]
-    for cell, same in cells.items():
-        values = [spread([100 * scores[key] for scores in same]) for key in METRICS]
-        time_ = f"{statistics.mean(seconds[cell]):.0f}" if cell[2] in ("fused", BASELINE) else ""
-        lines.append(f"| {' | '.join([*cell, str(len(same)), *values, time_])} |")
-        if cell[2] == "fused":
+    for (data, settings, scorer), same in cells.items():
+        values = [spread([100 * scores[key] for scores, _ in same], 2) for key in METRICS]
+        seconds = f"{statistics.mean(each for _, each in same):.0f}" if scorer == "fused" else ""
+        row = [data, settings, scorer, str(len(same)), *values, seconds]
+        lines.append(f"| {' | '.join(row)} |")
+        if scorer == "fused":
             others = [
-                means(those)
-                for other, those in cells.items()
-                if other[0] == cell[0] and other[2] != "fused" and other[1] in ("", cell[1])
+                those
+                for cell, those in found.items()
+                if cell[0] == data and cell[2] != "fused" and cell[1] in ("", settings)
             ]
-            ahead = [
-                f"{100 * (means(same)[key] - max(other[key] for other in others)):+.2f}"
-                for key in METRICS
-            ]
-            lines.append(
-                f"| {cell[0]} | {cell[1]} | *ahead of all others* | | {' | '.join(ahead)} | |"
-            )
+            own = found[data, settings, scorer]
+            best = {key: max(those[key] for those in others) for key in METRICS}
+            ahead = [f"{100 * (own[key] - best[key]):+.2f}" for key in METRICS]
+            row = [data, settings, "*fused, ahead of the best other*", "", *ahead, ""]
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def means(same: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric."""
-    return {key: statistics.mean(scores[key] for scores in same) for key in METRICS}
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation; the mean alone of a single value."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; none if there is no file yet."""
-    if not Path(path).exists():
-        return []
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf8").splitlines()]
+def mean(same: list[Any], key: str) -> float:
+    """Mean of a metric over runs."""
+    return statistics.mean(scores[key] for scores, _ in same)
 
 
 if __name__ == "__main__":
