@@ -12,6 +12,7 @@
 #include "batches.h"
 #include "cluster.h"
 #include "kernels.h"
+#include "linear.h"
 #include "metrics.h"
 #include "parallel.h"
 #include "positives.h"
@@ -483,6 +484,24 @@ py::array sparse_pair_scores_(const Csr& queries, const Array<float>& query_valu
   });
 }
 
+py::tuple train_linear_(const Csr& points, const Array<float>& values, const Csr& relevant,
+                        const std::optional<Csr>& compared, double cost, double tolerance,
+                        double least, int64_t passes, uint64_t seed, int threads) {
+  return with_index(points, [&](auto index) {
+    const auto rows = weighted_rows<decltype(index)>(points, values, "points");
+    const auto own = csr_view<decltype(index)>(relevant, "relevant");
+    if (own.cols != rows.pattern.rows) throw std::invalid_argument("relevant has another shape");
+    if (compared) check_shapes(relevant, *compared, "compared");
+    std::optional<CsrView<decltype(index)>> others;
+    if (compared) others = csr_view<decltype(index)>(*compared, "compared");
+    const LinearProblem problem{cost, tolerance, least, passes, seed};
+    return to_numpy(compute([&](Cancel& cancel) {
+      return train_linear(rows, own, others ? &*others : nullptr, problem, thread_count(threads),
+                          cancel);
+    }));
+  });
+}
+
 py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& truth,
                    const std::optional<Csr>& drop,
                    const std::optional<Array<float>>& inverse_propensity, const Array<int64_t>& ks,
@@ -589,6 +608,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("sparse_pair_scores", &sparse_pair_scores_, py::arg("queries"),
         py::arg("query_values").noconvert(), py::arg("items"), py::arg("item_values").noconvert(),
         py::arg("pairs"), py::arg("threads"));
+  m.def("train_linear", &train_linear_, py::arg("points"), py::arg("values").noconvert(),
+        py::arg("relevant"), py::arg("compared"), py::arg("cost"), py::arg("tolerance"),
+        py::arg("least"), py::arg("passes"), py::arg("seed"), py::arg("threads"));
   m.def("evaluate", &evaluate_, py::arg("predictions"), py::arg("scores"), py::arg("truth"),
         py::arg("drop"), py::arg("inverse_propensity"), py::arg("ks"), py::arg("by_row"),
         py::arg("threads"));

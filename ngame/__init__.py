@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ngame.encoders.encode import encode_rows as encode_rows
     from ngame.encoders.encode import evaluating as evaluating
     from ngame.encoders.transformer import TransformerEncoder as TransformerEncoder
+    from ngame.linear import linear_classifiers as linear_classifiers
     from ngame.mining import mine_hard_negatives as mine_hard_negatives
     from ngame.neighbours import haversine_neighbours as haversine_neighbours
     from ngame.positives import in_batch_positives as in_batch_positives
@@ -80,6 +81,7 @@ _HOMES = {
     "in_batch_positives": "ngame.positives",
     "keep_topk": "ngame.shortlist",
     "label_pool": "ngame.positives",
+    "linear_classifiers": "ngame.linear",
     "load_dataset": "ngame.data.dataset",
     "loss": "ngame",
     "merge": "ngame.shortlist",

@@ -146,6 +146,18 @@ def merge(
     threads: int,
 ) -> _Sparse: ...
 def drop_pairs(matrix: _Csr, values: npt.NDArray[Any], pairs: _Csr, threads: int) -> _Sparse: ...
+def train_linear(
+    points: _Csr,
+    values: npt.NDArray[np.float32],
+    relevant: _Csr,
+    compared: _Csr | None,
+    cost: float,
+    tolerance: float,
+    least: float,
+    passes: int,
+    seed: int,
+    threads: int,
+) -> _Sparse: ...
 def evaluate(
     predictions: _Csr,
     scores: npt.NDArray[Any],

@@ -121,6 +121,14 @@ def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
     return value
 
 
+def as_weighted_rows(value: Any, name: str) -> Any:
+    """Return a CSR matrix of float32 without duplicates."""
+    matrix = as_csr(value, name)
+    if matrix.dtype != np.float32:
+        raise TypeError(f"{name} has dtype {matrix.dtype}, expected float32")
+    return canonical(matrix)
+
+
 def canonical(matrix: Any) -> Any:
     """A matrix from `as_csr` without duplicates, which are summed in a copy."""
     if not matrix.has_canonical_format:

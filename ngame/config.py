@@ -214,7 +214,9 @@ class ClassifierStageConfig(StageConfig):
             raise ValueError(f'accumulate is {self.accumulate}, expected 1 where labels is "all"')
 
 
-ScorerName = Literal["encoder", "classifier", "neighbours", "tfidf", "tfidf_neighbours"]
+ScorerName = Literal[
+    "encoder", "classifier", "neighbours", "tfidf", "tfidf_neighbours", "tfidf_classifier"
+]
 SCORERS: tuple[ScorerName, ...] = typing.get_args(ScorerName)
 
 
@@ -225,8 +227,8 @@ class PredictionConfig(_Section):
     scorers: tuple[ScorerName, ...] = setting(
         SCORERS,
         "Scorers that are on: the labels' embeddings, their classifier vectors, votes of the "
-        "nearest training points; and the same by words alone, untrained: TF-IDF cosines with the "
-        "labels' texts, and votes of the training points nearest by TF-IDF.",
+        "nearest training points; and the same by words alone: TF-IDF cosines with the labels' "
+        "texts, a linear classifier of TF-IDF rows, votes of the points nearest by TF-IDF.",
     )
     k: int = setting(100, "Labels kept a text.", least=1)
     neighbours: int = setting(100, "Training points that vote.", least=1)

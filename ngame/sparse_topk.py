@@ -11,10 +11,9 @@ from ngame.arrays import (
     Csr,
     Pairs,
     as_count,
-    as_csr,
     as_pairs,
     as_threads,
-    canonical,
+    as_weighted_rows,
     new_csr,
     pattern,
 )
@@ -48,7 +47,7 @@ class SparseIndex:
     """
 
     def __init__(self, items: Csr) -> None:
-        self._items = _as_rows(items, "items")
+        self._items = as_weighted_rows(items, "items")
         if self._items.shape[0] > np.iinfo(np.int32).max:
             raise ValueError(
                 f"items has {self._items.shape[0]} rows, at most 2**31 - 1 are possible"
@@ -111,7 +110,7 @@ class SparseIndex:
 
     def _as_queries(self, queries: Any) -> Any:
         """Check that queries fit the items."""
-        rows = _as_rows(queries, "queries")
+        rows = as_weighted_rows(queries, "queries")
         if rows.shape[1] != self._items.shape[1]:
             raise ValueError(
                 f"queries has {rows.shape[1]} columns, items has {self._items.shape[1]}"
@@ -187,11 +186,3 @@ def sparse_topk(
     [[1.0, 3.0, 0.0]]
     """
     return SparseIndex(items).search(queries, k, drop=drop, threads=threads)
-
-
-def _as_rows(value: Any, name: str) -> Any:
-    """A CSR matrix of float32 without duplicates."""
-    matrix = as_csr(value, name)
-    if matrix.dtype != np.float32:
-        raise TypeError(f"{name} has dtype {matrix.dtype}, expected float32")
-    return canonical(matrix)

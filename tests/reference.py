@@ -6,6 +6,7 @@ one by one. Speed is no concern here.
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.optimize import minimize
 
 
 def stored(matrix):
@@ -102,6 +103,20 @@ def adam_rows(weight, mean, square, rows, gradient, first, second, rate, epsilon
     mean[rows] += (gradient - mean[rows]) * (1 - first)
     square[rows] += (gradient * gradient - square[rows]) * (1 - second)
     weight[rows] -= rate * (mean[rows] / (np.sqrt(square[rows]) + epsilon))
+
+
+def linear_weights(x, own, others, cost):
+    """The best weights of one label's classifier, by a general method; `ngame` uses the dual."""
+    y = np.concatenate([x[own], x[np.setdiff1d(others, own)]])
+    positive = np.arange(len(y)) < len(own)
+
+    def loss(w):
+        scores = y @ w
+        excess = np.where(positive, np.minimum(scores - 1, 0), np.maximum(scores, 0))
+        return 0.5 * w @ w + cost * excess @ excess, w + 2 * cost * y.T @ excess
+
+    start = np.zeros(x.shape[1])
+    return minimize(loss, start, jac=True, options={"gtol": 1e-9, "maxiter": 5000}).x
 
 
 def in_batch_positives(labels, rows, columns):

@@ -27,12 +27,14 @@ _PRIOR = {
     "neighbours": 0.5,
     "tfidf": 1.0,
     "tfidf_neighbours": 2.0,
+    "tfidf_classifier": 0.5,
 }
 _PRIOR_OF_LOGARITHMS = 0.1
 # An encoder that was trained from a few points alone is little better than a random one, which sees
-# words as TF-IDF does, but blurred: below so many points its scorers get less, in proportion.
+# words as TF-IDF does, but blurred: below so many points its scorers get less, in proportion. So do
+# linear classifiers.
 _TAUGHT_BY = 100
-_TAUGHT = frozenset({"encoder", "classifier", "neighbours"})
+_TAUGHT = frozenset({"encoder", "classifier", "neighbours", "tfidf_classifier"})
 # Penalties on weights in units of these: on their spread, which fades with the square of this
 # number of points over their number, so that a few points move them little; and on their distance
 # from 1, which keeps them finite and leaves them at 1 where the points say nothing.

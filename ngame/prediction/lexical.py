@@ -1,8 +1,8 @@
-"""TF-IDF scores: cosines of texts with labels, and votes of the training points nearest by them."""
+"""TF-IDF scores: cosines with labels, votes of the training points near by, linear classifiers."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Self
@@ -10,10 +10,17 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from tqdm import tqdm
 
+from ngame.linear import linear_classifiers
+from ngame.shortlist import drop_pairs, keep_topk
 from ngame.sparse_topk import SparseIndex
 
 _WORD = re.compile(r"\w+")
+
+# Labels that a point's classifiers tell it from.
+_NEGATIVES = 100
+_POINTS_PER_CHUNK = 4096
 
 
 class Tfidf:
@@ -51,10 +58,15 @@ class Tfidf:
         x = sp.csr_matrix((ones, (rows, columns)), shape=(len(texts), len(self.terms)))
         x.sort_indices()
         x.data = (1 + np.log(x.data)) * self.idf[x.indices]
-        sizes = np.diff(x.indptr)
-        squares = np.bincount(np.repeat(np.arange(len(texts)), sizes), x.data**2, len(texts))
-        x.data /= np.repeat(np.sqrt(squares), sizes).astype(np.float32)
+        _make_unit(x)
         return x
+
+
+def _make_unit(x: sp.csr_matrix) -> None:
+    """Divide each row by its norm."""
+    sizes = np.diff(x.indptr)
+    squares = np.bincount(np.repeat(np.arange(len(sizes)), sizes), x.data**2, len(sizes))
+    x.data /= np.repeat(np.sqrt(squares), sizes).astype(np.float32)
 
 
 def _terms(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -85,15 +97,23 @@ class Lexical:
     tfidf : fitted on the texts of the training points and the labels
     labels : float32 csr_matrix [L, terms]
     points : float32 csr_matrix [N, terms]
+    weights : float32 csr_matrix [L, terms], linear classifiers; None without them
     """
 
     tfidf: Tfidf
     labels: sp.csr_matrix
     points: sp.csr_matrix
+    weights: sp.csr_matrix | None = None
 
     @cached_property
-    def _label_index(self) -> SparseIndex:
+    def label_index(self) -> SparseIndex:
+        """Searches the labels: scores are cosines. Labels that share no term have none."""
         return SparseIndex(self.labels)
+
+    @cached_property
+    def weight_index(self) -> SparseIndex:
+        """Searches the classifiers: scores are theirs."""
+        return SparseIndex(self.weights)
 
     @cached_property
     def _point_index(self) -> SparseIndex:
@@ -105,35 +125,69 @@ class Lexical:
         tfidf = Tfidf.fit([*point_texts, *label_texts])
         return cls(tfidf, tfidf(label_texts), tfidf(point_texts))
 
-    def take(self, points: npt.NDArray[np.integer]) -> "Lexical":
-        """The same with some of the points."""
-        return Lexical(self.tfidf, self.labels, self.points[points])
-
-    def search_labels(
-        self, queries: sp.csr_matrix, k: int, *, drop: Any = None, threads: int = 0
+    def shortlist(
+        self, labels: sp.csr_matrix, known: sp.csr_matrix, neighbours: int, *, threads: int = 0
     ) -> sp.csr_matrix:
-        """Cosines of the k nearest labels of rows of `tfidf`; labels that share no term have none.
+        """For each training point the labels that its classifiers are to tell it from.
+
+        They are those that most of its nearest points have and that it lacks, a hundred at most.
+
+        Parameters
+        ----------
+        labels : csr_matrix [N, L], the labels of the points
+        known : csr_matrix [N, L], labels that are left out
+        neighbours : nearest points that are asked
 
         Returns
         -------
-        float32 csr_matrix [n, L]
+        float32 csr_matrix [N, L]
         """
-        return self._label_index.search(queries, k, drop=drop, threads=threads)
+        parts = []
+        count = self.points.shape[0]
+        starts = range(0, count, _POINTS_PER_CHUNK)
+        for start in tqdm(starts, "shortlist", disable=None, delay=2, leave=False):
+            rows = np.arange(start, min(count, start + _POINTS_PER_CHUNK))
+            itself = np.stack([rows - start, rows], axis=1)
+            near = self.voters(self.points[rows], neighbours, drop=itself, threads=threads)
+            votes = sp.csr_matrix(near @ labels, dtype=np.float32)
+            votes.sort_indices()
+            votes = drop_pairs(votes, known[rows], threads=threads)
+            parts.append(keep_topk(votes, _NEGATIVES, threads=threads))
+        return sp.vstack(parts, format="csr")
 
-    def cosines(
-        self, queries: sp.csr_matrix, pairs: sp.csr_matrix, *, threads: int = 0
-    ) -> npt.NDArray[np.float32]:
-        """Cosine of each stored (query, label) pair of a matrix [n, L], float32 [pairs]."""
-        return self._label_index.pair_scores(queries, pairs, threads=threads)
+    def take(self, points: npt.NDArray[np.integer]) -> "Lexical":
+        """The same with some of the points."""
+        return replace(self, points=self.points[points])
 
-    def voters(self, queries: sp.csr_matrix, k: int, *, threads: int = 0) -> sp.csr_matrix:
+    def classified(
+        self, labels: sp.csr_matrix, shortlist: sp.csr_matrix, *, seed: int = 0, threads: int = 0
+    ) -> "Lexical":
+        """The same with linear classifiers, trained on the points.
+
+        Terms of one point alone are left out: they tell a classifier that point, and no other.
+
+        Parameters
+        ----------
+        labels : csr_matrix [N, L], the labels of the points
+        shortlist : csr_matrix [N, L], what `shortlist` gives
+        """
+        x = self.points.copy()
+        x.data[np.bincount(x.indices, minlength=x.shape[1])[x.indices] < 2] = 0
+        x.eliminate_zeros()
+        _make_unit(x)
+        weights = linear_classifiers(x, labels, negatives=shortlist, seed=seed, threads=threads)
+        return replace(self, weights=weights)
+
+    def voters(
+        self, queries: sp.csr_matrix, k: int, *, drop: Any = None, threads: int = 0
+    ) -> sp.csr_matrix:
         """The k nearest points, each with its share of the squared cosines.
 
         Returns
         -------
         float32 csr_matrix [n, N]
         """
-        near = self._point_index.search(queries, k, threads=threads)
+        near = self._point_index.search(queries, k, drop=drop, threads=threads)
         near.data **= 2
         sizes = np.diff(near.indptr)
         total = np.bincount(np.repeat(np.arange(len(sizes)), sizes), near.data, len(sizes))
@@ -143,21 +197,26 @@ class Lexical:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What `from_arrays` makes the same from."""
         found: dict[str, npt.NDArray[Any]] = {"terms": self.tfidf.terms, "idf": self.tfidf.idf}
-        for name, rows in (("labels", self.labels), ("points", self.points)):
+        for name, rows in self._matrices().items():
             found[f"{name}.indptr"] = rows.indptr.astype(np.int64)
             found[f"{name}.indices"] = rows.indices.astype(np.int32)
             found[f"{name}.data"] = rows.data
         return found
 
+    def _matrices(self) -> dict[str, sp.csr_matrix]:
+        found = {"labels": self.labels, "points": self.points}
+        return found if self.weights is None else {**found, "weights": self.weights}
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
         """Make it of what `arrays` gave."""
         terms = arrays["terms"]
-        matrices = [
-            sp.csr_matrix(
+        matrices = {
+            name: sp.csr_matrix(
                 tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")),
                 shape=(len(arrays[f"{name}.indptr"]) - 1, len(terms)),
             )
-            for name in ("labels", "points")
-        ]
-        return cls(Tfidf(terms, arrays["idf"]), *matrices)
+            for name in ("labels", "points", "weights")
+            if f"{name}.data" in arrays
+        }
+        return cls(Tfidf(terms, arrays["idf"]), **matrices)

@@ -44,6 +44,7 @@ from ngame.prediction.fusion import Features, Fusion
 from ngame.prediction.hnsw import HnswIndex
 from ngame.prediction.lexical import Lexical
 from ngame.shortlist import drop_pairs, keep_topk, merge
+from ngame.sparse_topk import SparseIndex
 from ngame.topk import ExactIndex, ranked_csr, topk_arrays
 
 Scorer = Literal[ScorerName, "fused"]
@@ -53,6 +54,10 @@ _QUERIES_PER_CHUNK = 4096
 # Scorers by votes of training points, and what is added to a label's share of the votes before the
 # logarithm is taken: about the share of one of the farther voters.
 VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
+# Scorers that know the training points too well to serve them.
+REMEMBERING = frozenset[str]({*VOTERS, "tfidf_classifier"})
+# Scorers that know words alone.
+LEXICAL = frozenset[str]({"tfidf", "tfidf_neighbours", "tfidf_classifier"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Model:
     point_vectors : float16 [N, dim], unit length; the training points
     point_labels : csr_matrix [N, L], their labels
     classifier : float32 [L, dim], unit length; None without a classifier stage
-    fusions : "all" fuses all scorers, "trained" all in which training points do not vote
+    fusions : "all" fuses all scorers, "trained" those that serve training points
     config : scorers, number of labels to keep, votes of the neighbours, kind of search
     threads : threads of searches; 0 means the CPUs this process may use
     metrics : of each scorer on the data set's test points; empty if it has none
@@ -128,11 +133,13 @@ class Model:
 
     def _on(self, seen: bool) -> list[ScorerName]:
         """The scorers that are on and that the model has, without voters for points seen before."""
-        missing: set[str] = set(VOTERS) if seen else set()
+        missing = set(REMEMBERING) if seen else set()
         if self.classifier is None:
             missing.add("classifier")
         if self.lexical is None:
-            missing |= {"tfidf", "tfidf_neighbours"}
+            missing |= LEXICAL
+        elif self.lexical.weights is None:
+            missing.add("tfidf_classifier")
         return [name for name in self.config.scorers if name not in missing]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -352,6 +359,7 @@ class Model:
         terms = None if self.lexical is None else lexical.tfidf(texts)
         found: Scores = {}
         votes: dict[str, sp.csr_matrix] = {}
+        indexes: dict[str, SparseIndex] = {}
         for name in self._on(seen):
             if name in VOTERS:
                 counted = sp.csr_matrix(
@@ -361,8 +369,10 @@ class Model:
                 if drop is not None:
                     counted = drop_pairs(counted, drop, threads=threads)
                 votes[name], found[name] = counted, keep_topk(counted, most, threads=threads)
-            elif name == "tfidf":
-                found[name] = lexical.search_labels(terms, most, drop=drop, threads=threads)
+            elif name in ("tfidf", "tfidf_classifier"):
+                index = lexical.label_index if name == "tfidf" else lexical.weight_index
+                found[name] = index.search(terms, most, drop=drop, threads=threads)
+                indexes[name] = index
             else:
                 found[name] = ranked_csr(*self._search(name, vectors, most, drop), labels)
         proposed = [_ones(matrix) for matrix in found.values()]
@@ -376,8 +386,8 @@ class Model:
             if scorer in votes:
                 features[scorer] = _values_at(votes[scorer], *pairs)
                 features[f"log {scorer}"] = np.log(features[scorer] + np.float32(VOTERS[scorer]))
-            elif scorer == "tfidf":
-                features[scorer] = lexical.cosines(terms, pattern, threads=threads)
+            elif scorer in indexes:
+                features[scorer] = indexes[scorer].pair_scores(terms, pattern, threads=threads)
             else:
                 features[scorer] = pair_products(vectors, self._items[scorer], *pairs)
         return pattern, features, found

@@ -27,7 +27,7 @@ from ngame.loss import CooIndex
 from ngame.negatives import BatchLabels, SharedRandom, batch_labels
 from ngame.prediction.fusion import FEWEST_POINTS, Fusion
 from ngame.prediction.lexical import Lexical
-from ngame.prediction.model import VOTERS, Model
+from ngame.prediction.model import LEXICAL, REMEMBERING, Model
 from ngame.state import take_prefix
 from ngame.topk import topk, topk_arrays
 from ngame.training.all_labels import AllLabels
@@ -305,18 +305,14 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
         config=config.prediction,
         threads=config.threads,
     )
-    lexical = None
-    if {"tfidf", "tfidf_neighbours"} & {*config.prediction.scorers}:
-        texts = [dataset.train_texts[row] for row in run.rows]
-        lexical = Lexical.fit(texts, dataset.label_texts)
-        model.lexical = lexical.take(np.searchsorted(run.rows, run.points.rows))
+    lexical = _fit_lexical(run, model)
     for name, seen in (("all", False), ("trained", True)):
-        if seen and {*model.scorers} <= {*VOTERS, "fused"}:
+        if seen and {*model.scorers} <= {*REMEMBERING, "fused"}:
             continue
         model.fusions[name] = _fit_fusion(run, model, encoded.held_out, seen)
     model.lexical = lexical
     model.point_vectors = encoded.all_points()
-    model.point_labels = run.all_targets
+    model.point_labels = run.all_truth.targets
     if dataset.test_texts is not None and dataset.test_labels is not None:
         found = model.scores(dataset.test_texts, drop=dataset.drop_test)
         scored = model.evaluate(found, dataset.test_labels, drop=dataset.drop_test)
@@ -330,6 +326,26 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
     if run.folder is not None:
         model.save(run.folder)
     return model
+
+
+def _fit_lexical(run: Run, model: Model) -> Lexical | None:
+    """Fit what knows words alone on all points; the model gets the same without those held out."""
+    on = {*run.config.prediction.scorers}
+    if not on & LEXICAL:
+        return None
+    texts = [run.dataset.train_texts[row] for row in run.rows]
+    lexical = Lexical.fit(texts, run.dataset.label_texts)
+    trained = np.searchsorted(run.rows, run.points.rows)
+    model.lexical = lexical.take(trained)
+    if "tfidf_classifier" not in on:
+        return lexical
+    seed, threads = run.config.seed, run.config.threads
+    truth, neighbours = run.all_truth, run.config.prediction.neighbours
+    shortlist = lexical.shortlist(truth.targets, truth.known, neighbours, threads=threads)
+    model.lexical = model.lexical.classified(
+        truth.targets[trained], shortlist[trained], seed=seed, threads=threads
+    )
+    return lexical.classified(truth.targets, shortlist, seed=seed, threads=threads)
 
 
 def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion:

@@ -114,7 +114,7 @@ class Run:
     points, held_out : the points to train on, and those to validate and fit the fusion on: the
         data set's validation points if it has any, else some of its training points
     rows : rows of the training points among both, ascending
-    all_targets : CSR matrix, the labels of `rows`
+    all_truth : the labels of `rows`
     log : one dictionary per epoch
     about : versions, name and path of the data, and seconds of the parts of the run outside its
         epochs; written as ``run.json``
@@ -165,7 +165,7 @@ class Run:
         self.rows = trained
         if val is None:
             self.rows = np.sort(np.concatenate([trained, held_out]))
-        self.all_targets = truth.targets[self.rows]
+        self.all_truth = truth.take(self.rows)
         try:
             self.about = _about(dataset, self.folder)
             # The others read what rank 0 wrote.

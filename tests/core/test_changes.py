@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 import ngame
 from ngame import _core, metrics
+from ngame.arrays import pattern
 
 ROWS, COLUMNS = 4000, 300
 SECONDS = 0.1
@@ -33,12 +34,25 @@ X = np.random.default_rng(2).standard_normal((ROWS, 4), dtype=np.float32)
 CLUSTERS = clusters()
 WEIGHTS = np.ones(COLUMNS, np.float32)
 
+
+def train_linear(points, relevant, compared):
+    matrices = points, relevant, compared
+    index = np.result_type(*(m.indices.dtype for m in matrices))
+    patterns = [pattern(m, index) for m in matrices]  # no copy of the one that changes
+    return _core.train_linear(
+        patterns[0], points.data, *patterns[1:], 0.5, 0.1, 0.1, passes=3, seed=0, threads=2
+    )
+
+
 # What is called with a matrix that changes meanwhile. The doors look at the arrays first, and the
 # core must hold where they change later.
 CALLS = {
     "keep_topk": lambda m: ngame.keep_topk(m, 3, threads=2),
     "sparse_topk queries": lambda m: ngame.sparse_topk(m, OTHER, 3, threads=2),
     "sparse_topk items": lambda m: ngame.sparse_topk(OTHER, m, 3, threads=2),
+    "train_linear points": lambda m: train_linear(m, OTHER.T.tocsr(), OTHER.T.tocsr()),
+    "train_linear relevant": lambda m: train_linear(OTHER.T.tocsr(), m, OTHER),
+    "train_linear compared": lambda m: train_linear(OTHER.T.tocsr(), OTHER, m),
     "merge first": lambda m: ngame.merge([m, OTHER], "sum", threads=2),
     "merge second": lambda m: ngame.merge([OTHER, m], threads=2),
     "drop_pairs matrix": lambda m: ngame.drop_pairs(m, OTHER, threads=2),

@@ -242,7 +242,7 @@ def test_differences_are_named():
     assert differences(before, Config.load(sets=sets)) == (
         "seed is 0, not 9, encoder.dim is 32, not 256, encoder_stage.schedule is {1 = 4, 5 = 8}, "
         'not {1 = 4}, prediction.scorers is ["encoder", "classifier", "neighbours", "tfidf", '
-        '"tfidf_neighbours"], not ["encoder"]'
+        '"tfidf_neighbours", "tfidf_classifier"], not ["encoder"]'
     )
 
 

@@ -72,6 +72,11 @@ def slow_tfidf_votes(model, texts):
     return votes
 
 
+def slow_linear(model, texts):
+    """Scores of the linear classifiers, dense."""
+    return model.lexical.tfidf(texts).toarray() @ model.lexical.weights.T.toarray()
+
+
 def assert_best(found, scores, k):
     """Check for the k highest non-zero scores of each row; nearly equal scores may swap."""
     for row, values in enumerate(scores):
@@ -97,6 +102,7 @@ def test_scorers_are_exact(model, dataset):
     assert_best(found["neighbours"], slow_votes(model, vectors), 10)
     assert_best(found["tfidf"], slow_cosines(model, dataset.test_texts)[0], 10)
     assert_best(found["tfidf_neighbours"], slow_tfidf_votes(model, dataset.test_texts), 10)
+    assert_best(found["tfidf_classifier"], slow_linear(model, dataset.test_texts), 10)
 
 
 def test_fused_is_the_weighted_sum(model, dataset):
@@ -111,6 +117,7 @@ def test_fused_is_the_weighted_sum(model, dataset):
         "tfidf": slow_cosines(model, texts)[0],
         "tfidf_neighbours": slow_tfidf_votes(model, texts),
         "log tfidf_neighbours": np.log(slow_tfidf_votes(model, texts) + 1e-2),
+        "tfidf_classifier": slow_linear(model, texts),
     }
     weights = model.fusions["all"].weights
     assert weights.keys() == features.keys()
@@ -289,7 +296,8 @@ def test_unknown_scorer(model):
 @pytest.mark.parametrize("seen", [False, True])
 def test_no_texts(model, seen):
     assert model.predict([], seen=seen).shape == (0, tiny.LABELS)
-    scorers = set(model.scorers) - ({"neighbours", "tfidf_neighbours"} if seen else set())
+    remembering = {"neighbours", "tfidf_neighbours", "tfidf_classifier"}
+    scorers = set(model.scorers) - (remembering if seen else set())
     assert set(model.scores([], seen=seen)) == scorers
 
 

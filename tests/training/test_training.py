@@ -159,7 +159,7 @@ def test_every_combination_runs(dataset, log, loss, positives, embeddings, finet
 def test_without_a_classifier(dataset):
     model = ngame.train(dataset, tiny.config(*ENCODER_ONLY))
     assert model.classifier is None
-    on = ("encoder", "neighbours", "tfidf", "tfidf_neighbours", "fused")
+    on = ("encoder", "neighbours", "tfidf", "tfidf_neighbours", "tfidf_classifier", "fused")
     assert model.scorers == on == tuple(model.metrics)
 
 

@@ -69,12 +69,8 @@ def test_labels_are_searched_exactly(lexical):
     expected = slow_cosines(fitted, QUERIES, ["apple", "green pear", "oil"])
     queries = lexical.tfidf(QUERIES)
     np.testing.assert_allclose(
-        lexical.search_labels(queries, 3).toarray(), expected, rtol=1e-5, atol=1e-7
+        lexical.label_index.search(queries, 3).toarray(), expected, rtol=1e-5, atol=1e-7
     )
-    found = lexical.cosines(queries, sp.csr_matrix(np.ones((5, 3), np.float32)))
-    np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5, atol=1e-7)
-    dropped = lexical.search_labels(queries, 3, drop=[(0, 0)])
-    assert dropped[0].nnz == 0
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -96,5 +92,42 @@ def test_some_points_and_arrays(lexical):
     assert (some.points != lexical.points[[0, 3]]).nnz == 0
     same = Lexical.from_arrays(lexical.arrays())
     assert (same.tfidf(QUERIES) != queries).nnz == 0
-    assert (same.search_labels(queries, 2) != lexical.search_labels(queries, 2)).nnz == 0
+    found, expected = same.label_index.search(queries, 2), lexical.label_index.search(queries, 2)
+    assert (found != expected).nnz == 0
+    assert same.weights is None
     assert (same.voters(queries, 2) != lexical.voters(queries, 2)).nnz == 0
+
+
+def test_the_shortlist_is_what_the_nearest_points_have():
+    texts = ["red apple", "red apple tart", "green pear", "red pear", "oil"]
+    lexical = Lexical.fit(texts, ["a", "b", "c", "d"])
+    labels = sp.csr_matrix(np.eye(5, 4, dtype=np.float32))
+    known = sp.csr_matrix(([1.0], ([0], [3])), (5, 4)) + labels
+    found = lexical.shortlist(labels, sp.csr_matrix(known), 5)
+    # The first shares words with the second and fourth, whose label is known of it; the last with
+    # none; itself does not vote.
+    assert found.toarray().astype(bool).tolist() == [
+        [False, True, False, False],
+        [True, False, False, True],
+        [False, False, False, True],
+        [True, True, True, False],
+        [False, False, False, False],
+    ]
+    assert lexical.shortlist(labels, labels, 1).nnz == 4
+
+
+def test_classifiers_ignore_what_one_point_alone_has():
+    texts = ["red apple", "red plum", "green pear", "green fig"]
+    lexical = Lexical.fit(texts, ["red", "green"])
+    labels = sp.csr_matrix(np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32))
+    others = sp.csr_matrix(1 - labels.toarray())
+    found = lexical.classified(labels, others)
+    assert lexical.weights is None
+    red, green, apple = (lexical.tfidf([word]) for word in ("red", "green", "apple"))
+    assert (red @ found.weights.T).toarray()[0, 0] > 0.4
+    assert (green @ found.weights.T).toarray()[0, 1] > 0.4
+    assert (apple @ found.weights.T).nnz == 0
+    same = Lexical.from_arrays(found.arrays())
+    assert (same.weights != found.weights).nnz == 0
+    scores = same.weight_index.search(lexical.tfidf(["a red pear"]), 2)
+    assert scores.indices.tolist() == [0]
