@@ -84,7 +84,8 @@ def linear_classifiers(
     small weights left out: DiSMEC (Babbar and Schölkopf, WSDM 2017). Negatives from a shortlist:
     Slice (Jain et al., WSDM 2019) and its kind.
 
-    Memory beyond input and output: 8 bytes a column and 24 a point for each thread.
+    Memory beyond input and output: for each thread 4 bytes a column, and 8 an entry and 60 a point
+    of those that one label is trained on.
 
     Examples
     --------
