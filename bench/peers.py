@@ -236,6 +236,38 @@ def pecos_xr_linear(x: Any, y: Any, x_test: Any, k: int, threads: int) -> Run:
     return run
 
 
+def sklearn_linear_svc(x: Any, y: Any, x_test: Any, k: int, threads: int) -> Run:
+    """Predictions of support vector machines, one a label against all points, by liblinear."""
+    from joblib import Parallel, delayed
+    from sklearn.svm import LinearSVC
+
+    columns = y.tocsc()
+
+    def weights(label: int) -> Any:
+        has = np.zeros(x.shape[0], int)
+        has[columns.indices[columns.indptr[label] : columns.indptr[label + 1]]] = 1
+        if not has.any():
+            return sp.csr_matrix((1, x.shape[1]))
+        svm = LinearSVC(C=0.5, tol=0.1, dual=True, fit_intercept=False, random_state=0)
+        return sp.csr_matrix(svm.fit(x, has).coef_)
+
+    def run() -> dict[str, Any]:
+        rows = Parallel(threads, prefer="threads")(
+            delayed(weights)(label) for label in range(y.shape[1])
+        )
+        w = sp.vstack(rows, format="csr").T.tocsr()
+        found = []
+        for first in range(0, x_test.shape[0], 256):
+            scores = (x_test[first : first + 256] @ w).toarray()
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            found.append((np.take_along_axis(scores, best, 1) + 1e6, best))  # all are stored
+        values, ids = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        offsets = np.arange(0, values.size + 1, values.shape[1])
+        return csr_arrays(sp.csr_matrix((values.ravel(), ids.ravel(), offsets)))
+
+    return run
+
+
 def csr_arrays(matrix: Any) -> dict[str, Any]:
     """The arrays of a CSR matrix with sorted indices, by name."""
     matrix.sort_indices()

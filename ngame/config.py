@@ -390,7 +390,7 @@ def defaults_for(
             "encoder_stage": {
                 "epochs": 5,
                 "batch_size": 64,
-                "learning_rate": 1e-3 if lora else 5e-5,
+                "learning_rate": 3e-3 if lora else 5e-5,
                 "positives": "one",
                 "cluster_size": 32,
             }

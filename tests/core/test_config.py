@@ -136,7 +136,7 @@ def test_a_model_means_a_transformer(tmp_path):
 def test_lora_takes_larger_steps():
     sets = ["encoder.model=m", "encoder.lora_rank=8"]
     config = Config.load(sets=sets, points=10, labels=10)
-    assert config.encoder_stage.learning_rate == 1e-3
+    assert config.encoder_stage.learning_rate == 3e-3
     assert config.encoder_stage.positives == "one"
 
 
