@@ -59,7 +59,7 @@ def test_train_and_predict(benchmark, case, peer, who):
     def ours():
         negatives = None
         if who == "ours":
-            negatives = lexical.shortlist(labels, labels, NEIGHBOURS, threads=2)
+            negatives = lexical.shortlists([labels], labels, NEIGHBOURS, threads=2)[0]
         weights = ngame.linear_classifiers(lexical.points, labels, negatives=negatives, threads=2)
         found.append(ngame.sparse_topk(queries, weights, K, threads=2))
 

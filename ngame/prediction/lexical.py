@@ -125,35 +125,41 @@ class Lexical:
         tfidf = Tfidf.fit([*point_texts, *label_texts])
         return cls(tfidf, tfidf(label_texts), tfidf(point_texts))
 
-    def shortlist(
-        self, labels: sp.csr_matrix, known: sp.csr_matrix, neighbours: int, *, threads: int = 0
-    ) -> sp.csr_matrix:
+    def shortlists(
+        self,
+        votes: Sequence[sp.csr_matrix],
+        known: sp.csr_matrix,
+        neighbours: int,
+        *,
+        threads: int = 0,
+    ) -> list[sp.csr_matrix]:
         """For each training point the labels that its classifiers are to tell it from.
 
         They are those that most of its nearest points have and that it lacks, a hundred at most.
 
         Parameters
         ----------
-        labels : csr_matrix [N, L], the labels of the points
+        votes : csr_matrix [N, L], each for a shortlist: the labels that points vote for
         known : csr_matrix [N, L], labels that are left out
         neighbours : nearest points that are asked
 
         Returns
         -------
-        float32 csr_matrix [N, L]
+        list of float32 csr_matrix [N, L]
         """
-        parts = []
+        parts: list[list[sp.csr_matrix]] = [[] for _ in votes]
         count = self.points.shape[0]
         starts = range(0, count, _POINTS_PER_CHUNK)
         for start in tqdm(starts, "shortlist", disable=None, delay=2, leave=False):
             rows = np.arange(start, min(count, start + _POINTS_PER_CHUNK))
             itself = np.stack([rows - start, rows], axis=1)
             near = self.voters(self.points[rows], neighbours, drop=itself, threads=threads)
-            votes = sp.csr_matrix(near @ labels, dtype=np.float32)
-            votes.sort_indices()
-            votes = drop_pairs(votes, known[rows], threads=threads)
-            parts.append(keep_topk(votes, _NEGATIVES, threads=threads))
-        return sp.vstack(parts, format="csr")
+            for labels, part in zip(votes, parts, strict=True):
+                found = sp.csr_matrix(near @ labels, dtype=np.float32)
+                found.sort_indices()
+                found = drop_pairs(found, known[rows], threads=threads)
+                part.append(keep_topk(found, _NEGATIVES, threads=threads))
+        return [sp.vstack(part, format="csr") for part in parts]
 
     def take(self, points: npt.NDArray[np.integer]) -> "Lexical":
         """The same with some of the points."""
@@ -169,7 +175,7 @@ class Lexical:
         Parameters
         ----------
         labels : csr_matrix [N, L], the labels of the points
-        shortlist : csr_matrix [N, L], what `shortlist` gives
+        shortlist : csr_matrix [N, L], one of `shortlists`
         """
         x = self.points.copy()
         x.data[np.bincount(x.indices, minlength=x.shape[1])[x.indices] < 2] = 0

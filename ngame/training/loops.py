@@ -341,11 +341,17 @@ def _fit_lexical(run: Run, model: Model) -> Lexical | None:
         return lexical
     seed, threads = run.config.seed, run.config.threads
     truth, neighbours = run.all_truth, run.config.prediction.neighbours
-    shortlist = lexical.shortlist(truth.targets, truth.known, neighbours, threads=threads)
-    model.lexical = model.lexical.classified(
-        truth.targets[trained], shortlist[trained], seed=seed, threads=threads
+    # Labels of held-out points must not choose negatives either: those near them would be chosen,
+    # and teach the classifiers to miss them.
+    votes = truth.targets.multiply(np.isin(run.rows, run.points.rows)[:, None]).tocsr()
+    votes.eliminate_zeros()
+    short, short_of_all = lexical.shortlists(
+        [votes, truth.targets], truth.known, neighbours, threads=threads
     )
-    return lexical.classified(truth.targets, shortlist, seed=seed, threads=threads)
+    model.lexical = model.lexical.classified(
+        truth.targets[trained], short[trained], seed=seed, threads=threads
+    )
+    return lexical.classified(truth.targets, short_of_all, seed=seed, threads=threads)
 
 
 def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion:

@@ -163,6 +163,29 @@ def test_without_a_classifier(dataset):
     assert model.scorers == on == tuple(model.metrics)
 
 
+def test_labels_of_held_out_points_do_not_reach_what_the_fusion_is_fitted_on(monkeypatch):
+    """Neither as positives nor by the choice of negatives."""
+    config = tiny.config(*ENCODER_ONLY, "encoder_stage.epochs=0")
+    dataset = tiny.dataset()
+    _, held_out = split_held_out(Truth.of(dataset.train_labels, None), config)
+    labels = dataset.train_labels.tolil()
+    labels[held_out] = labels[held_out[::-1]]  # of another
+    fitted = []
+    fit = training._fit_fusion
+    monkeypatch.setattr(
+        training,
+        "_fit_fusion",
+        lambda run, model, *rest: fitted.append(model.lexical) or fit(run, model, *rest),
+    )
+    finished = [
+        ngame.train(tiny.dataset(train_labels=sp.csr_matrix(one)), config).lexical
+        for one in (dataset.train_labels, labels)
+    ]
+    assert fitted[0].weights.nnz > 0
+    assert (fitted[0].weights != fitted[2].weights).nnz == 0
+    assert (finished[0].weights != finished[1].weights).nnz > 0
+
+
 def test_without_test_points():
     whole = tiny.dataset()
     dataset = ngame.Dataset(whole.train_texts, whole.train_labels, whole.label_texts)

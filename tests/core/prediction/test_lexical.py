@@ -103,7 +103,8 @@ def test_the_shortlist_is_what_the_nearest_points_have():
     lexical = Lexical.fit(texts, ["a", "b", "c", "d"])
     labels = sp.csr_matrix(np.eye(5, 4, dtype=np.float32))
     known = sp.csr_matrix(([1.0], ([0], [3])), (5, 4)) + labels
-    found = lexical.shortlist(labels, sp.csr_matrix(known), 5)
+    voted = sp.csr_matrix(np.diag([1, 0, 1, 1, 1]) @ labels.toarray(), dtype=np.float32)
+    found, fewer = lexical.shortlists([labels, voted], sp.csr_matrix(known), 5)
     # The first shares words with the second and fourth, whose label is known of it; the last with
     # none; itself does not vote.
     assert found.toarray().astype(bool).tolist() == [
@@ -113,7 +114,11 @@ def test_the_shortlist_is_what_the_nearest_points_have():
         [True, True, True, False],
         [False, False, False, False],
     ]
-    assert lexical.shortlist(labels, labels, 1).nnz == 4
+    assert fewer.toarray()[:, 1].tolist() == [0, 0, 0, 0, 0]
+    np.testing.assert_array_equal(
+        fewer.toarray()[:, [0, 2, 3]] > 0, found.toarray()[:, [0, 2, 3]] > 0
+    )
+    assert lexical.shortlists([labels], labels, 1)[0].nnz == 4
 
 
 def test_classifiers_ignore_what_one_point_alone_has():
