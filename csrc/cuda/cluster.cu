@@ -86,7 +86,7 @@ template <class T, int kPack>
 struct Learner {
   Matrix x;
   const float* inverse;
-  Node node;
+  const Node& node;
   int count;
   int32_t* ids;
   float* scores;

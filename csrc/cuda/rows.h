@@ -43,18 +43,21 @@ __device__ __forceinline__ void project(const Matrix& x, const float* inverse, c
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     const int32_t id = ids[row < count ? row * step : 0];
-    from[row] = static_cast<const T*>(x.data) + id * x.stride;
+    from[row] = static_cast<const T*>(x.data) + id * x.stride + lane() * kPack;
     scales[row] = inverse[id];
     products[row] = 0;
   }
+  direction += lane() * kPack;
   // Unrolled, it would need more registers than two blocks at once leave.
 #pragma unroll 1
-  for (int64_t column = lane() * kPack; column < x.cols; column += kWarp * kPack) {
-    const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction + column);
+  for (int column = lane() * kPack; column < x.cols; column += kWarp * kPack) {
+    const auto along = *reinterpret_cast<const Pack<float, kPack>*>(direction);
+    direction += kWarp * kPack;
     Pack<T, kPack> packs[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(from[row] + column);
+      packs[row] = *reinterpret_cast<const Pack<T, kPack>*>(from[row]);
+      from[row] += kWarp * kPack;
     }
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
