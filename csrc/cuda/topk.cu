@@ -33,14 +33,19 @@ constexpr double kLongest = 0x1p63;
 // How far the rounding of a score to bfloat16 may move it, for each unit; a little more.
 constexpr float kScoreError = 0x1.001p-8f;
 
+// The length of a rounded row and that of what was rounded away, or a little more. Read at once:
+// rows of candidates lie apart.
+struct alignas(8) Margin {
+  float length, residual;
+};
+
 // Rows scaled and rounded to bfloat16, and how far that moved them.
 struct Rounded {
-  BFloat* data;     // [rows, cols]
-  int64_t cols;     // zeros behind those of the matrix
-  double* scale;    // of each row
-  float* length;    // of each rounded row, or a little more
-  float* residual;  // length of what was rounded away, or a little more
-  unsigned* most;   // bits of the largest length and of the largest residual
+  BFloat* data;    // [rows, cols]
+  int64_t cols;    // zeros behind those of the matrix
+  double* scale;   // of each row
+  Margin* margin;  // of each row
+  unsigned* most;  // bits of the largest length and of the largest residual
 };
 
 struct Candidate {
@@ -48,13 +53,6 @@ struct Candidate {
   int32_t id;
 };
 
-// Of a rounded row.
-struct Margin {
-  float length, residual;
-};
-__device__ __forceinline__ Margin margin(const Rounded& rows, int64_t row) {
-  return {rows.length[row], rows.residual[row]};
-}
 __device__ __forceinline__ Margin largest_margin(const Rounded& rows) {
   return {__uint_as_float(rows.most[0]), __uint_as_float(rows.most[1])};
 }
@@ -122,8 +120,7 @@ __global__ void round_rows(Matrix matrix, bool cosine, Rounded rounded, Fault ba
   rounded.scale[row] = scale;
   const float own_length = 1.000001f * static_cast<float>(sqrt(length));
   const float own_residual = 1.000001f * static_cast<float>(sqrt(residual));
-  rounded.length[row] = own_length;
-  rounded.residual[row] = own_residual;
+  rounded.margin[row] = {own_length, own_residual};
   raise(rounded.most, own_length);
   raise(rounded.most + 1, own_residual);
 }
@@ -164,7 +161,7 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
   const int64_t begin = global_warp() % stretches * kStretch;
   const int64_t end = begin + kStretch < width ? begin + kStretch : width;
   const float cutoff = candidates.cutoffs[place];
-  const Margin query_margin = margin(queries, query);
+  const Margin query_margin = queries.margin[query];
   const float least = threshold(cutoff, query_margin, largest_margin(items), queries.cols);
   Candidate* const found = memory.found[threadIdx.x / kWarp];
   unsigned& count = memory.counts[threadIdx.x / kWarp];
@@ -175,7 +172,7 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
     const bool there = position < last;
     const Candidate candidate = found[there ? position : first];
     const float most = candidate.score + error(candidate.score, query_margin,
-                                               margin(items, candidate.id), queries.cols);
+                                               items.margin[candidate.id], queries.cols);
     const bool wanted = there && !(most < cutoff) &&
                         !(drop.offsets != nullptr && contains(drop, query, candidate.id));
     const uint32_t all = __ballot_sync(kAllLanes, wanted);
@@ -257,7 +254,8 @@ __device__ float exact_score(const Matrix& queries, const Matrix& items, int64_t
                             rounded_items.scale[item]);
 }
 
-// Drops the candidates of a query that cannot be among its best k, where they have become many.
+// Drops the candidates of a query that cannot be among its best k, where they have become many or
+// are the first.
 // Those left are scored if they are still many or if it is the `last` round, and the best k of them
 // and of those scored before are kept. A block for each query.
 template <class Query, class Item>
@@ -268,14 +266,16 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
   const int64_t query = round.first_query + place;
   Candidate* const list = candidates.list + place * candidates.capacity;
   const auto count = static_cast<int64_t>(candidates.counts[place]);
-  if (!last && count <= candidates.limit) return;
-  const Margin query_margin = margin(rounded_queries, query);
+  float cutoff = candidates.cutoffs[place];
+  // A short list can wait, but not the first: until there is a cutoff every item becomes a
+  // candidate.
+  if (!last && count <= candidates.limit && cutoff > -INFINITY) return;
+  const Margin query_margin = rounded_queries.margin[query];
   const auto bound = [&](const Candidate& candidate) {
-    return error(candidate.score, query_margin, margin(rounded_items, candidate.id),
+    return error(candidate.score, query_margin, rounded_items.margin[candidate.id],
                  rounded_queries.cols);
   };
   // The k-th best of what candidates score at least is a cutoff too.
-  float cutoff = candidates.cutoffs[place];
   if (count >= best.k) {
     const auto least = [&](int64_t position) {
       const Candidate candidate = list[position];
@@ -393,8 +393,7 @@ Rounded round_matrix(const Call& call, const Matrix& matrix, BFloat* data, const
   rounded.cols = product.cols;
   rounded.data = data;
   rounded.scale = call.buffer<double>(matrix.rows);
-  rounded.length = call.buffer<float>(matrix.rows);
-  rounded.residual = call.buffer<float>(matrix.rows);
+  rounded.margin = call.buffer<Margin>(matrix.rows);
   rounded.most = call.buffer<unsigned>(2);
   call.fill(rounded.most, 2, 0);
   const Fault bad = Fault::make(call);
