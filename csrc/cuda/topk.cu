@@ -187,13 +187,18 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
   if (lane() == 0) count = 0;
   __syncwarp();
   using Eight = Pack<BFloat, 8>;
+  const auto read = [&](int64_t column) {
+    // Rows are whole packs: what stands behind the last item is no score, but can be read.
+    if (column >= end) return Eight{};
+    return *reinterpret_cast<const Eight*>(scores + place * stride + column);
+  };
+  Eight next = read(begin + lane() * 8);
   for (int64_t first = begin; first < end; first += kWarp * 8) {
     const int64_t column = first + lane() * 8;
     unsigned passing = 0;
-    Eight eight{};
+    const Eight eight = next;
+    next = read(column + kWarp * 8);  // on its way while these are looked at
     if (column < end) {
-      // Rows are whole packs: what stands behind the last item is no score, but can be read.
-      eight = *reinterpret_cast<const Eight*>(scores + place * stride + column);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         passing |= static_cast<unsigned>(to_float(eight.values[i]) >= least) << i;
@@ -202,12 +207,12 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
     }
     if (__ballot_sync(kAllLanes, passing != 0) == 0) continue;
     if (passing != 0) {
-      unsigned next = atomicAdd(&count, static_cast<unsigned>(__popc(passing)));
+      unsigned to = atomicAdd(&count, static_cast<unsigned>(__popc(passing)));
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         if ((passing >> i & 1) == 0) continue;
         const int64_t item = round.first_item + column + i;
-        found[next++] = {to_float(eight.values[i]), static_cast<int32_t>(item)};
+        found[to++] = {to_float(eight.values[i]), static_cast<int32_t>(item)};
       }
     }
     __syncwarp();
