@@ -430,7 +430,7 @@ __global__ void score_rows(Matrix x, const float* inverse, const int32_t* order,
 
 // Moves the rows of a node that go left to its front, the order kept on both sides. A block for
 // each node.
-__global__ void split(Level level, int32_t* order) {
+__global__ void __launch_bounds__(kThreads, 2) split(Level level, int32_t* order) {
   auto& shared = *shared_memory<Shared>();
   const Node node = level.nodes[blockIdx.x];
   const float* const scores = level.scores + node.begin;

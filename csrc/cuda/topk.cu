@@ -159,7 +159,7 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
   const int64_t query = round.first_query + place;
   if (query >= round.last_query) return;
   const int64_t begin = global_warp() % stretches * kStretch;
-  const int64_t end = begin + kStretch < width ? begin + kStretch : width;
+  const auto size = static_cast<int>(width - begin < kStretch ? width - begin : kStretch);
   const float cutoff = candidates.cutoffs[place];
   const Margin query_margin = queries.margin[query];
   const float least = threshold(cutoff, query_margin, largest_margin(items), queries.cols);
@@ -186,33 +186,36 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
 
   if (lane() == 0) count = 0;
   __syncwarp();
-  using Eight = Pack<BFloat, 8>;
-  const auto read = [&](int64_t column) {
-    // Rows are whole packs: what stands behind the last item is no score, but can be read.
-    if (column >= end) return Eight{};
-    return *reinterpret_cast<const Eight*>(scores + place * stride + column);
+  // Rows are whole packs: what stands behind the last item is no score, but can be read.
+  using Eight = Pack<uint32_t, 4>;
+  const auto* const row = reinterpret_cast<const Eight*>(scores + place * stride + begin);
+  const auto read = [&](int column) { return row[(column < size ? column : 0) / 8]; };
+  const auto score = [](const Eight& eight, int i) {
+    const uint32_t two = eight.values[i / 2];
+    return __uint_as_float(i % 2 == 0 ? two << 16 : two & 0xffff0000);
   };
-  Eight next = read(begin + lane() * 8);
-  for (int64_t first = begin; first < end; first += kWarp * 8) {
-    const int64_t column = first + lane() * 8;
-    unsigned passing = 0;
+  Eight next = read(lane() * 8);
+  for (int first = 0; first < size; first += kWarp * 8) {
+    const int column = first + lane() * 8;
     const Eight eight = next;
     next = read(column + kWarp * 8);  // on its way while these are looked at
-    if (column < end) {
+    float most = score(eight, 0);
+#pragma unroll
+    for (int i = 1; i < 8; ++i) most = fmaxf(most, score(eight, i));
+    const bool some = column < size && most >= least;
+    if (__ballot_sync(kAllLanes, some) == 0) continue;
+    if (some) {
+      unsigned passing = 0;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        passing |= static_cast<unsigned>(to_float(eight.values[i]) >= least) << i;
+        const bool passes = column + i < size && score(eight, i) >= least;
+        passing |= static_cast<unsigned>(passes) << i;
       }
-      if (end - column < 8) passing &= (1u << (end - column)) - 1;
-    }
-    if (__ballot_sync(kAllLanes, passing != 0) == 0) continue;
-    if (passing != 0) {
       unsigned to = atomicAdd(&count, static_cast<unsigned>(__popc(passing)));
+      const auto item = static_cast<int32_t>(round.first_item + begin + column);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if ((passing >> i & 1) == 0) continue;
-        const int64_t item = round.first_item + column + i;
-        found[to++] = {to_float(eight.values[i]), static_cast<int32_t>(item)};
+        if ((passing >> i & 1) != 0) found[to++] = {score(eight, i), item + i};
       }
     }
     __syncwarp();
