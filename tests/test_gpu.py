@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +123,58 @@ def test_what_a_step_of_training_costs(gpu, tmp_path, capsys):
     part = training.part(data, steps)
     assert len(part.train_texts) == 90
     training.encoding(training.measure(part, str(folder), steps, "cpu", "encoder.max_length=32"))
+    training.count(data, str(folder), 8, 2, "encoder.max_length=32")
     said = capsys.readouterr().out
     assert "batch 8: " in said
+    # One update launches at least the products of a layer and their gradients, and one AdamW.
+    (counted,) = re.findall(r"batch 8: (\d+) launches", said)
+    assert 50 < int(counted) < 500
     assert "aten::addmm" in said
     assert "waits a step: 0.0" in said
     assert "24 labels encoded in" in said
+
+
+LISTING = """
+.text._ZN5ngame4cuda12_GLOBAL__N_14calmILi4EEEvNS0_6MatrixE:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   ISETP.GE.AND P0, PT, R1, R2, PT ;
+	//## File "/somewhere/rows.h", line {line}
+.L_x_2:
+        /*0020*/                   LDG.E.128 R4, desc[UR4][R6.64] ;
+        /*0030*/                   LDG.E.128 R8, desc[UR4][R6.64+0x200] ;
+	//## File "/somewhere/rows.h", line 1
+        /*0040*/                   FADD R4, R4, R8 ;
+        /*0050*/              @!P0 BRA `(.L_x_2) ;
+        /*0060*/               @P1 BRA `(.L_x_1) ;
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_the_length_of_loops_is_read_off_machine_code(gpu):
+    from gpu import counts
+
+    lines = (counts.SOURCES / "rows.h").read_text().splitlines()
+    (line,) = (number for number, text in enumerate(lines, 1) if "packs[row] = " in text)
+    (code,) = counts.disassembled(LISTING.format(line=line))
+    assert counts.short(code.name) == "calm"
+    assert code.loops == [(2, 5), (1, 6)]
+    assert code.own(1, 6) == 2
+    assert code.once == 2
+    # Two loads a trip: of a loop that does one, the compiler has made one of two.
+    assert code.trip(*counts.PROJECT, 2) == 4
+    assert code.trip(*counts.PROJECT, 1) == 2
+    with pytest.raises(LookupError, match="no loop"):
+        code.trip(*counts.PROJECT_ROW)
+
+
+def test_what_counting_needs_is_said(gpu, monkeypatch, tmp_path):
+    from gpu import counts
+
+    monkeypatch.setattr(sys, "argv", ["counts", str(tmp_path)])
+    monkeypatch.setattr(counts.shutil, "which", lambda tool: None)
+    with pytest.raises(SystemExit, match="not on the path: nvcc, nvdisasm"):
+        counts.main()
 
 
 @pytest.fixture

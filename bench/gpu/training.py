@@ -1,10 +1,14 @@
 """What a step of training a transformer costs: time, the GPU's share of it, launches, waits.
 
-    PYTHONPATH=bench python -m gpu.training DATA MODEL    # in the repository's root
+    PYTHONPATH=bench python -m gpu.training DATA MODEL            # in the repository's root
+    PYTHONPATH=bench python -m gpu.training DATA MODEL --count    # without a GPU
 
 For each batch size: milliseconds a step, without a profiler; the share of that in which the GPU
 works, by the times of its kernels; launches a step; how often a step waits for the GPU, and where;
 and the operators that take most of the host's time. Then how long all labels take to encode.
+
+With --count the same steps go on the CPU, by the path of a GPU: their operators are the launches,
+and what they read and write the bytes.
 """
 
 import argparse
@@ -13,19 +17,25 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
+from gpu.counts import BANDWIDTH, CACHE, CACHE_BANDWIDTH, PRODUCTS
 from ngame.config import Config
 from ngame.data.dataset import Dataset, load_dataset
 from ngame.encoders.encode import encode
 from ngame.encoders.transformer import TransformerEncoder
-from ngame.training.loops import train_encoder
+from ngame.training import loops
 from ngame.training.run import Run
 from ngame.training.stage import Stage
 
@@ -55,7 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, help="folder of a data set")
     parser.add_argument("model", type=Path, help="folder of a transformer")
+    parser.add_argument("--count", action="store_true", help="on the CPU: launches and bytes")
     options = parser.parse_args()
+    if options.count:
+        for batch_size in (64, 1024):
+            count(
+                load_dataset(options.data), str(options.model), batch_size, "encoder.precision=bf16"
+            )
+        return
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     dataset = load_dataset(options.data)
     for steps in STEPS:
@@ -124,7 +141,7 @@ def measure(dataset: Dataset, model: str, steps: Steps, device: str, *sets: str)
 
     Stage.batches = measured  # type: ignore[method-assign]
     try:
-        train_encoder(run)
+        loops.train_encoder(run)
     except Enough:
         pass
     finally:
@@ -224,6 +241,84 @@ def graph(encoder: TransformerEncoder) -> None:
         print(f"128 texts of 64 tokens {name}: {1e3 * seconds:.2f} ms", flush=True)
         if name == "kernel by kernel":
             module = torch.cuda.make_graphed_callables(module, given, allow_unused_input=True)
+
+
+# Seconds of a kernel that does next to nothing, in a row of such.
+SHORTEST = 3e-6
+
+
+class Operators(TorchDispatchMode):
+    """Counts what would be asked of a GPU: each operator that computes something is a launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = self.bytes = self.operations = 0
+        self.seconds = 0.0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        """Run an operator and count it."""
+        result = function(*arguments, **(options or {}))
+        name = function.overloadpacket.__name__
+        if function.is_view or name.startswith(("empty", "new_empty", "_unsafe_view", "detach")):
+            return result
+        leaves = tree_leaves((arguments, options, result))
+        # Of what is expanded, what there is of it.
+        size = sum(
+            min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
+            for x in leaves
+            if isinstance(x, torch.Tensor) and x.layout == torch.strided
+        )
+        operations = 0
+        if function.overloadpacket in flop_registry:
+            counted = flop_registry[function.overloadpacket]
+            operations = counted(*arguments, **(options or {}), out_val=result)
+        self.launches += 1
+        self.bytes += size
+        self.operations += operations
+        # What fits is still in the cache where the last operator has put it.
+        rate = CACHE_BANDWIDTH if size <= CACHE else BANDWIDTH
+        self.seconds += max(SHORTEST, size / rate, operations / PRODUCTS)
+        return result
+
+
+def count(dataset: Dataset, model: str, batch_size: int, steps: int, *sets: str) -> None:
+    """Say what a step of the encoder stage asks of a GPU: the mean of some, after the first."""
+    sizes = Steps(batch_size, warm=1, timed=steps, profiled=0, by_operator=0, watched=0)
+    settings = [
+        *("device=cpu", "encoder.kind=transformer", f"encoder.model={model}"),
+        *(f"encoder_stage.batch_size={batch_size}", "encoder_stage.start_epoch=1", *sets),
+    ]
+    run = Run(part(dataset, sizes), Config.load(None, settings), None, False, None)
+    operators = Operators()
+    batches, both, adamw = Stage.batches, loops._embed_both, torch.optim.AdamW
+
+    def counted(stage: Stage) -> Iterator[Any]:
+        plan = batches(stage)
+        yield next(plan)  # the first one makes the optimizer's state
+        with operators:
+            for _ in range(steps):
+                yield next(plan)
+        raise Enough
+
+    as_on_a_gpu = (
+        mock.patch.object(Stage, "batches", counted),
+        mock.patch.object(loops, "_embed_both", lambda *a: both(*a[:3], torch.device("cuda"))),
+        mock.patch.object(TransformerEncoder, "forward", TransformerEncoder._by_length),
+        mock.patch.object(torch.optim, "AdamW", lambda *a, **k: adamw(*a, **{**k, "fused": True})),
+    )
+    with ExitStack() as stack:
+        for patch in as_on_a_gpu:
+            stack.enter_context(patch)
+        with suppress(Enough):
+            loops.train_encoder(run)
+    run.close()
+    print(
+        f"batch {batch_size}: {operators.launches / steps:.0f} launches, "
+        f"{operators.bytes / steps / 1e9:.2f} GB, {operators.operations / steps / 1e12:.2f} Tflop; "
+        f"GPU busy {1e3 * operators.seconds / steps:.1f} ms"
+    )
 
 
 def wait(device: str) -> None:
