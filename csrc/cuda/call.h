@@ -39,7 +39,8 @@ struct Call {
     return static_cast<T*>(allocate(static_cast<size_t>(count) * sizeof(T)));
   }
 
-  // Runs kernel(arguments...) in `blocks` blocks of `threads` threads.
+  // Runs kernel(arguments...) in `blocks` blocks of `threads` threads, with `shared` bytes of
+  // shared memory: up to 48 KB, more would have to be asked for.
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared,
               Arguments... arguments) const {
@@ -52,13 +53,6 @@ struct Call {
 #ifdef NGAME_CUDA_EMULATE
     emulation::run(blocks, threads, shared, [&] { kernel(arguments...); });
 #else
-    // A kernel must ask for more than 48 KB.
-    if (shared > 48 * 1024) {
-      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared)),
-            name);
-    }
     std::tuple<Parameters...> values(arguments...);
     std::apply(
         [&](auto&... value) {

@@ -16,7 +16,8 @@ constexpr int64_t kSpreadBlocks = 6;
 #else
 // A node of more rows learns its direction from a sample of so many of them.
 constexpr int64_t kSampleRows = 8192;
-// Blocks that learn at once where nodes are few: two for each of a large GPU's multiprocessors.
+// Blocks that learn at once where nodes are few: two for each of a large GPU's multiprocessors. The
+// same on all GPUs, since the order of the sums depends on it.
 constexpr int64_t kSpreadBlocks = 264;
 #endif
 // Rounds of the power method before 2-means, as on the CPU.
