@@ -113,7 +113,7 @@ def test_points_are_those_of_the_other_benchmarks(gpu):
     assert near[0] == pytest.approx(near[1], abs=0.02)
 
 
-def test_what_a_step_of_training_costs(gpu, tmp_path, capsys):
+def test_what_a_step_of_training_costs(gpu, tmp_path, capsys, monkeypatch):
     pytest.importorskip("transformers")
     from gpu import training
 
@@ -129,6 +129,12 @@ def test_what_a_step_of_training_costs(gpu, tmp_path, capsys):
     # One update launches at least the products of a layer and their gradients, and one AdamW.
     (counted,) = re.findall(r"batch 8: (\d+) launches", said)
     assert 50 < int(counted) < 500
+    monkeypatch.setattr(training, "load_dataset", lambda folder: data)
+    monkeypatch.setattr(sys, "argv", ["training", "data", str(folder), "--count"])
+    calls = []
+    monkeypatch.setattr(training, "count", lambda *given: calls.append(given))
+    training.main()
+    assert [given[:2] for given in calls] == [(data, str(folder))] * 2
     assert "aten::addmm" in said
     assert "waits a step: 0.0" in said
     assert "24 labels encoded in" in said

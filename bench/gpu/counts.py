@@ -137,7 +137,7 @@ class Code:
 
     def own(self, first: int, last: int) -> int:
         """Instructions of a loop outside of those within it."""
-        within = set()
+        within: set[int] = set()
         for other, end in self.loops:
             if first <= other and end <= last and (other, end) != (first, last):
                 within.update(range(other, end + 1))
@@ -534,7 +534,7 @@ class Sum:
     bytes: float = 0
     slots: float = 0
     seconds: float = 0
-    limits: Counter[str] = field(default_factory=Counter)
+    limits: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, work: Work, seconds: float, limit: str) -> None:
         """Count what takes so many seconds, for what limits it."""
@@ -575,7 +575,7 @@ def work_table(built: Built, target: Target, *words: object) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---|"
     total = Sum()
     for name, each in sorted(sums.items(), key=lambda item: -item[1].seconds):
-        limit = each.limits.most_common(1)[0][0]
+        limit = max(each.limits, key=lambda name: each.limits[name])
         yield row(name, each, limit)
         total.launches += each.launches
         total.bytes += each.bytes

@@ -68,10 +68,9 @@ def main() -> None:
     parser.add_argument("--count", action="store_true", help="on the CPU: launches and bytes")
     options = parser.parse_args()
     if options.count:
-        for batch_size in (64, 1024):
-            count(
-                load_dataset(options.data), str(options.model), batch_size, "encoder.precision=bf16"
-            )
+        dataset = load_dataset(options.data)
+        for batch_size, steps in ((64, 6), (256, 1)):
+            count(dataset, str(options.model), batch_size, steps, "encoder.precision=bf16")
         return
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     dataset = load_dataset(options.data)
