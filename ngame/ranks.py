@@ -111,7 +111,7 @@ class Ranks:
     def synchronize(self, module: torch.nn.Module) -> None:
         """Give the module rank 0's parameters and buffers."""
         if self.size > 1:
-            first = dist.get_global_rank(self.group, 0)
+            first = self._global(0)
             for value in module.state_dict().values():
                 with _connected():
                     dist.broadcast(value, first, self.group)
@@ -122,7 +122,7 @@ class Ranks:
             return value
         values = [value]
         with _connected():
-            first = dist.get_global_rank(self.group, 0)
+            first = self._global(0)
             dist.broadcast_object_list(values, first, self.group, torch.device("cpu"))
         return values[0]
 
@@ -141,23 +141,45 @@ class Ranks:
         found: torch.Tensor = _Concatenate.apply(x, self, counts)  # type: ignore[no-untyped-call]
         return found
 
+    def _global(self, rank: int) -> int:
+        """Number among all processes of a rank of the group."""
+        return dist.get_global_rank(self.group, rank)
+
     def all_rows(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """The same without a gradient."""
         if self.size == 1:
             return x
-        # Collectives need one shape on all ranks.
-        padded = x.new_zeros(max(counts), *x.shape[1:])
-        padded[: len(x)] = x
-        theirs = [torch.empty_like(padded) for _ in counts]
+        counts = list(counts)
+        if x.is_cuda:
+            # Collectives need one shape on all ranks.
+            padded = x.new_zeros(max(counts), *x.shape[1:])
+            padded[: len(x)] = x
+            theirs = [torch.empty_like(padded) for _ in counts]
+            with _connected():
+                dist.all_gather(theirs, padded, group=self.group)
+            return torch.cat([part[:count] for part, count in zip(theirs, counts, strict=True)])
+        # Of gloo, messages from each rank to each take a quarter of the time of its all_gather.
+        x = x.detach().contiguous()
+        whole = x.new_empty(sum(counts), *x.shape[1:])
+        parts = torch.split(whole, counts)
+        parts[self.rank].copy_(x)
+        under_way = []
         with _connected():
-            dist.all_gather(theirs, padded, group=self.group)
-        return torch.cat([part[:count] for part, count in zip(theirs, counts, strict=True)])
+            for step in range(1, self.size):
+                to, source = (self.rank + step) % self.size, (self.rank - step) % self.size
+                if counts[self.rank]:
+                    under_way.append(dist.isend(x, self._global(to), self.group))
+                if counts[source]:
+                    under_way.append(dist.irecv(parts[source], self._global(source), self.group))
+            for message in under_way:
+                message.wait()
+        return whole
 
     def gather(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor | None:
         """All ranks' rows on rank 0, None on the others; rows and `counts` as above."""
         if self.size == 1:
             return x
-        first = dist.get_global_rank(self.group, 0)
+        first = self._global(0)
         with _connected():
             if self.rank:
                 dist.send(x.contiguous(), first, self.group)
@@ -167,7 +189,7 @@ class Ranks:
             whole[: len(x)] = x
             begin = len(x)
             for rank, count in enumerate(counts[1:], 1):
-                source = dist.get_global_rank(self.group, rank)
+                source = self._global(rank)
                 dist.recv(whole[begin : begin + count], source, self.group)
                 begin += count
         return whole

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from ngame import _core
 from ngame.config import StageConfig
@@ -246,12 +247,11 @@ def _sum_sparse(parameter: torch.nn.Parameter, ranks: Ranks, counts: list[int]) 
     if parameter.grad is not None:
         rows, values = parameter.grad._indices()[0], parameter.grad._values()
     rows, values = ranks.all_rows(rows, counts), ranks.all_rows(values, counts)
-    touched, places = torch.unique(rows, return_inverse=True)
-    total = values.new_zeros(len(touched), *values.shape[1:])
-    # Rank by rank: in any other order the ranks could differ in the last bit.
-    parts = zip(torch.split(places, counts), torch.split(values, counts), strict=True)
-    for place, value in parts:
-        total[place] += value
+    # One pass, which adds up each row's gradients rank by rank: the same bits on all of them.
+    ascending, order = torch.sort(rows, stable=True)
+    touched, times = torch.unique_consecutive(ascending, return_counts=True)
+    bags = F.pad(times.cumsum(0), (1, 0))
+    total = F.embedding_bag(order, values, bags, mode="sum", include_last_offset=True)
     parameter.grad = torch.sparse_coo_tensor(
         touched[None], total, parameter.shape, is_coalesced=True, check_invariants=False
     )

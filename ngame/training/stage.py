@@ -195,7 +195,12 @@ class Stage:
         while self.batch < len(plan):
             seeds = self.seeds(self.batch)
             rank = self.run.ranks.rank
-            torch.manual_seed(int(seeds.generate_state(rank + 1, np.uint64)[rank] >> 1))
+            seed = int(seeds.generate_state(rank + 1, np.uint64)[rank] >> 1)
+            if self.run.device.type == "cpu":
+                # torch.manual_seed would take a millisecond to note it for GPUs, too.
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.manual_seed(seed)
             self.run.stop.hold()
             yield plan[self.batch]
             self.batch += 1
