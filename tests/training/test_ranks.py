@@ -83,6 +83,58 @@ def test_two_processes_train_lora_as_one(tmp_path):
     assert_alike(one, two, "encoder/adapter_model.safetensors")
 
 
+# What each rank trains on, and when it updates.
+COUNTED = """
+    import json
+    import ngame, ngame.training.loops as loops, ngame.training.stage as stage
+    from ngame.config import Config
+    embed, step, update = loops._embed_both, stage.Stage.step, stage.Optimizer.step
+    trained, steps, updates = [], [], []
+    def counted_embed(encoder, points, labels, device):
+        trained.append([ids.tolist() for ids in np.split(points.ids, points.offsets[1:-1])]
+                       if len(points) else [])
+        return embed(encoder, points, labels, device)
+    def counted_step(self, *arguments):
+        steps.append([self.name, self.epoch, self.batch])
+        step(self, *arguments)
+    def counted_update(self):
+        updates.append(len(steps))
+        update(self)
+    loops._embed_both, stage.Stage.step = counted_embed, counted_step
+    stage.Optimizer.step = counted_update
+    ngame.train(ngame.load_dataset(sys.argv[2]), Config.load(sys.argv[3]))
+    print(json.dumps([trained, steps, updates]))
+"""
+
+
+def test_all_ranks_take_as_many_steps_and_no_row_twice(tmp_path):
+    """In 20 epochs of three batches, two of which share an update, the last of one row."""
+    epochs, batches, points = 20, 3, 83
+    data, config = tmp_path / "data", tmp_path / "config.toml"
+    save_dataset(tiny.dataset(points=103), data)  # 20 of which are held out
+    stages = [
+        f"{stage}_stage.{one}"
+        for stage in ("encoder", "classifier")
+        for one in (f"epochs={epochs}", "accumulate=2", "batch_size=41")
+    ]
+    tiny.config(*stages, "encoder_stage.refresh_every=7").save(config)
+    ranks = [json.loads(out.splitlines()[-1]) for out in processes.run(COUNTED, data, config)]
+    for _, steps, updates in ranks:
+        assert steps == [
+            [stage, epoch, batch]
+            for stage in ("encoder", "classifier")
+            for epoch in range(epochs)
+            for batch in range(batches)
+        ]
+        assert updates == [step for step in range(1, len(steps) + 1) if step % batches != 1]
+    sizes = [[len(rows) for rows in trained] for trained, _, _ in ranks]
+    assert sizes == [[20, 20, 0] * epochs, [21, 21, 1] * epochs]
+    for epoch in range(epochs):
+        part = slice(epoch * batches, (epoch + 1) * batches)
+        rows = [tuple(row) for trained, _, _ in ranks for batch in trained[part] for row in batch]
+        assert len(rows) == len(set(rows)) == points
+
+
 def assert_alike(one, two, encoder="encoder/model.safetensors"):
     """The same run to the rounding."""
     for ours, theirs in zip(log(two), log(one), strict=True):
