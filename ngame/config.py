@@ -99,6 +99,12 @@ class EncoderConfig(_Section):
         "memory, more time.",
     )
 
+    shard: bool = setting(
+        False,
+        "transformer: with several processes, each keeps a share of the weights, their gradients "
+        "and the optimizer's state (FSDP) instead of all: less memory, and more is sent.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind == "transformer" and not self.model:

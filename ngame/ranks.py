@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -171,7 +171,7 @@ class Ranks:
                     under_way.append(dist.isend(x, self._global(to), self.group))
                 if counts[source]:
                     under_way.append(dist.irecv(parts[source], self._global(source), self.group))
-            for message in under_way:
+            for message in cast(list[dist.Work], under_way):
                 message.wait()
         return whole
 

@@ -80,6 +80,9 @@ class TransformerEncoder(Encoder):
         Width of the vectors.
     max_length, pooling, lora_rank
         As given, or as found in `model`.
+    in_one_call : bool
+        Pad all texts of a call to the longest of them, on a GPU too, where texts of similar length
+        otherwise are put together.
 
     Raises
     ------
@@ -168,6 +171,7 @@ class TransformerEncoder(Encoder):
         self.dim = int(config.hidden_size)
         self.max_length = max_length
         self._longest = longest
+        self.in_one_call = False
         self._adds_masks: bool | None = None
         self._bf16 = bf16
         self.eval()
@@ -225,7 +229,7 @@ class TransformerEncoder(Encoder):
         device = self.model.device
         if not len(tokens):
             return torch.zeros(0, self.dim, device=device)
-        if device.type == "cuda":
+        if device.type == "cuda" and not self.in_one_call:
             return self._by_length(tokens)
         ids, mask = self._pad(tokens, max(1, tokens.lengths.max()))
         return self.padded(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 
 from ngame.data.tokens import Tokens
-from ngame.encoders.encode import encode
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_float16
 from ngame.training.run import Run
 from ngame.transfer import sent
@@ -87,7 +86,7 @@ class EncodedTexts:
         return merged
 
     def _encode(self, tokens: Tokens) -> Vectors:
-        return normalize(encode(self._run.encoder, tokens, device=self._run.core_device))
+        return normalize(self._run.encode(tokens))
 
 
 def _rows(vectors: Vectors, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:

@@ -20,7 +20,7 @@ from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.base import Encoder
-from ngame.encoders.encode import check_vectors, encode
+from ngame.encoders.encode import check_vectors
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
 from ngame.loss import CooIndex
@@ -34,6 +34,7 @@ from ngame.training.all_labels import AllLabels
 from ngame.training.encoded import EncodedTexts
 from ngame.training.optimizer import ParameterGroup
 from ngame.training.run import CLASSIFIER, ENCODER, Run
+from ngame.training.shards import is_sharded, parts
 from ngame.training.stage import Stage
 from ngame.transfer import sent
 
@@ -138,6 +139,7 @@ def _train(run: Run) -> Model:
     encoded.gather()
     if classifier is not None:
         classifier = run.gather(classifier, len(run.labels))
+    run.unshard_encoder()
     if run.ranks.rank > 0:
         return cast(Model, None)
     with run.timed("fusion and test points"):
@@ -150,7 +152,8 @@ def train_encoder(run: Run) -> None:
     encoder, points, ranks = run.encoder, run.points, run.ranks
     saved = run.checkpoint.load()
     if saved is not None and saved[0]["stage"] == "classifier":
-        encoder.load_state_dict(take_prefix(saved[1], "encoder."))
+        weights = take_prefix(saved[1], "encoder.")
+        encoder.load_state_dict(parts(weights, like=encoder.state_dict()))
         return
     group = ParameterGroup(encoder, config.learning_rate, config.sparse_learning_rate)
     stage = Stage(run, "encoder", ENCODER, config, {"encoder": group})
@@ -424,6 +427,8 @@ def _store(run: Run, bank: EmbeddingBank, rows: npt.NDArray[np.int64], x: torch.
 
 def _embed(encoder: Encoder, tokens: Tokens) -> torch.Tensor:
     """Unit vectors of texts, with gradients."""
+    if not len(tokens) and is_sharded(encoder):  # which all ranks must call
+        return _embed(encoder, Tokens.from_lists([[]]))[:0]
     if not len(tokens):  # a rank's part of a very small batch
         device = next(encoder.parameters(), torch.empty(0)).device
         return torch.zeros(0, encoder.dim, device=device, requires_grad=True)
@@ -437,9 +442,10 @@ def _embed_both(
     """Unit vectors of points and of labels.
 
     A transformer on a GPU gets both at once: it sorts them by length itself, and half as many
-    kernels are launched.
+    kernels are launched. So does one that the ranks share: its weights are gathered once.
     """
-    if device.type != "cuda" or not isinstance(encoder, TransformerEncoder):
+    at_once = device.type == "cuda" and isinstance(encoder, TransformerEncoder)
+    if not at_once and not is_sharded(encoder):
         return _embed(encoder, points), _embed(encoder, labels)
     both = _embed(encoder, Tokens.concatenate([points, labels]))
     return both[: len(points)], both[len(points) :]
@@ -450,9 +456,9 @@ def _point_vectors(run: Run, bank: EmbeddingBank | None) -> Vectors:
     where it has none."""
     tokens = run.own(run.points.tokens)
     if bank is None:
-        return encode(run.encoder, tokens, device=run.core_device)
+        return run.encode(tokens)
     rows = bank.unseen
-    bank.update(rows, encode(run.encoder, tokens.take(rows), device=run.core_device))
+    bank.update(rows, run.encode(tokens.take(rows)))
     vectors: Vectors = bank.vectors
     return vectors
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from ngame.config import StageConfig
 from ngame.ranks import Ranks
 from ngame.state import take_prefix, with_prefixes
 from ngame.training.checkpoint import load_optimizer, optimizer_tensors
+from ngame.training.shards import gathered, is_sharded, parts
 
 
 class ParameterGroup(NamedTuple):
@@ -91,11 +92,16 @@ class Optimizer:
     def step(self) -> None:
         """Update the parameters from their gradients, and clear the gradients."""
         whole = self._parameters
+        shared: list[torch.nn.Parameter] = []
         if self._ranks.size > 1:
-            whole = [p for p in self._parameters if id(p) not in self._rows]
+            shared = [p for p in self._parameters if id(p) in self._rows or is_sharded(p)]
+            for p in shared:
+                if is_sharded(p) and p.grad is not None:
+                    p.grad *= self._ranks.size  # of FSDP's mean the sum, as of the others
+            of_shared = {id(p) for p in shared}
+            whole = [p for p in self._parameters if id(p) not in of_shared]
             sum_gradients(whole, self._ranks)
         if self._clip:
-            shared = [p for p in self._parameters if id(p) in self._rows]
             clip(whole, self._clip, shared, self._ranks)
         share = self.share
         for optimizer in self._optimizers.values():
@@ -107,7 +113,9 @@ class Optimizer:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state to save in a checkpoint, beside `updates`: all of it on rank 0."""
-        tensors = {k: optimizer_tensors(o) for k, o in self._optimizers.items()}
+        tensors = {
+            k: gathered(optimizer_tensors(o), self._ranks) for k, o in self._optimizers.items()
+        }
         for name, optimizer in self._optimizers.items():
             for key, rows in self._shared(optimizer, tensors[name]):
                 whole = self._ranks.gather(tensors[name][key], self._ranks.counts(rows))
@@ -121,18 +129,25 @@ class Optimizer:
             state = take_prefix(tensors, f"{name}.")
             for key, rows in self._shared(optimizer, state):
                 state[key] = state[key][self._ranks.share(rows)].clone()
-            load_optimizer(optimizer, state)
+            of = _parameters(optimizer)
+            like = {key: of[int(key.partition(".")[0])] for key in state}
+            load_optimizer(optimizer, parts(state, like))
         self.updates = updates
 
     def _shared(
         self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[str, int]]:
         """Names of those of an optimizer's tensors that the ranks share, and their rows on all."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = _parameters(optimizer)
         for key, value in tensors.items():
             rows = self._rows.get(id(parameters[int(key.partition(".")[0])]), 0)
             if rows and value.dim():
                 yield key, rows
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """What the optimizer updates, by the numbers that its state has for them."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 class SparseAdam(torch.optim.SparseAdam):
@@ -206,6 +221,8 @@ def _gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
             values.append(parameter.grad._values())
+        elif is_sharded(parameter):
+            values.append(cast(Any, parameter.grad).to_local())
         else:
             values.append(parameter.grad)
     return values

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ from ngame.data.self_pairs import drop_self_pairs
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder, as_encoder
+from ngame.encoders.encode import encode
 from ngame.encoders.load import load_encoder
+from ngame.encoders.transformer import TransformerEncoder, takes_bf16
 from ngame.encoders.vectors import Vectors, core_device, to_device, torch_device
 from ngame.files import (
     atomic_folder,
@@ -40,6 +42,7 @@ from ngame.files import (
 from ngame.prediction.hnsw import require_hnswlib
 from ngame.ranks import Ranks
 from ngame.training.checkpoint import Checkpoint
+from ngame.training.shards import shard, unshard, whole
 from ngame.training.stop import Stop
 
 if TYPE_CHECKING:
@@ -182,6 +185,10 @@ class Run:
                 if dataset.val_texts is not None:
                     own = _tokenize(self.encoder, dataset.val_texts, folder, "validation")
             self.ranks.synchronize(self.encoder)
+            self._empty: TransformerEncoder | None = None
+            made = checked is None and isinstance(self.encoder, TransformerEncoder)
+            if made and config.encoder.shard and self.ranks.size > 1:
+                self._empty = shard(cast(TransformerEncoder, self.encoder), self.ranks)
         except BaseException:
             self.close()
             raise
@@ -202,6 +209,16 @@ class Run:
         spent[part] = round(spent.get(part, 0) + time.monotonic() - started, 2)
         if self.folder is not None:
             write_json(self.folder / "run.json", self.about)
+
+    def unshard_encoder(self) -> None:
+        """Give rank 0 an encoder with all weights, if the ranks share them; the others are done."""
+        if self._empty is not None:
+            self.encoder = unshard(self.encoder, self._empty, self.ranks)
+
+    def encode(self, tokens: Tokens) -> Vectors:
+        """Vectors of texts by the encoder as it is now. All ranks must call it together."""
+        with whole(self.encoder):
+            return encode(self.encoder, tokens, device=self.core_device)
 
     def own(self, tokens: Tokens) -> Tokens:
         """This rank's share of some texts."""
@@ -289,8 +306,6 @@ def _make_encoder(
 
 
 def _transformer(settings: EncoderConfig, seed: int, device: torch.device) -> Encoder:
-    from ngame.encoders.transformer import TransformerEncoder, takes_bf16
-
     bf16 = {"auto": None, "float32": False, "bf16": True}[settings.precision]
     if settings.lora_rank and bf16 is None and takes_bf16(device):
         bf16 = True  # of the frozen weights, too

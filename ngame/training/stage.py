@@ -22,6 +22,7 @@ from ngame.loss import CooIndex, decoupled_softmax, triplet
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 from ngame.training.optimizer import Optimizer, ParameterGroup
 from ngame.training.run import Run
+from ngame.training.shards import gathered, parts
 
 
 class _Loss(Protocol):
@@ -127,13 +128,14 @@ class Stage:
     def _own(self, tensors: Mapping[str, torch.Tensor], module: str) -> dict[str, torch.Tensor]:
         """A module's state on this rank, from that on all."""
         if module not in self._rows:
-            return dict(tensors)
+            return parts(tensors, like=self.modules[module].state_dict())
         share = self.run.ranks.share(self._rows[module])
         return {name: value[share].clone() for name, value in tensors.items()}
 
     def _whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state on all ranks, from those of each; on rank 0."""
-        ranks, whole = self.run.ranks, dict(tensors)
+        ranks = self.run.ranks
+        whole = gathered(tensors, ranks)
         for name, value in tensors.items():
             rows = self._rows.get(name.partition(".")[0])
             if rows is not None:
@@ -298,8 +300,7 @@ class Stage:
         }
         tensors = {
             # Also where the stage does not train it: a resumed run needs its weights.
-            **with_prefixes(encoder=self.run.encoder.state_dict()),
-            **self._whole(self._weights()),
+            **self._whole(with_prefixes(encoder=self.run.encoder.state_dict()) | self._weights()),
             **with_prefixes(
                 optimizer=self.optimizer.tensors(),
                 sampler=to_tensors(self.sampler.state_dict()),

