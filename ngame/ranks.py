@@ -158,22 +158,27 @@ class Ranks:
             with _connected():
                 dist.all_gather(theirs, padded, group=self.group)
             return torch.cat([part[:count] for part, count in zip(theirs, counts, strict=True)])
-        # Of gloo, messages from each rank to each take a quarter of the time of its all_gather.
         x = x.detach().contiguous()
         whole = x.new_empty(sum(counts), *x.shape[1:])
-        parts = torch.split(whole, counts)
-        parts[self.rank].copy_(x)
+        self._message([x] * self.size, torch.split(whole, counts))
+        return whole
+
+    def _message(self, sent: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> None:
+        """Send a tensor to every rank, and fill those of `found` with what they send to this one.
+
+        Of gloo it takes a quarter of the time of an all_gather, and half that of an all_reduce.
+        """
+        found[self.rank].copy_(sent[self.rank])
         under_way = []
         with _connected():
             for step in range(1, self.size):
                 to, source = (self.rank + step) % self.size, (self.rank - step) % self.size
-                if counts[self.rank]:
-                    under_way.append(dist.isend(x, self._global(to), self.group))
-                if counts[source]:
-                    under_way.append(dist.irecv(parts[source], self._global(source), self.group))
+                if sent[to].numel():
+                    under_way.append(dist.isend(sent[to], self._global(to), self.group))
+                if found[source].numel():
+                    under_way.append(dist.irecv(found[source], self._global(source), self.group))
             for message in cast(list[dist.Work], under_way):
                 message.wait()
-        return whole
 
     def gather(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor | None:
         """All ranks' rows on rank 0, None on the others; rows and `counts` as above."""
@@ -244,9 +249,12 @@ class _Concatenate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        whole = ctx.ranks.sum(gradients[0].contiguous())
-        own = torch.split(whole, list(ctx.counts))[ctx.ranks.rank]
-        return own, None, None
+        whole, ranks, counts = gradients[0].contiguous(), ctx.ranks, list(ctx.counts)
+        if whole.is_cuda:
+            return torch.split(ranks.sum(whole), counts)[ranks.rank], None, None
+        own = whole.new_empty(ranks.size, counts[ranks.rank], *whole.shape[1:])
+        ranks._message(torch.split(whole, counts), own)
+        return own.sum(dim=0), None, None
 
 
 @contextmanager
