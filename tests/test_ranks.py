@@ -74,7 +74,7 @@ def test_alone_nothing_is_exchanged():
     assert alone.mean(0.1, 3) == 0.1
 
 
-@pytest.mark.parametrize("call", ["sum(x)", "gather(x, [1, 1])"])
+@pytest.mark.parametrize("call", ["sum(x)", "gather(x, [1, 1])", "all_rows(x, [1, 1])"])
 def test_a_lost_rank_is_named_at_once(call):
     code = f"""
         from ngame.ranks import Ranks
