@@ -242,11 +242,12 @@ def sklearn_linear_svc(x: Any, y: Any, x_test: Any, k: int, threads: int) -> Run
     from sklearn.svm import LinearSVC
 
     columns = y.tocsc()
+    unknown = np.diff(columns.indptr) == 0
 
     def weights(label: int) -> Any:
         has = np.zeros(x.shape[0], int)
         has[columns.indices[columns.indptr[label] : columns.indptr[label + 1]]] = 1
-        if not has.any():
+        if unknown[label]:
             return sp.csr_matrix((1, x.shape[1]))
         svm = LinearSVC(C=0.5, tol=0.1, dual=True, fit_intercept=False, random_state=0)
         return sp.csr_matrix(svm.fit(x, has).coef_)
@@ -259,6 +260,7 @@ def sklearn_linear_svc(x: Any, y: Any, x_test: Any, k: int, threads: int) -> Run
         found = []
         for first in range(0, x_test.shape[0], 256):
             scores = (x_test[first : first + 256] @ w).toarray()
+            scores[:, unknown] = -100  # 0 would be above most of the others
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             found.append((np.take_along_axis(scores, best, 1) + 1e6, best))  # all are stored
         values, ids = (np.concatenate(parts) for parts in zip(*found, strict=True))
