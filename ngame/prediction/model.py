@@ -132,7 +132,7 @@ class Model:
         return (*self._on(seen=False), "fused")
 
     def _on(self, seen: bool) -> list[ScorerName]:
-        """The scorers that are on and that the model has, without voters for points seen before."""
+        """The scorers that are on and that the model has, of those that serve such points."""
         missing = set(REMEMBERING) if seen else set()
         if self.classifier is None:
             missing.add("classifier")
@@ -169,8 +169,9 @@ class Model:
         scorer : "fused", or one of `scorers`
         drop : CSR matrix of shape [n, L] or integer array of shape [p, 2], optional
             (text, label) pairs to leave out.
-        seen : set it if the texts are training points. The neighbours then do not vote, because
-            each text would find itself among them.
+        seen : set it if the texts are training points. Neighbours then do not vote, because each
+            text would find itself among them, and linear classifiers, which know it by heart, do
+            not score.
         probabilities : give the fused scores as probabilities that a label is relevant, calibrated
             on held-out points. The ranking stays the same.
 

@@ -344,6 +344,10 @@ def _fit_lexical(run: Run, model: Model) -> Lexical | None:
         return lexical
     seed, threads = run.config.seed, run.config.threads
     truth, neighbours = run.all_truth, run.config.prediction.neighbours
+    if len(trained) == len(run.rows):  # the data set has validation points of its own
+        (short,) = lexical.shortlists([truth.targets], truth.known, neighbours, threads=threads)
+        model.lexical = lexical.classified(truth.targets, short, seed=seed, threads=threads)
+        return model.lexical
     # Labels of held-out points must not choose negatives either: those near them would be chosen,
     # and teach the classifiers to miss them.
     votes = truth.targets.multiply(np.isin(run.rows, run.points.rows)[:, None]).tocsr()

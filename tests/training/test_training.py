@@ -20,6 +20,7 @@ from ngame.encoders.bag import BagEncoder
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.encode import encode
 from ngame.encoders.vectors import normalize
+from ngame.prediction import lexical
 from ngame.training import loops as training
 from ngame.training import stage as stage_module
 from ngame.training.checkpoint import Checkpoint
@@ -184,6 +185,22 @@ def test_labels_of_held_out_points_do_not_reach_what_the_fusion_is_fitted_on(mon
     assert fitted[0].weights.nnz > 0
     assert (fitted[0].weights != fitted[2].weights).nnz == 0
     assert (finished[0].weights != finished[1].weights).nnz > 0
+
+
+def test_points_that_are_not_held_out_are_classified_once(monkeypatch, dataset):
+    config = tiny.config(*ENCODER_ONLY, "encoder_stage.epochs=0")
+    own = tiny.dataset(val_texts=dataset.test_texts, val_labels=dataset.test_labels)
+    calls = []
+    trained = lexical.linear_classifiers
+    monkeypatch.setattr(
+        lexical,
+        "linear_classifiers",
+        lambda *a, **k: calls.append(a[0].shape[0]) or trained(*a, **k),
+    )
+    ngame.train(own, config)
+    assert calls == [300]
+    ngame.train(dataset, config)
+    assert calls == [300, 240, 300]
 
 
 def test_without_test_points():
