@@ -56,8 +56,20 @@ def device(request, monkeypatch):
     monkeypatch.setattr(cuda, "_BLOCK_QUERIES", 32)
     monkeypatch.setattr(cuda, "_BLOCK_ITEMS", 160)
     monkeypatch.setattr(cuda, "_BLOCK_SCORES", 32 * 160)
+    monkeypatch.setattr(torch, "empty", full_of_nan)
     emulated.set_backward(request.param == "backward")
     return torch.device("cpu")
+
+
+_empty = torch.empty
+
+
+def full_of_nan(*arguments, **options):
+    """torch.empty with the worst that memory can hold: signaling NaN as bfloat16 and as float32."""
+    tensor = _empty(*arguments, **options)
+    memory = tensor.flatten().view(torch.uint8)
+    memory[::2], memory[1::2] = 0x81, 0x7F
+    return tensor
 
 
 @pytest.fixture(params=range(25))

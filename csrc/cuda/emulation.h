@@ -60,6 +60,11 @@ inline float __uint_as_float(uint32_t bits) {
   return value;
 }
 
+namespace ngame::cuda {
+// A GPU returns the other of the two for any NaN. The C library does not for a signaling one.
+inline float fmaxf(float a, float b) { return a >= b || b != b ? a : b; }
+}  // namespace ngame::cuda
+
 template <class T>
 T __shfl_sync(uint32_t, T value, int source) {
   static_assert(sizeof(T) <= sizeof(uint64_t));

@@ -186,7 +186,7 @@ __global__ void collect(Rounded queries, Rounded items, Csr<int64_t> drop, Round
 
   if (lane() == 0) count = 0;
   __syncwarp();
-  // Rows are whole packs: what stands behind the last item is no score, but can be read.
+  // Rows are whole packs: what stands behind the last item is no score, maybe NaN, but can be read.
   using Eight = Pack<uint32_t, 4>;
   const auto* const row = reinterpret_cast<const Eight*>(scores + place * stride + begin);
   const auto read = [&](int column) { return row[(column < size ? column : 0) / 8]; };
