@@ -60,6 +60,9 @@ class Dataset:
         Pairs of (row, label) to leave out of predictions and truth.
     same_train, same_test, same_val : integer array of shape [n, 2], optional
         Pairs of (row, label) in which the point and the label are the same thing.
+    label_titles : sequence of str, optional
+        What each label's text begins with: its title, where more follows. Empty for a label that
+        has none.
     name : str, optional
         Name of the data in tables.
 
@@ -72,6 +75,7 @@ class Dataset:
         or they are None.
     drop_train, drop_test, drop_val : int64 array of shape [n, 2] or None
     same_train, same_test, same_val : int64 array of shape [n, 2] or None
+    label_titles : list of str or None
     name : str
     path : str
         Where `load_dataset` read the data; empty for data made in memory.
@@ -108,11 +112,13 @@ class Dataset:
         same_train: npt.ArrayLike | None = None,
         same_test: npt.ArrayLike | None = None,
         same_val: npt.ArrayLike | None = None,
+        label_titles: Sequence[str] | None = None,
         name: str = "",
     ) -> None:
         self.name = name
         self.path = ""
         self.label_texts = _checked_texts(label_texts, "label_texts")
+        self.label_titles = _checked_titles(label_titles, self.label_texts)
         self.train_texts = _checked_texts(train_texts, "train_texts")
         self.train_labels = _checked_labels(
             train_labels, "train", len(self.train_texts), len(self.label_texts)
@@ -238,7 +244,9 @@ def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     with atomic_folder(folder) as aside:
-        _write_rows(aside / "lbl.json.gz", dataset.label_texts, None, None)
+        _write_rows(
+            aside / "lbl.json.gz", dataset.label_texts, None, None, titles=dataset.label_titles
+        )
         _write_rows(
             aside / "trn.json.gz", dataset.train_texts, dataset.train_labels, dataset.same_train
         )
@@ -274,6 +282,23 @@ def _checked_texts(texts: Sequence[str], name: str) -> list[str]:
     checked = as_texts(texts, name)
     if not checked:
         raise ValueError(f"{name} has no entries")
+    return checked
+
+
+def _checked_titles(titles: Sequence[str] | None, texts: list[str]) -> list[str] | None:
+    if titles is None:
+        return None
+    checked = as_texts(titles, "label_titles")
+    if len(checked) != len(texts):
+        raise ValueError(
+            f"label_titles has {len(checked)} entries, label_texts has {len(texts)} entries"
+        )
+    for label, (title, text) in enumerate(zip(checked, texts, strict=True)):
+        if title and text != title and not text.startswith(f"{title} "):
+            raise ValueError(
+                f"label_titles has {title[:40]!r} for label {label}, whose text begins otherwise: "
+                f"{text[:40]!r}"
+            )
     return checked
 
 
@@ -385,7 +410,7 @@ def _checked_pairs(
 
 def _load_folder(folder: Path) -> Dataset:
     uids: dict[str, int] = {}
-    label_texts = _label_texts(folder, uids)
+    label_texts, label_titles = _label_texts(folder, uids)
     splits = [_read_split(folder, "trn", "train", label_texts, uids)]
     for stem, name in (("tst", "test"), ("val", "val")):
         own = [*_candidates(folder, stem), folder / f"{stem}_X_Y.txt"]
@@ -399,7 +424,7 @@ def _load_folder(folder: Path) -> Dataset:
             stacklevel=3,
         )
         label_texts = [str(label) for label in range(n_labels)]
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"label_titles": label_titles}
     for split in splits:
         split.labels.resize(split.labels.shape[0], n_labels)
         arguments |= split.arguments(folder)
@@ -450,17 +475,23 @@ class _Split(NamedTuple):
         return found
 
 
-def _label_texts(folder: Path, uids: dict[str, int]) -> list[str] | None:
-    """Texts of the labels, or None; fills `uids` with the numbers of labels."""
+def _label_texts(folder: Path, uids: dict[str, int]) -> tuple[list[str] | None, list[str] | None]:
+    """Texts and titles of the labels, or None; fills `uids` with the numbers of labels.
+
+    There are titles where one, at least, is followed by content.
+    """
     if not _candidates(folder, "lbl"):
         raw = _raw_file(folder, "lbl")
-        return None if raw is None else _raw_lines(raw)
+        return None if raw is None else _raw_lines(raw), None
     texts: list[str] = []
+    titles: list[str] = []
     for where, row in json_objects(_rows_file(folder, "lbl")):
         if uid := _uid(row):
             uids[uid] = len(texts)
         texts.append(_text(row, where))
-    return texts
+        titles.append(_string(row.get("title"), "title", where))
+    longer = any(title not in ("", text) for title, text in zip(titles, texts, strict=True))
+    return texts, titles if longer else None
 
 
 def _read_split(
@@ -726,13 +757,20 @@ def _write_rows(
     texts: list[str],
     labels: sparse.csr_matrix | None,
     same: npt.NDArray[np.int64] | None,
+    *,
+    titles: list[str] | None = None,
 ) -> None:
     own = {} if same is None else {row: f"label {label}" for row, label in same.tolist()}
     # Without a time stamp, so that equal data give equal bytes.
     with gzip.GzipFile(path, "wb", mtime=0) as file:
         for number, text in enumerate(texts):
             uid = f"label {number}" if labels is None else own.get(number, str(number))
-            row: dict[str, Any] = {"uid": uid, "title": text, "content": ""}
+            title = text if titles is None else titles[number]
+            row: dict[str, Any] = {
+                "uid": uid,
+                "title": title,
+                "content": text[len(title) :].lstrip(),
+            }
             if labels is not None:
                 first, last = labels.indptr[number : number + 2]
                 row["target_ind"] = labels.indices[first:last].tolist()

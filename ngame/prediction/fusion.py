@@ -26,6 +26,7 @@ _PRIOR = {
     "classifier": 0.5,
     "neighbours": 0.5,
     "tfidf": 1.0,
+    "tfidf_title": 0.5,
     "tfidf_neighbours": 2.0,
     "tfidf_classifier": 0.5,
 }

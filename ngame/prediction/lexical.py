@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Self
@@ -21,6 +21,8 @@ _WORD = re.compile(r"\w+")
 # Labels that a point's classifiers tell it from.
 _NEGATIVES = 100
 _POINTS_PER_CHUNK = 4096
+# The rows that each scorer searches.
+_SEARCHED = {"tfidf": "labels", "tfidf_title": "titles", "tfidf_classifier": "weights"}
 
 
 class Tfidf:
@@ -97,33 +99,38 @@ class Lexical:
     tfidf : fitted on the texts of the training points and the labels
     labels : float32 csr_matrix [L, terms]
     points : float32 csr_matrix [N, terms]
+    titles : float32 csr_matrix [L, terms], titles of labels; None where these are the whole texts
     weights : float32 csr_matrix [L, terms], linear classifiers; None without them
     """
 
     tfidf: Tfidf
     labels: sp.csr_matrix
     points: sp.csr_matrix
+    titles: sp.csr_matrix | None = None
     weights: sp.csr_matrix | None = None
+    _indexes: dict[str, SparseIndex] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def label_index(self) -> SparseIndex:
-        """Searches the labels: scores are cosines. Labels that share no term have none."""
-        return SparseIndex(self.labels)
-
-    @cached_property
-    def weight_index(self) -> SparseIndex:
-        """Searches the classifiers: scores are theirs."""
-        return SparseIndex(self.weights)
+    def index(self, scorer: str) -> SparseIndex:
+        """Searches the labels as a scorer does. Labels that share no term with a text have none."""
+        if scorer not in self._indexes:
+            self._indexes[scorer] = SparseIndex(getattr(self, _SEARCHED[scorer]))
+        return self._indexes[scorer]
 
     @cached_property
     def _point_index(self) -> SparseIndex:
         return SparseIndex(self.points)
 
     @classmethod
-    def fit(cls, point_texts: Sequence[str], label_texts: Sequence[str]) -> Self:
+    def fit(
+        cls,
+        point_texts: Sequence[str],
+        label_texts: Sequence[str],
+        label_titles: Sequence[str] | None = None,
+    ) -> Self:
         """Weigh the terms of training points and labels."""
         tfidf = Tfidf.fit([*point_texts, *label_texts])
-        return cls(tfidf, tfidf(label_texts), tfidf(point_texts))
+        titles = None if label_titles is None else tfidf(label_titles)
+        return cls(tfidf, tfidf(label_texts), tfidf(point_texts), titles)
 
     def shortlists(
         self,
@@ -211,7 +218,8 @@ class Lexical:
 
     def _matrices(self) -> dict[str, sp.csr_matrix]:
         found = {"labels": self.labels, "points": self.points}
-        return found if self.weights is None else {**found, "weights": self.weights}
+        optional = {"titles": self.titles, "weights": self.weights}
+        return found | {name: rows for name, rows in optional.items() if rows is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
@@ -222,7 +230,7 @@ class Lexical:
                 tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")),
                 shape=(len(arrays[f"{name}.indptr"]) - 1, len(terms)),
             )
-            for name in ("labels", "points", "weights")
+            for name in ("labels", "points", "titles", "weights")
             if f"{name}.data" in arrays
         }
         return cls(Tfidf(terms, arrays["idf"]), **matrices)

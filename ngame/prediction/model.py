@@ -57,7 +57,7 @@ VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
 # Scorers that know the training points too well to serve them.
 REMEMBERING = frozenset[str]({*VOTERS, "tfidf_classifier"})
 # Scorers that know words alone.
-LEXICAL = frozenset[str]({"tfidf", "tfidf_neighbours", "tfidf_classifier"})
+LEXICAL = frozenset[str]({"tfidf", "tfidf_title", "tfidf_neighbours", "tfidf_classifier"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,11 @@ class Model:
             missing.add("classifier")
         if self.lexical is None:
             missing |= LEXICAL
-        elif self.lexical.weights is None:
-            missing.add("tfidf_classifier")
+        else:
+            if self.lexical.titles is None:
+                missing.add("tfidf_title")
+            if self.lexical.weights is None:
+                missing.add("tfidf_classifier")
         return [name for name in self.config.scorers if name not in missing]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -370,10 +373,9 @@ class Model:
                 if drop is not None:
                     counted = drop_pairs(counted, drop, threads=threads)
                 votes[name], found[name] = counted, keep_topk(counted, most, threads=threads)
-            elif name in ("tfidf", "tfidf_classifier"):
-                index = lexical.label_index if name == "tfidf" else lexical.weight_index
-                found[name] = index.search(terms, most, drop=drop, threads=threads)
-                indexes[name] = index
+            elif name in LEXICAL:
+                indexes[name] = lexical.index(name)
+                found[name] = indexes[name].search(terms, most, drop=drop, threads=threads)
             else:
                 found[name] = ranked_csr(*self._search(name, vectors, most, drop), labels)
         proposed = [_ones(matrix) for matrix in found.values()]

@@ -337,7 +337,8 @@ def _fit_lexical(run: Run, model: Model) -> Lexical | None:
     if not on & LEXICAL:
         return None
     texts = [run.dataset.train_texts[row] for row in run.rows]
-    lexical = Lexical.fit(texts, run.dataset.label_texts)
+    titles = run.dataset.label_titles if "tfidf_title" in on else None
+    lexical = Lexical.fit(texts, run.dataset.label_texts, titles)
     trained = np.searchsorted(run.rows, run.points.rows)
     model.lexical = lexical.take(trained)
     if "tfidf_classifier" not in on:

@@ -46,7 +46,7 @@ def same(left, right):
     for field in pairs:
         if not np.array_equal(getattr(left, field), getattr(right, field)):
             return False
-    texts = ("train_texts", "test_texts", "val_texts", "label_texts")
+    texts = ("train_texts", "test_texts", "val_texts", "label_texts", "label_titles")
     return all(getattr(left, field) == getattr(right, field) for field in texts)
 
 
@@ -147,6 +147,12 @@ TWICE = ([True, True], ([0, 0], [1, 1]))
         ({"train_texts": [b"a"]}, TypeError, r"train_texts\[0\] is a bytes, expected a str"),
         ({"train_texts": []}, ValueError, "train_texts has no entries"),
         ({"label_texts": ["x", "\ud800"]}, ValueError, r"label_texts\[1\] holds a lone surrogate"),
+        ({"label_titles": ["x"]}, ValueError, "label_titles has 1 entries, label_texts has 2"),
+        (
+            {"label_titles": ["x", "z"]},
+            ValueError,
+            "label_titles has 'z' for label 1, whose text begins otherwise: 'y'",
+        ),
         ({"label_texts": ["x"]}, ValueError, "has 2 columns, label_texts has 1 entries"),
         ({"train_labels": [[1, 0]] * 2}, ValueError, "has 2 rows, train_texts has 1 entries"),
         ({"train_labels": [1, 0]}, ValueError, "has 1 dimensions; expected a matrix of 0 and 1"),
@@ -198,12 +204,30 @@ def test_folder(tmp_path, suffix):
     assert data.train_texts == ["red apple", "green pear", "Öl"]
     assert data.test_texts == ["red apple"]
     assert data.label_texts == ["fruit", "oil fat", "red"]
+    assert data.label_titles == ["fruit", "oil", "red"]
     np.testing.assert_array_equal(data.train_labels.toarray(), Y)
     np.testing.assert_array_equal(data.test_labels.toarray(), Y[:1])
     assert data.train_labels.has_canonical_format
     assert data.drop_test.tolist() == [[0, 1], [0, 2]]
     assert data.drop_train.shape == (0, 2)
     assert data.name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("labels", "titles"),
+    [
+        ([{"title": "x"}, {"title": "y", "content": ""}, {"title": "z", "content": None}], None),
+        ([{"content": "x"}, {"title": "", "content": "y"}, {"title": "z"}], None),
+        (
+            [{"content": "x"}, {"title": " y ", "content": " and more"}, {"title": ""}],
+            ["", "y", ""],
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:empty texts are kept")
+def test_titles_are_apart_where_more_follows(folder, labels, titles):
+    write(folder / "lbl.json", labels)
+    assert load_dataset(folder).label_titles == titles
 
 
 def test_validation_points(folder):
@@ -514,6 +538,9 @@ def datasets(draw):
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).map(str.strip)
     texts = st.lists(text.filter(bool), min_size=1, max_size=5)
     label_texts = draw(texts)
+    label_titles = draw(st.none() | st.just([*label_texts]))
+    if label_titles:  # a title that stands for the whole text is saved as such
+        label_texts[0] = f"{label_titles[0]} and more"
 
     def split():
         points = draw(texts)
@@ -529,6 +556,7 @@ def datasets(draw):
         train_texts,
         train_labels,
         label_texts,
+        label_titles=label_titles,
         test_texts=test_texts,
         test_labels=test_labels,
         drop_train=drop_train,

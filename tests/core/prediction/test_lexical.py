@@ -69,8 +69,19 @@ def test_labels_are_searched_exactly(lexical):
     expected = slow_cosines(fitted, QUERIES, ["apple", "green pear", "oil"])
     queries = lexical.tfidf(QUERIES)
     np.testing.assert_allclose(
-        lexical.label_index.search(queries, 3).toarray(), expected, rtol=1e-5, atol=1e-7
+        lexical.index("tfidf").search(queries, 3).toarray(), expected, rtol=1e-5, atol=1e-7
     )
+
+
+def test_titles_are_searched_apart(lexical):
+    titled = Lexical.fit(TEXTS, ["apple", "green pear", "oil"], ["apple", "green", ""])
+    fitted = [*TEXTS, "apple", "green pear", "oil"]
+    expected = slow_cosines(fitted, QUERIES, ["apple", "green", ""])
+    queries = titled.tfidf(QUERIES)
+    for each in (titled, Lexical.from_arrays(titled.arrays()), titled.take(np.array([0]))):
+        found = each.index("tfidf_title").search(queries, 3)
+        np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5, atol=1e-7)
+    assert (titled.labels != lexical.labels).nnz == 0
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -92,9 +103,9 @@ def test_some_points_and_arrays(lexical):
     assert (some.points != lexical.points[[0, 3]]).nnz == 0
     same = Lexical.from_arrays(lexical.arrays())
     assert (same.tfidf(QUERIES) != queries).nnz == 0
-    found, expected = same.label_index.search(queries, 2), lexical.label_index.search(queries, 2)
+    found, expected = (each.index("tfidf").search(queries, 2) for each in (same, lexical))
     assert (found != expected).nnz == 0
-    assert same.weights is None
+    assert same.titles is same.weights is None
     assert (same.voters(queries, 2) != lexical.voters(queries, 2)).nnz == 0
 
 
@@ -134,5 +145,5 @@ def test_classifiers_ignore_what_one_point_alone_has():
     assert (apple @ found.weights.T).nnz == 0
     same = Lexical.from_arrays(found.arrays())
     assert (same.weights != found.weights).nnz == 0
-    scores = same.weight_index.search(lexical.tfidf(["a red pear"]), 2)
+    scores = same.index("tfidf_classifier").search(lexical.tfidf(["a red pear"]), 2)
     assert scores.indices.tolist() == [0]
