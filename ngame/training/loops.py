@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from ngame import metrics
@@ -107,7 +108,8 @@ def train(
         raise TypeError(f"config is a {type(config).__name__}, expected an ngame.Config")
     if config is None:
         points, labels = dataset.train_labels.shape
-        config = Config.load(points=points, labels=labels)
+        together = dist.get_world_size() if dist.is_initialized() else 1
+        config = Config.load(points=points, labels=labels, processes=together)
     if folder is not None and not os.fspath(folder):
         raise ValueError("folder is empty, expected the name of one, or None")
     folder = Path(folder) if folder is not None else None

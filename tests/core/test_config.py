@@ -122,6 +122,36 @@ def test_settings_suited_to_the_data(points, labels, kind):
     assert Config.load(None, chosen[:2]) == Config(encoder=EncoderConfig(kind=kind, model="m"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "random_labels", "compared"),
+    [("bag", 1024, 0, "pool"), ("bag", 20_000, 2048, "all"), ("transformer", 20_000, 0, "all")],
+)
+def test_the_preset_for_quality(kind, labels, random_labels, compared):
+    size = {"points": 20_000, "labels": labels}
+    chosen = [f"encoder.kind={kind}", "encoder.model=m"]
+    config = Config.load(None, chosen, **size, preset="quality")
+    assert config.encoder_stage.random_labels == random_labels
+    assert config.classifier_stage.labels == compared
+    plain = Config.load(None, chosen, **size)
+    assert (plain.encoder_stage.random_labels, plain.classifier_stage.labels) == (0, "pool")
+    chosen.append("classifier_stage.labels=pool")
+    assert Config.load(None, chosen, **size, preset="quality").classifier_stage.labels == "pool"
+
+
+def test_all_labels_where_they_are_few_enough():
+    def labels_of(*chosen, points=10_000, labels=20_000, **others):
+        config = Config.load(None, chosen, points=points, labels=labels, **others)
+        return config.classifier_stage.labels
+
+    assert labels_of() == "all"
+    assert labels_of(labels=20_001) == labels_of(labels=1024) == "pool"
+    # It has a loss of its own, makes a step a batch, and needs one process.
+    assert labels_of(processes=2) == labels_of(processes=2, preset="quality") == "pool"
+    assert labels_of("classifier_stage.accumulate=2") == "pool"
+    assert labels_of("classifier_stage.loss=triplet") == "pool"
+    assert labels_of("classifier_stage.loss=triplet", "classifier_stage.labels=all") == "all"
+
+
 def test_a_model_means_a_transformer(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('[encoder]\nmodel = "m"\n')

@@ -74,7 +74,9 @@ def test_labels_are_searched_exactly(lexical):
 
 
 def test_titles_are_searched_apart(lexical):
-    titled = Lexical.fit(TEXTS, ["apple", "green pear", "oil"], ["apple", "green", ""])
+    labels = ["apple", "green pear", "oil"]
+    assert Lexical.fit(TEXTS, labels, ["apple", "green", "oil"]).titles is None
+    titled = Lexical.fit(TEXTS, labels, ["apple", "green", ""])
     fitted = [*TEXTS, "apple", "green pear", "oil"]
     expected = slow_cosines(fitted, QUERIES, ["apple", "green", ""])
     queries = titled.tfidf(QUERIES)
