@@ -505,7 +505,7 @@ def test_exit_statuses_are_documented(call):
 def test_config(call, tmp_path):
     status, out, err = call("config")
     assert (status, err) == (0, "")
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) <= 100
     (tmp_path / "mine.toml").write_text(out.replace("#dim = 256", "dim = 64"))
     config = ngame.Config.load(tmp_path / "mine.toml")
     assert config == ngame.Config(encoder=ngame.config.EncoderConfig(dim=64))
