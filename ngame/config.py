@@ -408,9 +408,9 @@ def defaults_for(
       frozen encoder do.
     - A transformer trains on small clustered batches, one positive a point, with small steps; the
       matrices of LoRA, which begin at zero, with larger ones.
-    - With more labels, but few enough, the classifier stage compares with all of them. So it does
-      for any number with the preset "quality", which takes two to four times as long and draws
-      labels at random in the encoder stage.
+    - With more labels, the classifier stage compares with all of them, if that is not too much;
+      else the bag encoder's batches are also compared with labels drawn at random. The preset
+      "quality" does both at any size and takes two to four times as long.
     """
     points = max(points, 1)
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
@@ -421,7 +421,7 @@ def defaults_for(
     epochs = min(max(epochs, 96 * batch_size // points), 30)  # enough updates
     stage: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     classifier: dict[str, Any] = {"batch_size": batch_size}
-    many = labels > StageConfig().batch_size
+    many, large = labels > StageConfig().batch_size, points * labels > _MOST_PAIRS
     if kind == "transformer":
         encoder = {}
         classifier = {}
@@ -436,9 +436,9 @@ def defaults_for(
         stage |= {"loss": "triplet", "margin": 0.2, "learning_rate": 5e-3}
         classifier |= {"loss": "triplet", "epochs": 10}
         classifier |= {"finetune": True, "encoder_learning_rate": 1e-3}
-    elif preset == "quality":
+    elif large or preset == "quality":
         stage["random_labels"] = 2048
-    if many and (preset == "quality" or points * labels <= _MOST_PAIRS):
+    if many and (preset == "quality" or not large):
         classifier["labels"] = "all"
     return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier}
 

@@ -133,7 +133,8 @@ def test_the_preset_for_quality(kind, labels, random_labels, compared):
     assert config.encoder_stage.random_labels == random_labels
     assert config.classifier_stage.labels == compared
     plain = Config.load(None, chosen, **size)
-    assert (plain.encoder_stage.random_labels, plain.classifier_stage.labels) == (0, "pool")
+    assert plain.encoder_stage.random_labels == random_labels
+    assert plain.classifier_stage.labels == "pool"
     chosen.append("classifier_stage.labels=pool")
     assert Config.load(None, chosen, **size, preset="quality").classifier_stage.labels == "pool"
 
@@ -145,6 +146,7 @@ def test_all_labels_where_they_are_few_enough():
 
     assert labels_of() == "all"
     assert labels_of(labels=20_001) == labels_of(labels=1024) == "pool"
+    assert Config.load(points=10_000, labels=20_000).encoder_stage.random_labels == 0
     # It has a loss of its own, makes a step a batch, and needs one process.
     assert labels_of(processes=2) == labels_of(processes=2, preset="quality") == "pool"
     assert labels_of("classifier_stage.accumulate=2") == "pool"

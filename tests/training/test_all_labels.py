@@ -18,7 +18,7 @@ from ngame.training.all_labels import AllLabels
 @pytest.fixture(params=[1 << 24, 60])
 def problem(request, monkeypatch):
     """Points, labels and positives; all labels at once, or in chunks of a few."""
-    monkeypatch.setattr(all_labels, "_SCORES", request.param)
+    monkeypatch.setattr(all_labels, "_SCORES_ON_CPU", request.param)
     generator = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(9, 12, generator=generator), dim=1)
     vectors = F.normalize(torch.randn(31, 12, generator=generator), dim=1).bfloat16()
