@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import sys
-import typing
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 import ngame
 from ngame import metrics
 from ngame.arrays import as_threads, text_fault
-from ngame.config import SCORERS, Preset
+from ngame.config import SCORERS
 from ngame.data.predictions import (
     SUFFIXES,
     as_jsonl,
@@ -166,11 +165,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", metavar="FILE", help="TOML file of settings")
     _settings(train)
-    train.add_argument(
-        "--preset",
-        choices=typing.get_args(Preset),
-        help="quality: settings that score higher and take longer, where nothing else is set",
-    )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 
     predict = command("predict", _predict, "Predict labels of texts.")
@@ -337,8 +331,7 @@ def _train(options: argparse.Namespace) -> None:
 
     begun = Path(options.output) / "config.toml"
     # A run resumes with its own settings; settings on the command line, if any, must be the same.
-    given = options.config or options.set or options.preset
-    resuming = options.resume and begun.exists() and not given
+    resuming = options.resume and begun.exists() and not (options.config or options.set)
     # Read before the data, which can take long, so that mistakes in the settings show at once.
     config = Config.load(begun if resuming else options.config, options.set, whole=resuming)
     with started() as ranks:
@@ -349,14 +342,12 @@ def _train(options: argparse.Namespace) -> None:
         print(dataset, flush=True)
         if not resuming:
             points, labels = dataset.train_labels.shape
-            preset: Preset = options.preset or "default"
             config = Config.load(
                 options.config,
                 options.set,
                 points=points,
                 labels=labels,
                 processes=ranks.size,
-                preset=preset,
             )
         if config.self_pairs == "drop":
             dataset = _without_self_pairs(dataset)

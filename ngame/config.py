@@ -229,7 +229,6 @@ ScorerName = Literal[
     "tfidf_neighbours",
     "tfidf_classifier",
 ]
-Preset = Literal["default", "quality"]
 SCORERS: tuple[ScorerName, ...] = typing.get_args(ScorerName)
 
 
@@ -304,7 +303,6 @@ class Config(_Section):
         points: int | None = None,
         labels: int | None = None,
         processes: int = 1,
-        preset: Preset = "default",
         whole: bool = False,
     ) -> Self:
         """Read a TOML file, then apply ``key=value`` settings with dotted keys.
@@ -320,8 +318,6 @@ class Config(_Section):
             are those of `defaults_for`.
         processes : int
             How many train together, which not all settings allow.
-        preset : "default" or "quality"
-            What the settings of `defaults_for` aim at.
         whole : bool
             The file was written by `save`, and so has its last line.
 
@@ -367,10 +363,11 @@ class Config(_Section):
         if points is not None and labels is not None:
             kind = encoder.get("kind", "bag")
             lora = kind == "transformer" and bool(encoder.get("lora_rank"))
-            suited = defaults_for(points, labels, kind, lora=lora, preset=preset)
+            suited = defaults_for(points, labels, kind, lora=lora)
             given = table.get("classifier_stage")
             if processes > 1 or (isinstance(given, dict) and given.keys() & {"loss", "accumulate"}):
-                suited["classifier_stage"].pop("labels", None)  # "all" has its own loss and steps
+                # Comparing with all labels has a loss and steps of its own.
+                suited.get("classifier_stage", {}).pop("labels", None)
             table = _over(suited, table)
         config: Self = _build(cls, table, "")
         return config
@@ -387,12 +384,7 @@ _MOST_PAIRS = 200_000_000
 
 
 def defaults_for(
-    points: int,
-    labels: int,
-    kind: str = "bag",
-    *,
-    lora: bool = False,
-    preset: Preset = "default",
+    points: int, labels: int, kind: str = "bag", *, lora: bool = False
 ) -> dict[str, Any]:
     """The settings that did best on data of that size, as nested tables.
 
@@ -409,8 +401,7 @@ def defaults_for(
     - A transformer trains on small clustered batches, one positive a point, with small steps; the
       matrices of LoRA, which begin at zero, with larger ones.
     - With more labels, the classifier stage compares with all of them, if that is not too much;
-      else the bag encoder's batches are also compared with labels drawn at random. The preset
-      "quality" does both at any size and takes two to four times as long.
+      else the encoder stage compares with labels drawn at random, too.
     """
     points = max(points, 1)
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
@@ -421,25 +412,24 @@ def defaults_for(
     epochs = min(max(epochs, 96 * batch_size // points), 30)  # enough updates
     stage: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     classifier: dict[str, Any] = {"batch_size": batch_size}
-    many, large = labels > StageConfig().batch_size, points * labels > _MOST_PAIRS
     if kind == "transformer":
-        encoder = {}
-        classifier = {}
-        stage = {
-            "epochs": 5,
-            "batch_size": 64,
-            "learning_rate": 3e-3 if lora else 5e-5,
-            "positives": "one",
-            "cluster_size": 32,
+        return {
+            "encoder_stage": {
+                "epochs": 5,
+                "batch_size": 64,
+                "learning_rate": 3e-3 if lora else 5e-5,
+                "positives": "one",
+                "cluster_size": 32,
+            }
         }
-    elif not many:
+    if labels <= StageConfig().batch_size:
         stage |= {"loss": "triplet", "margin": 0.2, "learning_rate": 5e-3}
         classifier |= {"loss": "triplet", "epochs": 10}
         classifier |= {"finetune": True, "encoder_learning_rate": 1e-3}
-    elif large or preset == "quality":
-        stage["random_labels"] = 2048
-    if many and (preset == "quality" or not large):
+    elif points * labels <= _MOST_PAIRS:
         classifier["labels"] = "all"
+    else:
+        stage["random_labels"] = 2048
     return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier}
 
 

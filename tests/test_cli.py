@@ -25,7 +25,6 @@ import tiny
 
 import ngame
 from ngame.cli import main
-from ngame.config import defaults_for
 from ngame.data.dataset import save_dataset
 from ngame.files import lock_file
 from ngame.report.measures import RunReport
@@ -111,22 +110,6 @@ def test_train(call, data, tmp_path):
         name, first, *_ = line.split()
         assert float(first) == pytest.approx(100 * written[name]["P@1"], abs=0.005)
     assert [line.split()[0] for line in lines[3:]] == list(written)
-
-
-def test_train_with_a_preset(call, mistake, data, tmp_path, monkeypatch):
-    asked = []
-
-    def noted(*size, preset, **options):
-        asked.append(preset)
-        return defaults_for(*size, preset=preset, **options)
-
-    monkeypatch.setattr("ngame.config.defaults_for", noted)
-    command = ("train", data, "-o", tmp_path / "run", *SETS)
-    assert call(*command, "--preset=quality")[0] == 0
-    assert call(*command, "--resume", "--preset=quality")[0] == 0
-    assert call(*command[:4], "--resume")[0] == 0  # by the run's own settings
-    assert asked == ["quality", "quality"]
-    assert "invalid choice: 'best'" in mistake(*command, "--preset=best")
 
 
 def test_train_and_resume(call, mistake, data, run, tmp_path):

@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import ngame
+
 
 def uids(path: Path) -> list[str]:
     """The uid of every line."""
@@ -20,25 +22,23 @@ def uids(path: Path) -> list[str]:
 
 
 def main(data: str, out: str) -> None:
-    """Copy the three splits; write both filter files with the heads in them."""
+    """Copy all splits; write their filter files with the heads in them."""
     source, target = Path(data), Path(out)
+    dataset = ngame.load_dataset(source)
     target.mkdir()
-    for name in ("trn", "tst", "lbl"):
-        shutil.copy(source / f"{name}.json.gz", target)
+    shutil.copy(source / "lbl.json.gz", target)
     label = {uid: number for number, uid in enumerate(uids(source / "lbl.json.gz"))}
-    for split, name in (("trn", "train"), ("tst", "test")):
-        pairs = {
-            (row, label[uid.partition("|")[0]])
-            for row, uid in enumerate(uids(source / f"{split}.json.gz"))
-        }
-        given = source / f"filter_labels_{name}.txt"
-        if given.exists():
-            with open(given, encoding="utf8") as lines:
-                for line in lines:
-                    row, column = map(int, line.split())
-                    pairs.add((row, column))
+    for split, name in (("trn", "train"), ("tst", "test"), ("val", "val")):
+        if getattr(dataset, f"{name}_texts") is None:
+            continue
+        shutil.copy(source / f"{split}.json.gz", target)
+        heads = enumerate(uids(source / f"{split}.json.gz"))
+        pairs = {(row, label[uid.partition("|")[0]]) for row, uid in heads}
+        given = getattr(dataset, f"drop_{name}")
+        if given is not None:
+            pairs.update(map(tuple, given.tolist()))
         text = "".join(f"{row} {column}\n" for row, column in sorted(pairs))
-        (target / given.name).write_text(text, encoding="utf8")
+        (target / f"filter_labels_{name}.txt").write_text(text, encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -122,23 +122,6 @@ def test_settings_suited_to_the_data(points, labels, kind):
     assert Config.load(None, chosen[:2]) == Config(encoder=EncoderConfig(kind=kind, model="m"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "labels", "random_labels", "compared"),
-    [("bag", 1024, 0, "pool"), ("bag", 20_000, 2048, "all"), ("transformer", 20_000, 0, "all")],
-)
-def test_the_preset_for_quality(kind, labels, random_labels, compared):
-    size = {"points": 20_000, "labels": labels}
-    chosen = [f"encoder.kind={kind}", "encoder.model=m"]
-    config = Config.load(None, chosen, **size, preset="quality")
-    assert config.encoder_stage.random_labels == random_labels
-    assert config.classifier_stage.labels == compared
-    plain = Config.load(None, chosen, **size)
-    assert plain.encoder_stage.random_labels == random_labels
-    assert plain.classifier_stage.labels == "pool"
-    chosen.append("classifier_stage.labels=pool")
-    assert Config.load(None, chosen, **size, preset="quality").classifier_stage.labels == "pool"
-
-
 def test_all_labels_where_they_are_few_enough():
     def labels_of(*chosen, points=10_000, labels=20_000, **others):
         config = Config.load(None, chosen, points=points, labels=labels, **others)
@@ -146,12 +129,22 @@ def test_all_labels_where_they_are_few_enough():
 
     assert labels_of() == "all"
     assert labels_of(labels=20_001) == labels_of(labels=1024) == "pool"
-    assert Config.load(points=10_000, labels=20_000).encoder_stage.random_labels == 0
+    assert labels_of("encoder.kind=transformer", "encoder.model=m") == "pool"  # not measured
     # It has a loss of its own, makes a step a batch, and needs one process.
-    assert labels_of(processes=2) == labels_of(processes=2, preset="quality") == "pool"
+    assert labels_of(processes=2) == "pool"
     assert labels_of("classifier_stage.accumulate=2") == "pool"
     assert labels_of("classifier_stage.loss=triplet") == "pool"
     assert labels_of("classifier_stage.loss=triplet", "classifier_stage.labels=all") == "all"
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "drawn"),
+    [("bag", 20_000, 0), ("bag", 20_001, 2048), ("transformer", 20_001, 0)],
+)
+def test_labels_are_drawn_where_not_all_are_compared(kind, labels, drawn):
+    chosen = [f"encoder.kind={kind}", "encoder.model=m"]
+    config = Config.load(None, chosen, points=10_000, labels=labels)
+    assert config.encoder_stage.random_labels == drawn
 
 
 def test_a_model_means_a_transformer(tmp_path):
