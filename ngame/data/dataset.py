@@ -62,7 +62,7 @@ class Dataset:
         Pairs of (row, label) in which the point and the label are the same thing.
     label_titles : sequence of str, optional
         What each label's text begins with: its title, where more follows. Empty for a label that
-        has none.
+        has none. They are not kept where nothing follows any of them.
     name : str, optional
         Name of the data in tables.
 
@@ -299,7 +299,8 @@ def _checked_titles(titles: Sequence[str] | None, texts: list[str]) -> list[str]
                 f"label_titles has {title[:40]!r} for label {label}, whose text begins otherwise: "
                 f"{text[:40]!r}"
             )
-    return checked
+    longer = any(title not in ("", text) for title, text in zip(checked, texts, strict=True))
+    return checked if longer else None
 
 
 def _checked_split(
@@ -476,10 +477,7 @@ class _Split(NamedTuple):
 
 
 def _label_texts(folder: Path, uids: dict[str, int]) -> tuple[list[str] | None, list[str] | None]:
-    """Texts and titles of the labels, or None; fills `uids` with the numbers of labels.
-
-    There are titles where one, at least, is followed by content.
-    """
+    """Texts and titles of the labels, or None; fills `uids` with the numbers of labels."""
     if not _candidates(folder, "lbl"):
         raw = _raw_file(folder, "lbl")
         return None if raw is None else _raw_lines(raw), None
@@ -490,8 +488,7 @@ def _label_texts(folder: Path, uids: dict[str, int]) -> tuple[list[str] | None, 
             uids[uid] = len(texts)
         texts.append(_text(row, where))
         titles.append(_string(row.get("title"), "title", where))
-    longer = any(title not in ("", text) for title, text in zip(titles, texts, strict=True))
-    return texts, titles if longer else None
+    return texts, titles
 
 
 def _read_split(

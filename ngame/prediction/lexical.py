@@ -25,6 +25,13 @@ _POINTS_PER_CHUNK = 4096
 _SEARCHED = {"tfidf": "labels", "tfidf_title": "titles", "tfidf_classifier": "weights"}
 
 
+def titles_apart(titles: Sequence[str] | None, texts: Sequence[str]) -> bool:
+    """Whether titles say something else than texts: half of these, at least, are longer."""
+    if titles is None:
+        return False
+    return 2 * sum(title == text for title, text in zip(titles, texts, strict=True)) <= len(texts)
+
+
 class Tfidf:
     """TF-IDF of words and pairs of adjacent words: unit rows, sublinear term frequencies.
 
@@ -127,17 +134,9 @@ class Lexical:
         label_texts: Sequence[str],
         label_titles: Sequence[str] | None = None,
     ) -> Self:
-        """Weigh the terms of training points and labels.
-
-        Titles are left out where they are the whole texts of more than half of the labels: there
-        both cosines say the same.
-        """
+        """Weigh the terms of training points and labels."""
         tfidf = Tfidf.fit([*point_texts, *label_texts])
-        titles = None
-        if label_titles is not None:
-            same = sum(title == text for title, text in zip(label_titles, label_texts, strict=True))
-            if 2 * same <= len(label_texts):
-                titles = tfidf(label_titles)
+        titles = None if label_titles is None else tfidf(label_titles)
         return cls(tfidf, tfidf(label_texts), tfidf(point_texts), titles)
 
     def shortlists(

@@ -27,7 +27,7 @@ from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
 from ngame.loss import CooIndex
 from ngame.negatives import BatchLabels, SharedRandom, batch_labels
 from ngame.prediction.fusion import FEWEST_POINTS, Fusion
-from ngame.prediction.lexical import Lexical
+from ngame.prediction.lexical import Lexical, titles_apart
 from ngame.prediction.model import LEXICAL, REMEMBERING, Model
 from ngame.state import take_prefix
 from ngame.topk import topk, topk_arrays
@@ -128,6 +128,7 @@ def train(
 
 
 def _train(run: Run) -> Model:
+    _check_scorers(run)
     in_full = run.config.classifier_stage.labels == "all"
     if in_full and run.ranks.size > 1:
         raise ValueError(
@@ -333,14 +334,31 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
     return model
 
 
+def _check_scorers(run: Run) -> None:
+    """Some scorer must be left, before hours of training rather than after them."""
+    on = {*run.config.prediction.scorers}
+    if run.config.classifier_stage.epochs == 0:
+        on.discard("classifier")
+    if not titles_apart(run.dataset.label_titles, run.dataset.label_texts):
+        on.discard("tfidf_title")
+    if not on:
+        raise ValueError(
+            f"prediction.scorers is {list(run.config.prediction.scorers)}, and there are none of "
+            "these: classifier needs classifier_stage.epochs above 0, tfidf_title needs labels "
+            "with titles and content"
+        )
+
+
 def _fit_lexical(run: Run, model: Model) -> Lexical | None:
     """Fit what knows words alone on all points; the model gets the same without those held out."""
     on = {*run.config.prediction.scorers}
     if not on & LEXICAL:
         return None
     texts = [run.dataset.train_texts[row] for row in run.rows]
-    titles = run.dataset.label_titles if "tfidf_title" in on else None
-    lexical = Lexical.fit(texts, run.dataset.label_texts, titles)
+    titles, label_texts = run.dataset.label_titles, run.dataset.label_texts
+    if "tfidf_title" not in on or not titles_apart(titles, label_texts):
+        titles = None
+    lexical = Lexical.fit(texts, label_texts, titles)
     trained = np.searchsorted(run.rows, run.points.rows)
     model.lexical = lexical.take(trained)
     if "tfidf_classifier" not in on:

@@ -254,6 +254,19 @@ def test_training_texts_get_no_votes_of_neighbours(model, dataset):
         model.predict(dataset.train_texts, scorer="neighbours", seen=True)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ['prediction.scorers=["tfidf_title"]'],
+        ['prediction.scorers=["tfidf_title", "classifier"]', "classifier_stage.epochs=0"],
+    ],
+)
+def test_scorers_that_cannot_be_end_a_run_before_it_begins(settings, monkeypatch):
+    monkeypatch.setattr("ngame.training.loops.train_encoder", None)  # not reached
+    with pytest.raises(ValueError, match=r"scorers is \['.*tfidf_title'\], and there are none"):
+        ngame.train(tiny.dataset(), tiny.config(*settings))
+
+
 def test_scorers_that_are_off(dataset, tmp_path):
     """They are not in the fusion, and the run holds nothing for TF-IDF."""
     config = tiny.config("prediction.k=10", 'prediction.scorers=["tfidf", "encoder"]')

@@ -129,6 +129,12 @@ def test_pairs_become_int64():
     assert Dataset(["a"], [[1]], ["x"], drop_train=[]).drop_train.shape == (0, 2)
 
 
+def test_titles_that_say_nothing_new_are_not_kept():
+    for titles in (["x", "y z"], ["", ""], ["x", ""]):
+        assert Dataset(["a"], [[1, 0]], ["x", "y z"], label_titles=titles).label_titles is None
+    assert Dataset(["a"], [[1, 0]], ["x", "y z"], label_titles=["", "y"]).label_titles == ["", "y"]
+
+
 def test_repr_is_short():
     data = Dataset(["a"] * 1000, np.ones((1000, 1)), ["x"], name="many")
     assert repr(data) == "<Dataset many: 1000 training points, 0 test points, 1 labels>"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ngame.prediction.lexical import Lexical, Tfidf
+from ngame.prediction.lexical import Lexical, Tfidf, titles_apart
 
 TEXTS = ["Red apple, red pear", "green pear", "", "red apple red", "Öl und Essig"]
 
@@ -75,7 +75,9 @@ def test_labels_are_searched_exactly(lexical):
 
 def test_titles_are_searched_apart(lexical):
     labels = ["apple", "green pear", "oil"]
-    assert Lexical.fit(TEXTS, labels, ["apple", "green", "oil"]).titles is None
+    assert titles_apart(["apple", "green", ""], labels)
+    assert not titles_apart(["apple", "green", "oil"], labels)
+    assert not titles_apart(None, labels)
     titled = Lexical.fit(TEXTS, labels, ["apple", "green", ""])
     fitted = [*TEXTS, "apple", "green pear", "oil"]
     expected = slow_cosines(fitted, QUERIES, ["apple", "green", ""])
