@@ -343,11 +343,7 @@ def _train(options: argparse.Namespace) -> None:
         if not resuming:
             points, labels = dataset.train_labels.shape
             config = Config.load(
-                options.config,
-                options.set,
-                points=points,
-                labels=labels,
-                processes=ranks.size,
+                options.config, options.set, points=points, labels=labels, processes=ranks.size
             )
         if config.self_pairs == "drop":
             dataset = _without_self_pairs(dataset)

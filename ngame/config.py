@@ -240,8 +240,8 @@ class PredictionConfig(_Section):
         SCORERS,
         "Scorers that are on: the labels' embeddings, their classifier vectors, votes of the "
         "nearest training points; and the same by words alone: TF-IDF cosines with the labels' "
-        "texts, and with their titles where texts are longer, a linear classifier of TF-IDF rows, "
-        "votes of the points nearest by TF-IDF.",
+        "texts, and with their titles where most texts are longer, a linear classifier of TF-IDF "
+        "rows, votes of the points nearest by TF-IDF.",
     )
     k: int = setting(100, "Labels kept a text.", least=1)
     neighbours: int = setting(100, "Training points that vote.", least=1)

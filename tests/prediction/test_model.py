@@ -246,7 +246,9 @@ def test_labels_without_points_are_found_by_their_words(dataset):
 
 def test_training_texts_get_no_votes_of_neighbours(model, dataset):
     found = model.scores(dataset.train_texts[:30], seen=True)
-    assert set(found) == {"encoder", "classifier", "tfidf", "tfidf_title", "fused"}
+    serving = {"encoder", "classifier", "tfidf", "tfidf_title"}
+    assert set(found) == {*serving, "fused"}
+    assert set(model.fusions["trained"].weights) == serving
     predicted = model.predict(dataset.train_texts[:30], seen=True)
     unseen = model.predict(dataset.train_texts[:30])
     assert not equal(predicted, unseen)
