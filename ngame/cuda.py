@@ -613,7 +613,7 @@ _exact_sums = _ExactSums()
 # Most queries of a block, and least items: on an H100 smaller blocks, though they would stay in its
 # cache, take up to a quarter longer. Where queries are few, a block has so many scores.
 _BLOCK_QUERIES = 8192
-_BLOCK_ITEMS = 8192
+_BLOCK_ITEMS = 16_384
 _BLOCK_SCORES = 1 << 25
 
 

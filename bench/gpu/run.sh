@@ -59,11 +59,11 @@ fi
 
 tests=("${ours[@]}" -m pytest -q -p no:cacheprovider -m gpu --rootdir "$root" -c "$root/pyproject.toml")
 cores=("${tests[@]}" "$root/tests/test_cuda.py")
-step 150 12 tests "${tests[@]}" "$root/tests/test_cuda.py" "$root/tests/training/test_waits.py" --durations=5
+step 150 12 tests "${tests[@]}" "$root/tests/test_cuda.py" "$root/tests/encoders/test_graphs.py" "$root/tests/training/test_waits.py" --durations=5
 step 130 14 timings "${ours[@]}" -m gpu -o "$out/rows.jsonl"
 step 60 60 kernels "${ours[@]}" -m gpu.kernels
 if [ -d "$folder/data" ] && [ -d "$folder/model" ]; then
-  step 60 160 profile "${ours[@]}" -m gpu.training "$folder/data" "$folder/model"
+  step 90 160 profile "${ours[@]}" -m gpu.training "$folder/data" "$folder/model"
   step 90 12 training "${ours[@]}" -m ngame.cli train "$folder/data" -o "$work/run" --set device=cuda \
     --set encoder.kind=transformer --set "encoder.model=$folder/model" --set encoder_stage.batch_size=1024 \
     --set encoder_stage.epochs=2 --set classifier_stage.epochs=1

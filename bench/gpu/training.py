@@ -24,7 +24,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -52,7 +51,8 @@ class Steps:
     watched: int
 
 
-STEPS = (Steps(64, 30, 100, 10, 8, 10), Steps(1024, 4, 12, 3, 2, 4))
+# Warm is when every shape of a batch has had its CUDA graph.
+STEPS = (Steps(64, 100, 100, 10, 8, 10), Steps(1024, 4, 12, 3, 2, 4))
 OPERATORS = 25
 
 
@@ -75,8 +75,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     dataset = load_dataset(options.data)
     for steps in STEPS:
-        encoding(measure(part(dataset, steps), str(options.model), steps, "cuda"))
-    graph(TransformerEncoder(options.model).cuda().train())
+        for sets in ((), ("encoder.graphs=true",)):
+            print(f"\n{steps.batch_size} points, {', '.join(sets) or 'the defaults'}", flush=True)
+            run = measure(part(dataset, steps), str(options.model), steps, "cuda", *sets)
+        encoding(run)
 
 
 def part(dataset: Dataset, steps: Steps) -> Dataset:
@@ -206,40 +208,6 @@ def encoding(run: Run) -> None:
             f"{len(run.labels.ids) / seconds / 1e6:.2f} M tokens/s",
             flush=True,
         )
-
-
-class Means(torch.nn.Module):
-    """The vectors of padded texts, from tensors alone."""
-
-    def __init__(self, encoder: TransformerEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, attended: torch.Tensor
-    ) -> torch.Tensor:
-        """Unit vectors."""
-        return F.normalize(self.encoder._means(ids, mask, attended), dim=1)
-
-
-def graph(encoder: TransformerEncoder) -> None:
-    """What CUDA graphs would save: both passes of a batch of one shape, without and with one."""
-    module = Means(encoder)
-    ids = torch.randint(1000, 2000, (128, 64), device="cuda")
-    mask = torch.arange(64, device="cuda") < torch.randint(4, 65, (128, 1), device="cuda")
-    given = ids, mask, encoder._added(mask)
-    for name in ("kernel by kernel", "as a graph"):
-        for count in (3, 30):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            for _ in range(count):
-                module(*given).sum().backward()
-                module.zero_grad()
-            torch.cuda.synchronize()
-            seconds = (time.perf_counter() - started) / count
-        print(f"128 texts of 64 tokens {name}: {1e3 * seconds:.2f} ms", flush=True)
-        if name == "kernel by kernel":
-            module = torch.cuda.make_graphed_callables(module, given, allow_unused_input=True)
 
 
 # Seconds of a kernel that does next to nothing, in a row of such.

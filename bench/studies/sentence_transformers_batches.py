@@ -3,13 +3,15 @@
 All have the same model, pairs and number of steps; the test points are scored. `default` and
 `no_duplicates` are the trainer's, with its MultipleNegativesRankingLoss. `ngame` has clusters from
 the first epoch on, refreshed every epoch, and masks known positives. `masked` has the default
-batches with that mask, which separates the two effects. A run is one line of JSON. Runs that are in
-the output file already are skipped. Two commands make a table::
+batches with that mask, which separates the two effects. `shared` and `masked_shared` are these two
+with labels drawn at random for each step, as negatives of all rows (`--random-labels`). A run is
+one line of JSON. Runs that are in the output file already are skipped. Two commands make a table::
 
     python bench/studies/sentence_transformers_batches.py DATA MODEL -o runs.jsonl
     python bench/studies/sentence_transformers_batches.py --table runs.jsonl
 
 A subset of the training pairs may be taken (`--pairs`), the same for all batches of one seed.
+Seconds are the processor's; with ``--device cuda``, where training is in bfloat16, the clock's.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset  # type: ignore[import-untyped]
 from negatives import read, spread
 from sentence_transformers import (
     SentenceTransformer,
@@ -38,11 +40,17 @@ from ngame.adapters.sentence_transformers import (
     BatchSamplerFactory,
     MaskedMultipleNegativesRankingLoss,
     RefreshCallback,
+    SharedTexts,
 )
 
-BATCHES = ("default", "no_duplicates", "masked", "ngame")
+CLUSTERED, SHARED = ("ngame", "shared"), ("masked_shared", "shared")
+MASKED = ("masked", "ngame", *SHARED)
+BATCHES = ("default", "no_duplicates", *MASKED)
 # What identifies a run; what is measured of it: name, factor for the table, decimals.
-KEYS = ("data", "pairs", "batch_size", "cluster_size", "epochs", "max_length", "batches", "seed")
+SETTINGS = ("data", "device", "pairs", "batch_size", "cluster_size", "epochs", "max_length")
+KEYS = (*SETTINGS, "batches", "random_labels", "seed")
+# What runs lack that were made before there was a choice.
+ONCE = {"device": "cpu", "random_labels": 0}
 MEASURED = (("R@10", 100, 2), ("P@1", 100, 2), ("hard_negative_recall", 1, 3), ("seconds", 1, 0))
 NEAREST = 10
 
@@ -58,22 +66,28 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--cluster-size", type=int, default=8)
+    parser.add_argument(
+        "--random-labels", type=int, default=512, metavar="M", help="labels drawn for a step"
+    )
     parser.add_argument("--max-length", type=int, default=32, help="tokens of a text")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--output", default="sentence_transformers.jsonl", metavar="FILE")
     parser.add_argument("--table", metavar="FILE", help="print the runs of FILE as Markdown")
     options = parser.parse_args()
     if options.table:
-        print(table(read(options.table)))
+        print(table(runs(options.table)))
         return
     if not options.data or not options.model:
         parser.error("DATA or MODEL is missing")
     torch.set_num_threads(options.threads)
     dataset = ngame.load_dataset(options.data)
-    done = {tuple(run[name] for name in KEYS) for run in read(options.output)}
+    done = {tuple(run[name] for name in KEYS) for run in runs(options.output)}
     for seed, batches in itertools.product(range(options.seeds), options.batches):
         cell = {name: value for name, value in vars(options).items() if name in KEYS}
         cell |= {"data": dataset.name, "batches": batches, "seed": seed}
+        if batches not in SHARED:
+            cell["random_labels"] = 0
         if tuple(cell[name] for name in KEYS) in done:
             continue
         run = {**cell, "threads": options.threads, **measure(dataset, options.model, cell)}
@@ -82,13 +96,19 @@ def main() -> None:
         print(json.dumps(run), file=sys.stderr)
 
 
+def runs(path: str) -> list[dict[str, Any]]:
+    """The runs of a file, those of earlier versions too."""
+    return [{**ONCE, **run} for run in read(path)]
+
+
 def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, float]:
-    """Train one model, score the test points with it: fractions, processor seconds of training."""
+    """Train one model, score the test points with it: fractions, and seconds of training."""
     points, labels = data.train_labels.nonzero()
     rng = np.random.default_rng(cell["seed"])
     chosen = rng.permutation(len(points))[: cell["pairs"]]
     points, labels = points[chosen], labels[chosen]
-    masked = cell["batches"] in ("masked", "ngame")
+    masked, clusters = cell["batches"] in MASKED, cell["batches"] in CLUSTERED
+    on_gpu = cell["device"] == "cuda"
     ids = np.stack([points, labels], axis=1) if masked else np.arange(len(chosen))
     pairs = Dataset.from_dict(
         {
@@ -98,15 +118,17 @@ def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, f
         }
     )
     torch.manual_seed(cell["seed"])
-    model = SentenceTransformer(name, device="cpu")
+    model = SentenceTransformer(name, device=cell["device"]).float()  # the weights may be halves
     model.max_seq_length = cell["max_length"]
     if masked:
-        loss: torch.nn.Module = MaskedMultipleNegativesRankingLoss(model, data.train_labels)
+        drawn = SharedTexts(data.label_texts, cell["random_labels"], seed=cell["seed"])
+        loss: torch.nn.Module = MaskedMultipleNegativesRankingLoss(
+            model, data.train_labels, sources=[drawn] if cell["random_labels"] else []
+        )
     else:
         loss = MultipleNegativesRankingLoss(model)
     seen: list[list[Any]] = []
     loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].tolist()))
-    clusters = cell["batches"] == "ngame"
     batches: Any = "no_duplicates" if cell["batches"] == "no_duplicates" else "batch_sampler"
     if clusters:
         batches = BatchSamplerFactory(
@@ -126,7 +148,8 @@ def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, f
             warmup_steps=0.1,
             batch_sampler=batches,
             seed=cell["seed"],
-            use_cpu=True,
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
             dataloader_pin_memory=False,
             save_strategy="no",
             logging_strategy="no",
@@ -140,9 +163,11 @@ def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, f
             loss=loss,
             callbacks=[RefreshCallback()] if clusters else [],
         )
-        start = time.process_time()
+        # A GPU works beside the processor.
+        clock = time.perf_counter if on_gpu else time.process_time
+        start = clock()
         trainer.train()
-        seconds = time.process_time() - start
+        seconds = clock() - start
     steps = len(seen) // cell["epochs"]
     last = [np.array(batch) for batch in seen[-steps:]]
     if not masked:
@@ -168,7 +193,8 @@ def recall(data: ngame.Dataset, model: SentenceTransformer, label_vectors: Any, 
     """Of each point's nearest labels that are not its positives, the share in its batch.
 
     Measured with the final model over `last`, the batches of the last epoch as (point, label)
-    pairs. Only the labels of these pairs count, since no batch can hold others.
+    pairs. Only the labels of these pairs count, since no batch can hold others. Labels drawn at
+    random are not taken as part of the batch.
     """
     points, labels = (np.unique(side) for side in np.concatenate(last).T)
     _, nearest = ngame.topk_arrays(
@@ -190,18 +216,22 @@ def table(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         cells[tuple(run[name] for name in KEYS[:-1])].append(run)
     lines = [
-        "| data | pairs | batch size | epochs | steps | batches | seeds | R@10 | P@1 "
-        "| hard-negative recall | seconds |",
-        "|---|---:|---:|---:|---:|---|" + "---:|" * 5,
+        "| data | device | pairs | batch size | epochs | steps | batches | random labels | seeds "
+        "| R@10 | P@1 | hard-negative recall | seconds |",
+        "|---|---|---:|---:|---:|---:|---|" + "---:|" * 6,
     ]
-    for (data, pairs, batch_size, cluster_size, epochs, _, batches), same in cells.items():
+    for cell, same in cells.items():
+        data, device, pairs, batch_size, cluster_size, epochs, _, batches, random_labels = cell
         values = [
             spread([run[name] * factor for run in same], decimals)
             for name, factor, decimals in MEASURED
         ]
         steps = "/".join(map(str, sorted({run["steps"] for run in same})))
-        kind = f"clusters of {cluster_size}, masked" if batches == "ngame" else batches
-        row = [data, pairs, batch_size, epochs, steps, kind, len(same), *values]
+        kind = "masked" if batches in MASKED else batches
+        if batches in CLUSTERED:
+            kind = f"clusters of {cluster_size}, masked"
+        row = [data, device, pairs, batch_size, epochs, steps, kind, random_labels, len(same)]
+        row += values
         lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 

@@ -316,6 +316,7 @@ def _transformer(settings: EncoderConfig, seed: int, device: torch.device) -> En
         pooling=None if settings.pooling == "auto" else settings.pooling,
         lora_rank=settings.lora_rank,
         checkpointing=settings.checkpointing,
+        graphs=settings.graphs,
         seed=seed,
     )
 

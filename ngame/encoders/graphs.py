@@ -1,0 +1,207 @@
+"""Both passes of an encoder as CUDA graphs, one pair for each shape of padded texts.
+
+A small batch is bound by the host, which launches hundreds of kernels a step. A graph is one
+launch.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ngame.transfer import sent
+
+# Texts and lengths are padded to a multiple of this or, above, to four sizes for each power of two.
+_STEP = 8
+# A graph takes a tenth of a second to make: data with more shapes than this has the others' kernels
+# launched one by one.
+_MOST_SHAPES = 96
+# Passes before the one that is recorded, in which libraries choose their kernels.
+_WARM = 3
+
+
+class Graphs:
+    """The graphs of an encoder, which share their memory.
+
+    So only one batch at a time can be between its two passes.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        On a GPU. Takes ids, int64 [n, longest], and mask, bool [n, longest]; returns vectors,
+        float32 [n, dim], without waiting for the GPU.
+    dim : int
+    """
+
+    def __init__(self, module: torch.nn.Module, dim: int) -> None:
+        self._module, self._dim = module, dim
+        self._forget(())
+
+    def _forget(self, places: tuple[int, ...]) -> None:
+        self._places = places
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        # Those of all graphs, since they are read right after a pass; None of weights without use.
+        self._gradients: list[torch.Tensor | None] = []
+        self._recorder: _Recorder | None = None
+        self._between: Callable[[], _Between | None] = lambda: None
+
+    def __deepcopy__(self, _: Any) -> None:
+        """A copy of an encoder has other weights: it is made without graphs."""
+
+    def __reduce__(self) -> Any:
+        """Neither are they saved."""
+        return type(None), ()
+
+    def __call__(
+        self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_], longest: int
+    ) -> torch.Tensor | None:
+        """Vectors of padded texts, float32 [n, dim], which may be padded further up to `longest`.
+
+        None if another batch is between its passes, or if there are too many shapes.
+        """
+        if self._between() is not None:
+            return None
+        weights = {n: w for n, w in self._module.named_parameters() if w.requires_grad}
+        # Graphs work on the memory that the weights were in.
+        places = tuple(weight.data_ptr() for weight in weights.values())
+        if places != self._places:
+            self._forget(places)
+        count, length = mask.shape
+        shape = _rounded(count), max(length, min(_rounded(length), longest))
+        graph = self._graphs.get(shape)
+        if graph is None:
+            if len(self._graphs) == _MOST_SHAPES:
+                return None
+            graph = self._graphs[shape] = self._recorded(shape, weights)
+        room = [(0, whole - own) for whole, own in zip(shape, mask.shape, strict=True)]
+        ids, mask = np.pad(ids, room), np.pad(mask, room)
+        mask[count:, 0] = True  # the mean over no token would be NaN
+        graph.ids.copy_(sent(torch.from_numpy(ids), graph.ids.device))
+        graph.mask.copy_(sent(torch.from_numpy(mask), graph.mask.device))
+        between = _Between()
+        self._between = weakref.ref(between)
+        vectors: torch.Tensor = _Replay.apply(  # type: ignore[no-untyped-call]
+            graph, between, *weights.values()
+        )
+        return vectors[:count]
+
+    def _recorded(self, shape: tuple[int, int], weights: Mapping[str, torch.Tensor]) -> "_Graph":
+        device = next(iter(weights.values())).device
+        if self._recorder is None:
+            self._recorder = _Recorder(device)
+        vectors = torch.zeros(shape[0], self._dim, device=device)
+        graph = _Graph(self._module, shape, weights, vectors, self._gradients)
+        graph.forward, graph.backward = self._recorder.record(graph.run_forward, graph.run_backward)
+        return graph
+
+
+class _Between:
+    """Lives while a batch is between its two passes."""
+
+
+class _Graph:
+    """What one shape needs: tensors that stay where they are, and the passes over them."""
+
+    forward: Any
+    backward: Any
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        shape: tuple[int, int],
+        weights: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        gradients: list[torch.Tensor | None],
+    ) -> None:
+        self.ids = torch.zeros(shape, dtype=torch.int64, device=gradient.device)
+        self.mask = torch.ones(shape, dtype=torch.bool, device=gradient.device)
+        self.gradient, self.gradients = gradient, gradients
+        self._module = module
+        # The same memory as leaves of their own: autograd ties a leaf to the stream on which it was
+        # first used, and a graph is recorded on another one than the training runs on.
+        self._weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
+
+    def run_forward(self) -> None:
+        """From ids and mask to vectors."""
+        given = self.ids, self.mask
+        self.vectors = torch.func.functional_call(self._module, self._weights, given)
+
+    def run_backward(self) -> None:
+        """From the gradient of the vectors to those of the weights."""
+        found = torch.autograd.grad(
+            self.vectors, list(self._weights.values()), self.gradient, allow_unused=True
+        )
+        if not self.gradients:
+            self.gradients += [None if g is None else torch.empty_like(g) for g in found]
+        torch._foreach_copy_(_used(self.gradients), _used(found))
+        self.vectors = self.vectors.detach()
+
+
+class _Replay(torch.autograd.Function):
+    """The vectors of a graph's texts, by its own passes."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: _Graph, between: _Between, *_: torch.Tensor) -> torch.Tensor:
+        ctx.graph, ctx.between = graph, between
+        graph.forward.replay()
+        vectors: torch.Tensor = graph.vectors
+        return vectors.detach().clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        if ctx.between is None:
+            raise RuntimeError(
+                "the backward pass of a CUDA graph runs once: set encoder.graphs to false to have "
+                "gradients a second time"
+            )
+        ctx.between = None
+        graph = ctx.graph
+        graph.gradient.copy_(gradient)
+        graph.backward.replay()
+        # Copies, since autograd takes what it gets for the weights' own gradients.
+        copies = iter(torch._foreach_mul(_used(graph.gradients), 1.0))
+        return None, None, *(None if g is None else next(copies) for g in graph.gradients)
+
+
+def _used(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+class _Recorder:
+    """Makes the graphs of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def record(self, *passes: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
+        """A graph of each pass; the random numbers of the training stay as they are."""
+        now = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(now)
+        graphs = []
+        with torch.random.fork_rng([self._device]), torch.cuda.stream(self._stream):
+            for _ in range(_WARM):
+                for run in passes:
+                    run()
+            for run in passes:
+                graph = torch.cuda.CUDAGraph()
+                # Other threads may go on allocating.
+                graph.capture_begin(self._memory, capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:
+                    graph.capture_end()
+                graphs.append(graph)
+        now.wait_stream(self._stream)
+        return graphs
+
+
+def _rounded(count: int) -> int:
+    """The next size."""
+    step = max(_STEP, 1 << max(0, (count - 1).bit_length() - 3))
+    return -(-count // step) * step

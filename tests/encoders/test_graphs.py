@@ -1,0 +1,180 @@
+"""CUDA graphs of a transformer: recorded on a GPU, and without one by a stand-in that runs again
+what would be recorded."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from ngame.config import Config
+from ngame.encoders import graphs
+from ngame.encoders.transformer import TransformerEncoder
+
+pytest.importorskip("transformers")
+
+TEXTS = ["mount a disk", "list files in a folder by size", "", "kill", "disk usage of a file"]
+OTHERS = ["show the users of a machine", "move a file"]
+
+
+class Again:
+    """In place of a recorder."""
+
+    def __init__(self, device):
+        assert device.type == "cpu"
+
+    def record(self, *passes):
+        return [SimpleNamespace(replay=torch.enable_grad()(run)) for run in passes]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.transformer(tiny.dataset(points=30), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU that PyTorch sees")
+    if request.param == "cpu":
+        monkeypatch.setattr(graphs, "_Recorder", Again)
+        monkeypatch.setattr(TransformerEncoder, "forward", TransformerEncoder._by_length)
+    return request.param
+
+
+@pytest.fixture
+def make(model, device):
+    def encoder(graphs, dropout=False, **settings):
+        made = TransformerEncoder(
+            model, max_length=16, bf16=False, graphs=graphs, **settings
+        ).to(device)  # fmt: skip
+        for module in made.modules():
+            if isinstance(module, torch.nn.Dropout) and not dropout:
+                module.p = 0.0
+        return made.train()
+
+    return encoder
+
+
+def gradients(encoder, *batches):
+    """Of all batches together, by weight."""
+    encoder.zero_grad()
+    for texts in batches:
+        vectors = encoder(encoder.tokenize(texts))
+        (
+            vectors * torch.arange(vectors.numel(), device=vectors.device).view_as(vectors)
+        ).sum().backward()
+    return {n: w.grad.clone() for n, w in encoder.named_parameters() if w.grad is not None}
+
+
+def assert_same(found, expected):
+    assert {*found} == {*expected}
+    # The gradient of a key's bias is zero but for rounding: no weight's own size says what is near.
+    near = 1e-5 * max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=near, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"pooling": "last"}, {"lora_rank": 2}])
+def test_the_same_vectors_and_gradients(make, settings):
+    if settings.get("lora_rank"):
+        pytest.importorskip("peft")
+    plain, recorded = make(False, **settings), make(True, **settings)
+    for texts in (TEXTS, OTHERS, TEXTS, TEXTS + OTHERS * 5):
+        tokens = plain.tokenize(texts)
+        torch.testing.assert_close(recorded(tokens), plain(tokens), rtol=1e-4, atol=1e-5)
+        # Again and again: gradients add up, and none is a graph's own memory.
+        assert_same(
+            gradients(recorded, texts, OTHERS, texts), gradients(plain, texts, OTHERS, texts)
+        )
+    assert len(recorded._graphs._graphs) >= 2
+
+
+def test_one_batch_at_a_time(make):
+    plain, recorded = make(False), make(True)
+
+    def both(encoder):
+        encoder.zero_grad()
+        first, second = (encoder(encoder.tokenize(texts)) for texts in (TEXTS, OTHERS))
+        (first.sum(0) @ second.sum(0)).backward()
+        return {n: w.grad for n, w in encoder.named_parameters() if w.grad is not None}
+
+    assert_same(both(recorded), both(plain))
+    assert len(recorded._graphs._graphs) == 1
+    # A batch that is given up makes room for the next one.
+    recorded(recorded.tokenize(TEXTS))
+    recorded(recorded.tokenize(OTHERS * 9)).sum().backward()
+    assert len(recorded._graphs._graphs) == 2
+
+
+def test_gradients_a_second_time(make):
+    encoder = make(True)
+    vectors = encoder(encoder.tokenize(TEXTS))
+    vectors.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="runs once"):
+        vectors.sum().backward()
+
+
+def test_weights_elsewhere(make):
+    plain, recorded = make(False), make(True)
+    gradients(recorded, TEXTS)
+    for encoder in (plain, recorded):
+        encoder.double().float()
+        with torch.no_grad():
+            for weight in encoder.parameters():
+                weight.mul_(1.5)
+    assert_same(gradients(recorded, TEXTS), gradients(plain, TEXTS))
+
+
+def test_too_many_shapes(make, monkeypatch):
+    monkeypatch.setattr(graphs, "_MOST_SHAPES", 1)
+    plain, recorded = make(False), make(True)
+    for texts in (TEXTS, TEXTS * 9):
+        assert_same(gradients(recorded, texts), gradients(plain, texts))
+    assert len(recorded._graphs._graphs) == 1
+
+
+def test_a_copy_has_none(make):
+    encoder = make(True)
+    gradients(encoder, TEXTS)
+    copied = copy.deepcopy(encoder)
+    assert copied._graphs is None
+    assert_same(gradients(copied, TEXTS), gradients(encoder, TEXTS))
+
+
+def test_only_where_it_would_do_the_same(make, device):
+    encoder = make(True)
+    tokens = encoder.tokenize(TEXTS)
+    with torch.no_grad():
+        encoder(tokens)
+    with torch.autocast(device, torch.bfloat16):
+        encoder(tokens)
+    encoder.eval()(tokens)
+    assert not encoder._graphs._graphs
+
+
+def test_random_numbers(make, device):
+    """Each batch has its own dropout, which follows from the seed, whenever graphs are made."""
+
+    def draws(encoder):
+        torch.manual_seed(3)
+        return [encoder(encoder.tokenize(TEXTS)).detach().clone() for _ in range(2)]
+
+    encoder = make(True, dropout=True)
+    # The first call of all tries out which masks the model takes.
+    encoder.eval()(encoder.tokenize(TEXTS))
+    encoder.train()
+    first, second = draws(encoder)
+    assert not torch.equal(first, second)
+    again = draws(encoder)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+
+
+def test_settings_that_exclude_each_other(model):
+    with pytest.raises(ValueError, match="graphs and checkpointing are both true"):
+        TransformerEncoder(model, max_length=16, graphs=True, checkpointing=True)
+    for other in ("checkpointing", "shard"):
+        with pytest.raises(ValueError, match=f"graphs and {other} are both true"):
+            Config.load(sets=["encoder.model=m", "encoder.graphs=true", f"encoder.{other}=true"])
