@@ -40,8 +40,8 @@ class Graphs:
         self._module, self._dim = module, dim
         self._forget(())
 
-    def _forget(self, places: tuple[int, ...]) -> None:
-        self._places = places
+    def _forget(self, recorded: tuple[int, ...]) -> None:
+        self._recorded = recorded
         self._graphs: dict[tuple[int, int], _Graph] = {}
         # Those of all graphs, since they are read right after a pass; None of weights without use.
         self._gradients: list[torch.Tensor | None] = []
@@ -60,22 +60,26 @@ class Graphs:
     ) -> torch.Tensor | None:
         """Vectors of padded texts, float32 [n, dim], which may be padded further up to `longest`.
 
-        None if another batch is between its passes, or if there are too many shapes.
+        None if another batch is between its passes, if there are too many shapes, or if nothing is
+        trained.
         """
         if self._between() is not None:
             return None
         weights = {n: w for n, w in self._module.named_parameters() if w.requires_grad}
-        # Graphs work on the memory that the weights were in.
-        places = tuple(weight.data_ptr() for weight in weights.values())
-        if places != self._places:
-            self._forget(places)
+        if not weights:
+            return None
+        # Graphs work on the memory that the weights were in, in the modes that the modules were in.
+        places = (weight.data_ptr() for weight in weights.values())
+        current = (*places, *(module.training for module in self._module.modules()))
+        if current != self._recorded:
+            self._forget(current)
         count, length = mask.shape
         shape = _rounded(count), max(length, min(_rounded(length), longest))
         graph = self._graphs.get(shape)
         if graph is None:
             if len(self._graphs) == _MOST_SHAPES:
                 return None
-            graph = self._graphs[shape] = self._recorded(shape, weights)
+            graph = self._graphs[shape] = self._record(shape, weights)
         room = [(0, whole - own) for whole, own in zip(shape, mask.shape, strict=True)]
         ids, mask = np.pad(ids, room), np.pad(mask, room)
         mask[count:, 0] = True  # the mean over no token would be NaN
@@ -88,7 +92,7 @@ class Graphs:
         )
         return vectors[:count]
 
-    def _recorded(self, shape: tuple[int, int], weights: Mapping[str, torch.Tensor]) -> "_Graph":
+    def _record(self, shape: tuple[int, int], weights: Mapping[str, torch.Tensor]) -> "_Graph":
         device = next(iter(weights.values())).device
         if self._recorder is None:
             self._recorder = _Recorder(device)

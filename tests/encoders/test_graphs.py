@@ -127,6 +127,18 @@ def test_weights_elsewhere(make):
     assert_same(gradients(recorded, TEXTS), gradients(plain, TEXTS))
 
 
+def test_frozen_later(make):
+    plain, recorded = make(False, dropout=True), make(True, dropout=True)
+    gradients(recorded, TEXTS)
+    for encoder in (plain, recorded):
+        encoder.model.eval().embeddings.requires_grad_(False)
+    assert_same(gradients(recorded, TEXTS), gradients(plain, TEXTS))
+    for encoder in (plain, recorded):
+        encoder.requires_grad_(False)
+    tokens = plain.tokenize(TEXTS)
+    torch.testing.assert_close(recorded(tokens), plain(tokens), rtol=1e-4, atol=1e-5)
+
+
 def test_too_many_shapes(make, monkeypatch):
     monkeypatch.setattr(graphs, "_MOST_SHAPES", 1)
     plain, recorded = make(False), make(True)
