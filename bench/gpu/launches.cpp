@@ -105,14 +105,14 @@ int main(int count, char** given) {
                       somewhere<float>(), somewhere<int32_t>());
   } else if (words.at(1) == "topk") {
     const int64_t queries = number(2), items = number(3), cols = number(4);
-    constexpr int64_t kBlock = 8192;  // of `ngame.cuda`, queries and items
+    constexpr int64_t kQueryBlock = 8192, kItemBlock = 16'384;  // of `ngame.cuda`
     const Product product{
         somewhere<BFloat>(),
         somewhere<BFloat>(),
         cols,
         somewhere<BFloat>(),
-        kBlock,
-        kBlock,
+        kQueryBlock,
+        kItemBlock,
         [](int64_t first_query, int64_t last_query, int64_t first_item, int64_t last_item) {
           std::printf("product %lld %lld\n", static_cast<long long>(last_query - first_query),
                       static_cast<long long>(last_item - first_item));

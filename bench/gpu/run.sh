@@ -59,7 +59,7 @@ fi
 
 tests=("${ours[@]}" -m pytest -q -p no:cacheprovider -m gpu --rootdir "$root" -c "$root/pyproject.toml")
 cores=("${tests[@]}" "$root/tests/test_cuda.py")
-step 150 12 tests "${tests[@]}" "$root/tests/test_cuda.py" "$root/tests/encoders/test_graphs.py" "$root/tests/training/test_waits.py" --durations=5
+step 150 12 tests "${tests[@]}" "$root/tests/test_cuda.py" "$root"/tests/encoders/test_{encode,graphs}.py "$root/tests/training/test_waits.py" --durations=5
 step 130 14 timings "${ours[@]}" -m gpu -o "$out/rows.jsonl"
 step 60 60 kernels "${ours[@]}" -m gpu.kernels
 if [ -d "$folder/data" ] && [ -d "$folder/model" ]; then

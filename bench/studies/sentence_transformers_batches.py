@@ -121,9 +121,11 @@ def measure(data: ngame.Dataset, name: str, cell: dict[str, Any]) -> dict[str, f
     model = SentenceTransformer(name, device=cell["device"]).float()  # the weights may be halves
     model.max_seq_length = cell["max_length"]
     if masked:
-        drawn = SharedTexts(data.label_texts, cell["random_labels"], seed=cell["seed"])
+        drawn = []
+        if cell["random_labels"]:
+            drawn = [SharedTexts(data.label_texts, cell["random_labels"], seed=cell["seed"])]
         loss: torch.nn.Module = MaskedMultipleNegativesRankingLoss(
-            model, data.train_labels, sources=[drawn] if cell["random_labels"] else []
+            model, data.train_labels, sources=drawn
         )
     else:
         loss = MultipleNegativesRankingLoss(model)

@@ -159,8 +159,8 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         if ctx.between is None:
             raise RuntimeError(
-                "the backward pass of a CUDA graph runs once: set encoder.graphs to false to have "
-                "gradients a second time"
+                "backward ran a second time through vectors of an encoder with graphs=True, "
+                "expected once: with graphs=False (encoder.graphs=false) retain_graph works"
             )
         ctx.between = None
         graph = ctx.graph

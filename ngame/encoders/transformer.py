@@ -73,9 +73,9 @@ class TransformerEncoder(Encoder):
         In training, compute the activations of each layer again in the backward pass, instead of
         keeping them: the same gradients, in less memory and more time.
     graphs : bool
-        In training on a GPU, run each small batch as two CUDA graphs instead of kernel by kernel:
-        the same gradients, in less time where the processor was what held the GPU up. A shape of
-        batches takes a tenth of a second when it is first met.
+        In training on a GPU, run a batch that is not cut by length, as small ones are not, as two
+        CUDA graphs instead of kernel by kernel: the same gradients, in less time where the
+        processor was what held the GPU up. A shape of batches takes longer when it is first met.
     seed : int
         Of the first values of the LoRA matrices.
 

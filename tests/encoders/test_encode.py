@@ -95,7 +95,8 @@ def test_training_draws_the_same_random_numbers(model):
     assert draw_of_all() == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch sees")
 def test_random_state_of_cuda(model):
     device = torch.device("cuda")
     torch.manual_seed(1)
