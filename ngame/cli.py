@@ -342,9 +342,7 @@ def _train(options: argparse.Namespace) -> None:
         print(dataset, flush=True)
         if not resuming:
             points, labels = dataset.train_labels.shape
-            config = Config.load(
-                options.config, options.set, points=points, labels=labels, processes=ranks.size
-            )
+            config = Config.load(options.config, options.set, points=points, labels=labels)
         if config.self_pairs == "drop":
             dataset = _without_self_pairs(dataset)
         if options.resume and not begun.exists() and ranks.rank == 0:

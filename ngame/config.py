@@ -309,7 +309,6 @@ class Config(_Section):
         *,
         points: int | None = None,
         labels: int | None = None,
-        processes: int = 1,
         whole: bool = False,
     ) -> Self:
         """Read a TOML file, then apply ``key=value`` settings with dotted keys.
@@ -323,8 +322,6 @@ class Config(_Section):
         points, labels : int, optional
             The size of the data. If given, settings that are neither in the file nor in `sets`
             are those of `defaults_for`.
-        processes : int
-            How many train together, which not all settings allow.
         whole : bool
             The file was written by `save`, and so has its last line.
 
@@ -372,7 +369,7 @@ class Config(_Section):
             lora = kind == "transformer" and bool(encoder.get("lora_rank"))
             suited = defaults_for(points, labels, kind, lora=lora)
             given = table.get("classifier_stage")
-            if processes > 1 or (isinstance(given, dict) and given.keys() & {"loss", "accumulate"}):
+            if isinstance(given, dict) and given.keys() & {"loss", "accumulate"}:
                 # Comparing with all labels has a loss and steps of its own.
                 suited.get("classifier_stage", {}).pop("labels", None)
             table = _over(suited, table)

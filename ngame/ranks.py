@@ -228,6 +228,23 @@ class Ranks:
         flat = buffer.numpy().view(whole.dtype).reshape(-1, *shape)
         return np.split(flat, np.cumsum(received[:-1].numpy()))
 
+    def redeal(
+        self, x: torch.Tensor, ends: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
+    ) -> torch.Tensor:
+        """This rank's rows where all rows are dealt anew, in the same order.
+
+        Parameters
+        ----------
+        x : this rank's rows, of a dtype that NumPy has
+        ends, wanted : where each rank's rows end among those of all, as it is and as it will be
+        """
+        if self.size == 1:
+            return x
+        begin = int(ends[self.rank]) - len(x)
+        cuts = np.clip(np.append(0, wanted) - begin, 0, len(x))
+        parts = [x[first:last].cpu().numpy() for first, last in pairwise(cuts.tolist())]
+        return torch.from_numpy(np.concatenate(self.exchange(parts))).to(x.device)
+
     def all_arrays(self, x: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """Every rank's array; dtypes and shapes as in `exchange`."""
         if self.size == 1:

@@ -1,5 +1,7 @@
 """Balanced clusters: exact sizes, from rows in memory, in a file, or over several processes."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -113,7 +115,7 @@ def balanced_clusters(
     rounds, max_iter = as_count(refine, "refine", 0), as_count(max_iter, "max_iter")
     rows, ranks = len(x), None
     if memory is not None:
-        memory = as_count(memory, "memory")
+        memory = as_count(memory, "memory", most=math.inf)
         if group is not None:
             raise ValueError("memory is given with a group: each rank holds its share in memory")
         if on_gpu(x):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ngame.loss import MASKED, CooIndex
+from ngame.ranks import Ranks
 
 # Scores in memory at once: float32, a few copies. On a CPU they stay near its cache: a step is a
 # quarter shorter than with as many as on a GPU, where each operation has its price.
@@ -20,22 +21,27 @@ class AllLabels(torch.nn.Module):
     neither the scores of all labels nor a gradient of all vectors is ever in memory. Vectors are
     bfloat16, rounded up or down at random in proportion, so that small steps are not lost (as in
     ELMO, 2025). Beside them there is one number a label: the sum of its squared gradients, by whose
-    root a step is divided (row-wise AdaGrad). In all that is 2 d + 4 bytes a label.
+    root a step is divided (row-wise AdaGrad). In all that is 2 d + 4 bytes a label. Several ranks
+    have some of the labels each.
 
     Parameters
     ----------
     vectors : float tensor of shape [L, d]
-        Where to start from, such as the encoder's vectors of the labels.
+        Where to start from, such as the encoder's vectors of the labels: those of this rank.
     temperature : float
         Divides the cosines.
+    ranks : Ranks
+        The processes among which the labels are dealt.
     """
 
     vectors: torch.Tensor
     squares: torch.Tensor
 
-    def __init__(self, vectors: torch.Tensor, temperature: float = 0.05) -> None:
+    def __init__(
+        self, vectors: torch.Tensor, temperature: float = 0.05, ranks: Ranks | None = None
+    ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self._ranks = temperature, ranks or Ranks()
         self.register_buffer("vectors", F.normalize(vectors.detach().float(), dim=1).bfloat16())
         self.register_buffer("squares", torch.zeros(len(vectors), device=vectors.device))
 
@@ -44,12 +50,14 @@ class AllLabels(torch.nn.Module):
     ) -> torch.Tensor:
         """Move the vectors for a batch; returns its loss, which has a gradient for `x`.
 
+        Of several ranks each returns its labels' part of the loss and of the gradient.
+
         Parameters
         ----------
         x : float32 tensor of shape [b, d]
-            Unit vectors of points.
+            Unit vectors of points, the same on all ranks.
         known, targets : positions in [b, L]
-            Known positives, and those of them to train on.
+            Known positives, and those of them to train on, among this rank's labels.
         rate : float
             Learning rate: the length of a vector's first step.
         seed : int
@@ -57,9 +65,10 @@ class AllLabels(torch.nn.Module):
         """
         # The temperature is in the points, so that no pass over the scores divides by it.
         points, temperature = x.detach() / self.temperature, self.temperature
+        ranks = self._ranks
         most = _SCORES_ON_CPU if x.device.type == "cpu" else _SCORES
         size = max(1, most // max(*points.shape, 1))
-        firsts = range(0, len(self.vectors), size)
+        firsts = range(0, max(1, len(self.vectors)), size)
         known_in, targets = _by_chunk(known, firsts), _by_column(targets)
         targets_in = _by_chunk(targets, firsts)
 
@@ -75,15 +84,16 @@ class AllLabels(torch.nn.Module):
         total = torch.full((len(points),), MASKED, device=points.device)
         for chunk in range(len(firsts)):
             total = torch.logaddexp(total, scored(chunk)[1].logsumexp(dim=1))
+        total = ranks.all_rows(total[None], [1] * ranks.size).logsumexp(dim=0)
         own = F.normalize(self.vectors[targets.columns].float(), dim=1)
         excess = total[targets.rows] - (points[targets.rows] * own).sum(dim=1)
         counts = torch.zeros(len(points), device=points.device)
-        counts.index_add_(0, targets.rows, torch.ones_like(excess))
+        ranks.sum(counts.index_add_(0, targets.rows, torch.ones_like(excess)))
         weights = 1 / (counts[targets.rows] * torch.count_nonzero(counts))
         loss = (F.softplus(excess) * weights).sum()
         # A target's score rises by `pull`; those of all negatives of its point fall by as much.
         pull = torch.sigmoid(excess) * weights
-        push = torch.zeros_like(total).index_add_(0, targets.rows, pull)
+        push = ranks.sum(torch.zeros_like(total).index_add_(0, targets.rows, pull))
         generator = torch.Generator(points.device).manual_seed(seed)
         gradient = torch.zeros_like(points)
         pulls = torch.split(pull, [len(own.rows) for own in targets_in])

@@ -11,7 +11,6 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from ngame import metrics
@@ -108,8 +107,7 @@ def train(
         raise TypeError(f"config is a {type(config).__name__}, expected an ngame.Config")
     if config is None:
         points, labels = dataset.train_labels.shape
-        together = dist.get_world_size() if dist.is_initialized() else 1
-        config = Config.load(points=points, labels=labels, processes=together)
+        config = Config.load(points=points, labels=labels)
     if folder is not None and not os.fspath(folder):
         raise ValueError("folder is empty, expected the name of one, or None")
     folder = Path(folder) if folder is not None else None
@@ -130,10 +128,6 @@ def train(
 def _train(run: Run) -> Model:
     _check_scorers(run)
     in_full = run.config.classifier_stage.labels == "all"
-    if in_full and run.ranks.size > 1:
-        raise ValueError(
-            'classifier_stage.labels is "all", expected "pool" where several processes train'
-        )
     train_encoder(run)
     encoded = EncodedTexts(run)
     classifier = (train_all_labels if in_full else train_classifier)(run, encoded)
@@ -250,14 +244,21 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
     The others keep the encoder's vectors: negatives alone would push them away.
     """
     config, points, encoder = run.config.classifier_stage, run.points, run.encoder
+    ranks = run.ranks
     if config.epochs == 0:
         return None
     targets, known = points.truth.targets, points.truth.known
     seen = np.flatnonzero(targets.getnnz(axis=0))
+    # All ranks train as many of them, whichever of all labels they have.
+    of_all, of_seen = (np.cumsum(ranks.counts(n)) for n in (len(run.labels), len(seen)))
+    ends = np.searchsorted(seen, of_all)
+    own = ranks.share(len(run.labels))
+    has = seen[(seen >= own.start) & (seen < own.stop)] - own.start
+    places = torch.from_numpy(has).to(run.device)
     vectors = torch.as_tensor(encoded.labels).to(run.device, copy=True)
-    places = torch.from_numpy(seen).to(run.device)
-    labels = AllLabels(vectors[places], config.temperature)
-    modules = {"classifier": ParameterGroup(labels, 0.0, 0.0)}
+    start = ranks.redeal(vectors[places], ends, of_seen)
+    labels = AllLabels(start, config.temperature, ranks)
+    modules = {"classifier": ParameterGroup(labels, 0.0, 0.0, len(seen))}
     if config.finetune:
         rate = config.encoder_learning_rate
         modules["encoder"] = ParameterGroup(encoder, rate, rate)
@@ -267,19 +268,23 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
     frozen = None if config.finetune else encoded
 
     def trained() -> Vectors:
-        vectors[places] = labels.vectors.float()
+        vectors[places] = ranks.redeal(labels.vectors.float(), of_seen, ends)
         return to_device(F.normalize(vectors, dim=1, eps=1e-30), run.core_device)
 
-    targets, known = (matrix.tocsc()[:, seen].tocsr() for matrix in (targets, known))
+    columns = seen[ranks.share(len(seen))]
+    targets, known = (matrix.tocsc()[:, columns].tocsr() for matrix in (targets, known))
     for _ in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, None) if frozen is None else frozen.points)
         encoder.train(config.finetune)
         for rows in stage.batches():
             if frozen is None:
-                x = _embed(encoder, points.tokens.take(rows))
+                x = _embed(encoder, points.tokens.take(rows[ranks.share(len(rows))]))
             else:
-                x = frozen.batch(rows).requires_grad_()
+                x = frozen.batch(rows)
             x = F.normalize(F.dropout(x, config.dropout), dim=1)
+            x = ranks.concatenate(x, ranks.counts(len(rows)))
+            if frozen is not None:
+                x.requires_grad_()
             loss = labels.step(
                 x,
                 CooIndex.of(known[rows], run.device),

@@ -123,15 +123,14 @@ def test_settings_suited_to_the_data(points, labels, kind):
 
 
 def test_all_labels_where_they_are_few_enough():
-    def labels_of(*chosen, points=10_000, labels=20_000, **others):
-        config = Config.load(None, chosen, points=points, labels=labels, **others)
+    def labels_of(*chosen, points=10_000, labels=20_000):
+        config = Config.load(None, chosen, points=points, labels=labels)
         return config.classifier_stage.labels
 
     assert labels_of() == "all"
     assert labels_of(labels=20_001) == labels_of(labels=1024) == "pool"
     assert labels_of("encoder.kind=transformer", "encoder.model=m") == "pool"  # not measured
-    # It has a loss of its own, makes a step a batch, and needs one process.
-    assert labels_of(processes=2) == "pool"
+    # It has a loss of its own, and makes a step a batch.
     assert labels_of("classifier_stage.accumulate=2") == "pool"
     assert labels_of("classifier_stage.loss=triplet") == "pool"
     assert labels_of("classifier_stage.loss=triplet", "classifier_stage.labels=all") == "all"

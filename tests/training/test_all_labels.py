@@ -1,6 +1,7 @@
 """Label vectors trained against all labels."""
 
 import numpy as np
+import processes
 import pytest
 import scipy.sparse as sp
 import tiny
@@ -76,6 +77,45 @@ def test_steps_lower_the_loss(problem):
     labels = AllLabels(vectors)
     losses = [float(labels.step(x, known, targets, 0.1, seed)) for seed in range(30)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+DEALT = """
+    from ngame.loss import CooIndex
+    from ngame.ranks import Ranks
+    from ngame.training.all_labels import AllLabels
+    problem, squares, gradient, loss = torch.load(sys.argv[2])
+    x, vectors, known, targets = problem
+    ranks = Ranks.all()
+    own = ranks.share(len(vectors))
+    def part(index):
+        rows, columns = index
+        within = (columns >= own.start) & (columns < own.stop)
+        return CooIndex(rows[within], columns[within] - own.start)
+    labels = AllLabels(vectors[own], ranks=ranks)
+    x.requires_grad_()
+    found = labels.step(x, part(known), part(targets), 0.1, seed=1)
+    found.backward()
+    torch.testing.assert_close(labels.squares, squares[own])
+    torch.testing.assert_close(ranks.sum(x.grad), gradient)
+    torch.testing.assert_close(ranks.sum(found.detach()), loss)
+"""
+
+
+@pytest.mark.parametrize("count", [31, 2])
+def test_ranks_that_have_some_of_the_labels_each(tmp_path, count):
+    """Also one that has none, where there are fewer labels than ranks."""
+    generator = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(9, 12, generator=generator), dim=1).requires_grad_()
+    vectors = F.normalize(torch.randn(count, 12, generator=generator), dim=1).bfloat16()
+    positive = torch.rand(9, count, generator=generator) < 0.2
+    known = CooIndex(*positive.nonzero().T)
+    targets = CooIndex(known.rows[::2], known.columns[::2])
+    labels = AllLabels(vectors)
+    loss = labels.step(x, known, targets, 0.1, seed=1)
+    loss.backward()
+    problem = x.detach(), vectors, tuple(known[:2]), tuple(targets[:2])
+    torch.save((problem, labels.squares, x.grad, loss.detach()), tmp_path / "problem")
+    processes.run(DEALT, tmp_path / "problem", size=3)
 
 
 def test_nothing_to_learn_changes_nothing():

@@ -27,6 +27,8 @@ KINDS = {
         "classifier_stage.cluster_size=4",
     ),
     "fine-tuned": tiny.FINETUNED,
+    "all labels": ("classifier_stage.labels='all'", "classifier_stage.finetune=true"),
+    "all labels, frozen": ("classifier_stage.labels='all'", "encoder_stage.epochs=3"),
 }
 
 # One process clusters what the others have, too: so that the clusters are the same.
@@ -39,6 +41,8 @@ AS_ONE = """
             x = np.concatenate(Ranks(group).all_arrays(x))
         return cluster(x, **options)
     batches.balanced_clusters = as_one
+    import ngame.training.all_labels as all_labels
+    all_labels._rounded = lambda x, generator: x.bfloat16()  # else at random, by the rank
 """
 TRAIN = """
     import ngame
@@ -255,10 +259,11 @@ KILLED = """
 """
 
 
-def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("kind", ["bank", "all labels, frozen"])
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path, kind):
     data, config = tmp_path / "data", tmp_path / "config.toml"
     save_dataset(tiny.dataset(points=203), data)
-    tiny.config("checkpoint_minutes=0", "encoder.dropout=0.1", *KINDS["bank"]).save(config)
+    tiny.config("checkpoint_minutes=0", "encoder.dropout=0.1", *KINDS[kind]).save(config)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     processes.run(TRAIN, data, config, whole)
     for victim, batch in ((1, 9), (0, 18)):  # in the encoder stage, then in the classifier's
