@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 import ngame
 from ngame import metrics
 from ngame.arrays import as_threads, text_fault
-from ngame.config import SCORERS
+from ngame.config import PRESETS, SCORERS
 from ngame.data.predictions import (
     SUFFIXES,
     as_jsonl,
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stderr is None:  # closed: bars and warnings would fail
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     options = _parser().parse_args(arguments)
+    if getattr(options, "preset", None):
+        options.set = [*PRESETS[options.preset], *options.set]
     _let_openmp_sleep()
     try:
         with warnings.catch_warnings():
@@ -322,6 +324,12 @@ def _settings(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="a setting, such as encoder.dim=512; may be given several times",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings for better scores in more time: quality is "
+        f"{' '.join(PRESETS['quality'])}; --set comes after them",
     )
 
 

@@ -29,6 +29,10 @@ _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 
 
+PRESETS = {"quality": ("encoder.members=2",)}
+"""Settings by the name of what they are for (bench/results/training.md)."""
+
+
 def setting(default: Any, meaning: str, **bounds: float) -> Any:
     """A field of a section: its default, its meaning and its bounds (see `_BOUNDS`)."""
     return field(default=default, metadata={"meaning": meaning, "bounds": bounds})
@@ -59,6 +63,12 @@ class EncoderConfig(_Section):
     )
     dim: int = setting(256, "bag: width of the vectors.", least=1)
     layers: int = setting(1, "bag: residual layers after the sum.", least=0)
+    members: int = setting(
+        1,
+        "bag: encoders trained side by side, each by its own loss, whose cosines are averaged: "
+        "better, and as many times the work.",
+        least=1,
+    )
     dropout: float = setting(
         0.0,
         "bag: share of a text's tokens that training leaves out, others at every visit.",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.encode import evaluating
+from ngame.encoders.ensemble import Ensemble
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.files import atomic_write
 
@@ -28,7 +29,7 @@ def export(encoder: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    encoder : a `BagEncoder` or `TransformerEncoder`
+    encoder : a `BagEncoder`, an `Ensemble` of them, or a `TransformerEncoder`
     folder : is made if it is not there
 
     Raises
@@ -87,7 +88,7 @@ class _UnitVectors(torch.nn.Module):
 
 def _tokenizer(encoder: torch.nn.Module) -> tokenizers.Tokenizer:
     """A copy of the encoder's tokenizer that truncates and pads."""
-    if isinstance(encoder, BagEncoder):
+    if isinstance(encoder, BagEncoder | Ensemble):
         tokenizer = tokenizers.Tokenizer.from_str(encoder.tokenizer.to_str())
         tokenizer.enable_padding()
     elif isinstance(encoder, TransformerEncoder):

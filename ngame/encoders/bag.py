@@ -118,20 +118,20 @@ class BagEncoder(Encoder):
             vocab_size = min(max(words // _WORDS_PER_SUBWORD, _MIN_VOCABULARY), _MAX_VOCABULARY)
         tokenizer = _train_tokenizer(texts, vocab_size)
         encoder = cls(tokenizer, dim=dim, layers=layers, dropout=dropout, max_length=max_length)
-        encoder._initialize(texts, seed)
+        encoder.initialize(encoder.tokenize(texts), seed)
         return encoder
 
     @torch.no_grad()
-    def _initialize(self, texts: Sequence[str], seed: int) -> None:
+    def initialize(self, tokens: Tokens, seed: int) -> None:
+        """Draw the initial weights, scaled by the inverse document frequencies of some texts."""
         generator = torch.Generator().manual_seed(seed)
         rows = self.embedding.num_embeddings
-        tokens = self.tokenize(texts)
         document = np.repeat(np.arange(len(tokens)), tokens.lengths)
         # Document frequency: each (text, token) pair counts once.
         pairs = np.unique(document * rows + tokens.ids)
         frequency = np.bincount(pairs % rows, minlength=rows)
         # Always above 0: a text that has only the commonest tokens must not become a zero vector.
-        idf = torch.from_numpy(np.log((2 + len(texts)) / (1 + frequency))).float()
+        idf = torch.from_numpy(np.log((2 + len(tokens)) / (1 + frequency))).float()
         self.embedding.weight.normal_(0, 1 / math.sqrt(self.dim), generator=generator)
         self.embedding.weight.mul_((idf / idf.mean())[:, None])
         for layer in self.layers:

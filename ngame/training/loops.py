@@ -21,6 +21,7 @@ from ngame.encoders.bag import BagEncoder
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import check_vectors
+from ngame.encoders.ensemble import Ensemble, split
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.encoders.vectors import Vectors, normalize, to_device, to_numpy
 from ngame.loss import CooIndex
@@ -178,7 +179,7 @@ def train_encoder(run: Run) -> None:
                 z = ranks.concatenate(z, ranks.counts(len(pool)))
             if stage.bank is not None:
                 _store(run, stage.bank, rows, x)
-            stage.step(stage.loss(x @ z.T, known, targets), len(x) / len(rows))
+            stage.step(_loss(stage, x, z, known, targets), len(x) / len(rows))
         measured = None
         if stage.scores_epoch:
             encoded = EncodedTexts(run)
@@ -229,13 +230,13 @@ def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
             ids = pool[places[ranks.rank] : places[ranks.rank + 1]] - own.start
             w = F.normalize(classifier(sent(torch.from_numpy(ids), run.device).long()), dim=1)
             w = ranks.concatenate(w, np.diff(places).tolist())
-            stage.step(stage.loss(x @ w.T, known, targets), len(x) / len(rows))
+            stage.step(_loss(stage, x, w, known, targets), len(x) / len(rows))
         measured = None
         if stage.scores_epoch:
-            weight = normalize(to_device(classifier.weight, run.core_device))
+            weight = _joined(run, classifier.weight)
             measured = _measure(stage, frozen or EncodedTexts(run), weight, labels_of)
         stage.end_epoch(measured)
-    return normalize(to_device(classifier.weight, run.core_device))
+    return _joined(run, classifier.weight)
 
 
 def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
@@ -257,7 +258,9 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
     places = torch.from_numpy(has).to(run.device)
     vectors = torch.as_tensor(encoded.labels).to(run.device, copy=True)
     start = ranks.redeal(vectors[places], ends, of_seen)
-    labels = AllLabels(start, config.temperature, ranks)
+    labels = torch.nn.ModuleList(
+        AllLabels(part, config.temperature, ranks) for part in split(encoder, start)
+    )
     modules = {"classifier": ParameterGroup(labels, 0.0, 0.0, len(seen))}
     if config.finetune:
         rate = config.encoder_learning_rate
@@ -268,8 +271,9 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
     frozen = None if config.finetune else encoded
 
     def trained() -> Vectors:
-        vectors[places] = ranks.redeal(labels.vectors.float(), of_seen, ends)
-        return to_device(F.normalize(vectors, dim=1, eps=1e-30), run.core_device)
+        parts = [cast(AllLabels, part).vectors.float() for part in labels]
+        vectors[places] = ranks.redeal(torch.cat(parts, dim=1), of_seen, ends)
+        return _joined(run, vectors)
 
     columns = seen[ranks.share(len(seen))]
     targets, known = (matrix.tocsc()[:, columns].tocsr() for matrix in (targets, known))
@@ -285,14 +289,14 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
             x = ranks.concatenate(x, ranks.counts(len(rows)))
             if frozen is not None:
                 x.requires_grad_()
-            loss = labels.step(
-                x,
-                CooIndex.of(known[rows], run.device),
-                CooIndex.of(targets[rows], run.device),
-                config.step * stage.optimizer.share,
-                int(stage.seeds(stage.batch).generate_state(2)[1]),
-            )
-            stage.step(loss, 1.0)
+            positives = (CooIndex.of(matrix[rows], run.device) for matrix in (known, targets))
+            asked = *positives, config.step * stage.optimizer.share
+            seeds = stage.seeds(stage.batch).generate_state(1 + len(labels)).tolist()[1:]
+            losses = [
+                cast(AllLabels, part).step(own, *asked, seed)
+                for part, own, seed in zip(labels, split(encoder, x), seeds, strict=True)
+            ]
+            stage.step(torch.stack(losses).mean() if len(losses) > 1 else losses[0], 1.0)
         measured = None
         if stage.scores_epoch:
             held_out = (frozen or EncodedTexts(run)).held_out
@@ -405,7 +409,7 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
     gains = None
     if run.config.prediction.fuse_for == "psp":
         gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
-    taught_by = len(run.points.rows) if isinstance(run.encoder, BagEncoder) else None
+    taught_by = len(run.points.rows) if isinstance(run.encoder, BagEncoder | Ensemble) else None
     return Fusion.fit(features, rows, relevant, gains, taught_by=taught_by)
 
 
@@ -442,6 +446,21 @@ def _batch_labels(
         device=run.device,
     )
     return labels.part(own) if ranks.size > 1 and gather else labels
+
+
+def _loss(
+    stage: Stage, x: torch.Tensor, z: torch.Tensor, known: CooIndex, targets: CooIndex
+) -> torch.Tensor:
+    """The loss of points x and labels z: of an ensemble, the mean of its members' own losses."""
+    members = zip(*(split(stage.run.encoder, vectors) for vectors in (x, z)), strict=True)
+    losses = [stage.loss(a @ b.T, known, targets) for a, b in members]
+    return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+
+
+def _joined(run: Run, vectors: torch.Tensor) -> Vectors:
+    """Labels' trained vectors as the core searches them. Members of an ensemble count alike."""
+    joined = torch.cat(split(run.encoder, vectors), dim=1)
+    return normalize(to_device(joined, run.core_device))
 
 
 def _store(run: Run, bank: EmbeddingBank, rows: npt.NDArray[np.int64], x: torch.Tensor) -> None:

@@ -26,6 +26,7 @@ from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
+from ngame.encoders.ensemble import Ensemble
 from ngame.encoders.load import load_encoder
 from ngame.encoders.transformer import TransformerEncoder, takes_bf16
 from ngame.encoders.vectors import Vectors, core_device, to_device, torch_device
@@ -288,8 +289,9 @@ def _make_encoder(
             return _transformer(replace(settings, model=str(start)), config.seed, device)
     encoder: Encoder
     if settings.kind == "bag":
-        encoder = BagEncoder.fit(
-            [*dataset.train_texts, *dataset.label_texts],
+        texts = [*dataset.train_texts, *dataset.label_texts]
+        bag = BagEncoder.fit(
+            texts,
             dim=settings.dim,
             layers=settings.layers,
             dropout=settings.dropout,
@@ -297,6 +299,8 @@ def _make_encoder(
             max_length=settings.max_length or _BAG_LENGTH,
             seed=config.seed,
         )
+        many = settings.members > 1
+        encoder = Ensemble.of(bag, texts, settings.members, config.seed) if many else bag
     else:
         encoder = _transformer(settings, config.seed, device)
     if start is not None:

@@ -11,6 +11,7 @@ import torch
 import ngame
 from ngame.adapters import onnx
 from ngame.encoders.encode import encode
+from ngame.encoders.ensemble import Ensemble
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -35,12 +36,13 @@ def expected(encoder: Any, texts: list[str]) -> Any:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
 
 
-@pytest.mark.parametrize("layers", [0, 2])
-def test_bag(layers: int, tmp_path: Path) -> None:
-    encoder = ngame.BagEncoder.fit(TEXTS, dim=24, layers=layers)
+@pytest.mark.parametrize(("layers", "members"), [(0, 1), (2, 1), (1, 2)])
+def test_bag(layers: int, members: int, tmp_path: Path) -> None:
+    bag = ngame.BagEncoder.fit(TEXTS, dim=24, layers=layers)
     with torch.no_grad():  # layers that change what they get
-        for parameter in encoder.layers.parameters():
+        for parameter in bag.layers.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
+    encoder = bag if members == 1 else Ensemble.of(bag, TEXTS, members)
     encoder.train()
     onnx.export(encoder, tmp_path)
     assert encoder.training

@@ -88,7 +88,10 @@ def test_two_processes_train_lora_as_one(tmp_path):
     assert_alike(one, two, "encoder/adapter_model.safetensors")
 
 
-def test_a_sharded_encoder_trains_as_one_that_each_rank_has(tmp_path):
+@pytest.mark.parametrize("more", [(), ("encoder.lora_rank=4", "encoder.checkpointing=true")])
+def test_a_sharded_encoder_trains_as_one_that_each_rank_has(tmp_path, more):
+    if more:
+        pytest.importorskip("peft")
     dataset = tiny.dataset(points=103)
     data = tmp_path / "data"
     save_dataset(dataset, data)
@@ -102,20 +105,24 @@ def test_a_sharded_encoder_trains_as_one_that_each_rank_has(tmp_path):
         f"encoder.model='{model}'",
         "encoder.max_length=16",
         "checkpoint_minutes=0",
+        *more,
     )
+    weights = "encoder/adapter_model.safetensors" if more else "encoder/model.safetensors"
     tiny.config(*sets).save(tmp_path / "each.toml")
     tiny.config(*sets, "encoder.shard=true").save(tmp_path / "shards.toml")
     each, shards, killed = tmp_path / "each", tmp_path / "shards", tmp_path / "killed"
     for folder in (each, shards):
         processes.run(TRAIN, data, f"{folder}.toml", folder)
-    assert_alike(each, shards)
+    assert_alike(each, shards, weights)
     for ours, theirs in zip(log(shards), log(each), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    if not more:
+        return
     arguments = data, tmp_path / "shards.toml", killed, "1", "13"  # in the classifier stage
     done = processes.finish(processes.start(KILLED, *arguments))
     assert done[1].returncode == -signal.SIGKILL, done[1].stderr
     processes.run(TRAIN, data, tmp_path / "shards.toml", killed)
-    for name in tiny.RESULTS:
+    for name in ("metrics.json", "classifier.safetensors", "vectors.safetensors", weights):
         assert (shards / name).read_bytes() == (killed / name).read_bytes(), name
     assert log(shards) == log(killed)
 
