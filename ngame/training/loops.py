@@ -289,11 +289,11 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
             x = ranks.concatenate(x, ranks.counts(len(rows)))
             if frozen is not None:
                 x.requires_grad_()
-            positives = (CooIndex.of(matrix[rows], run.device) for matrix in (known, targets))
-            asked = *positives, config.step * stage.optimizer.share
+            of_batch = [CooIndex.of(matrix[rows], run.device) for matrix in (known, targets)]
+            rate = config.step * stage.optimizer.share
             seeds = stage.seeds(stage.batch).generate_state(1 + len(labels)).tolist()[1:]
             losses = [
-                cast(AllLabels, part).step(own, *asked, seed)
+                cast(AllLabels, part).step(own, of_batch[0], of_batch[1], rate, seed)
                 for part, own, seed in zip(labels, split(encoder, x), seeds, strict=True)
             ]
             stage.step(torch.stack(losses).mean() if len(losses) > 1 else losses[0], 1.0)
