@@ -66,7 +66,7 @@ class EncoderConfig(_Section):
     members: int = setting(
         1,
         "bag: encoders trained side by side, each by its own loss, whose cosines are averaged: "
-        "better, and as many times the work.",
+        "more recall, and as many times the work.",
         least=1,
     )
     dropout: float = setting(
@@ -123,6 +123,8 @@ class EncoderConfig(_Section):
         super().__post_init__()
         if self.kind == "transformer" and not self.model:
             raise ValueError('model is empty, expected a model when kind is "transformer"')
+        if self.kind == "transformer" and self.members > 1:
+            raise ValueError(f'members is {self.members}, expected 1 when kind is "transformer"')
         if self.graphs and (self.checkpointing or self.shard):
             other = "checkpointing" if self.checkpointing else "shard"
             raise ValueError(f"graphs and {other} are both true, expected at most one of them")
@@ -396,8 +398,6 @@ class Config(_Section):
 _MOST_PAIRS = 200_000_000
 """Of points and labels, up to which the classifier stage by default compares all."""
 
-_MANY_POINTS = 100_000
-
 
 def defaults_for(
     points: int, labels: int, kind: str = "bag", *, lora: bool = False
@@ -418,9 +418,7 @@ def defaults_for(
       matrices of LoRA, which begin at zero, with larger ones.
     - With more labels, the classifier stage compares with all of them, if that is not too much;
       else the encoder stage compares with labels drawn at random, too.
-    - Of many points, twice as many neighbours vote.
     """
-    votes = {"prediction": {"neighbours": 200}} if points > _MANY_POINTS else {}
     points = max(points, 1)
     dropout = min(max(0.18 * math.log10(250_000 / points), 0.0), 0.25)
     batch_size = min(max(2 ** round(math.log2(points / 16)), 16), StageConfig().batch_size)
@@ -438,8 +436,7 @@ def defaults_for(
                 "learning_rate": 3e-3 if lora else 5e-5,
                 "positives": "one",
                 "cluster_size": 32,
-            },
-            **votes,
+            }
         }
     if labels <= StageConfig().batch_size:
         stage |= {"loss": "triplet", "margin": 0.2, "learning_rate": 5e-3}
@@ -449,7 +446,7 @@ def defaults_for(
         classifier["labels"] = "all"
     else:
         stage["random_labels"] = 2048
-    return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier, **votes}
+    return {"encoder": encoder, "encoder_stage": stage, "classifier_stage": classifier}
 
 
 def _over(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

@@ -271,8 +271,8 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
     frozen = None if config.finetune else encoded
 
     def trained() -> Vectors:
-        parts = [cast(AllLabels, part).vectors.float() for part in labels]
-        vectors[places] = ranks.redeal(torch.cat(parts, dim=1), of_seen, ends)
+        parts = [cast(AllLabels, part).vectors for part in labels]
+        vectors[places] = ranks.redeal(torch.cat(parts, dim=1).float(), of_seen, ends)
         return _joined(run, vectors)
 
     columns = seen[ranks.share(len(seen))]
@@ -459,8 +459,9 @@ def _loss(
 
 def _joined(run: Run, vectors: torch.Tensor) -> Vectors:
     """Labels' trained vectors as the core searches them. Members of an ensemble count alike."""
-    joined = torch.cat(split(run.encoder, vectors), dim=1)
-    return normalize(to_device(joined, run.core_device))
+    if isinstance(run.encoder, Ensemble):
+        vectors = torch.cat(split(run.encoder, vectors.detach()), dim=1)
+    return normalize(to_device(vectors, run.core_device))
 
 
 def _store(run: Run, bank: EmbeddingBank, rows: npt.NDArray[np.int64], x: torch.Tensor) -> None:

@@ -122,14 +122,10 @@ def test_settings_suited_to_the_data(points, labels, kind):
     assert Config.load(None, chosen[:2]) == Config(encoder=EncoderConfig(kind=kind, model="m"))
 
 
-def test_more_neighbours_vote_where_points_are_many():
-    def neighbours(points, *chosen):
-        return Config.load(None, chosen, points=points, labels=10).prediction.neighbours
-
-    assert neighbours(100_000) == 100
-    for kind in ((), ("encoder.kind=transformer", "encoder.model=m")):
-        assert neighbours(100_001, *kind) == 200
-    assert neighbours(100_001, "prediction.neighbours=7") == 7
+def test_members_are_bags():
+    sets = ["encoder.model=m", "encoder.members=2"]
+    with pytest.raises(ValueError, match=r"encoder\.members is 2, expected 1 when kind is"):
+        Config.load(sets=sets)
 
 
 def test_all_labels_where_they_are_few_enough():
