@@ -247,6 +247,7 @@ ScorerName = Literal[
     "tfidf_title",
     "tfidf_neighbours",
     "tfidf_classifier",
+    "co_occurrence",
 ]
 SCORERS: tuple[ScorerName, ...] = typing.get_args(ScorerName)
 
@@ -260,7 +261,8 @@ class PredictionConfig(_Section):
         "Scorers that are on: the labels' embeddings, their classifier vectors, votes of the "
         "nearest training points; and the same by words alone: TF-IDF cosines with the labels' "
         "texts, and with their titles where most texts are longer, a linear classifier of TF-IDF "
-        "rows, votes of the points nearest by TF-IDF.",
+        "rows, votes of the points nearest by TF-IDF; and the labels that training points have "
+        "together with those that the others find probable.",
     )
     k: int = setting(100, "Labels kept a text.", least=1)
     neighbours: int = setting(100, "Training points that vote.", least=1)
@@ -536,7 +538,8 @@ def described(kind: type[Any] = Config, name: str = "") -> str:
             continue
         meaning = textwrap.wrap(f"{one.metadata['meaning']} {_limits(one)}", 98)
         text += "".join(f"# {line}\n" for line in meaning)
-        text += f"#{one.name} = {_literal(_default(one))}\n"
+        setting = textwrap.wrap(f"{one.name} = {_literal(_default(one))}", 98)
+        text += "".join(f"#{line}\n" for line in setting)
     return text + sections
 
 

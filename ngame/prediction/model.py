@@ -40,6 +40,7 @@ from ngame.files import (
     write_tensors,
 )
 from ngame.prediction import fusion
+from ngame.prediction.co_occurrence import label_shares, log_spread, spread
 from ngame.prediction.fusion import Features, Fusion
 from ngame.prediction.hnsw import HnswIndex
 from ngame.prediction.lexical import Lexical
@@ -55,7 +56,7 @@ _QUERIES_PER_CHUNK = 4096
 # logarithm is taken: about the share of one of the farther voters.
 VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
 # Scorers that know the training points too well to serve them.
-REMEMBERING = frozenset[str]({*VOTERS, "tfidf_classifier"})
+REMEMBERING = frozenset[str]({*VOTERS, "tfidf_classifier", "co_occurrence"})
 # Scorers that know words alone.
 LEXICAL = frozenset[str]({"tfidf", "tfidf_title", "tfidf_neighbours", "tfidf_classifier"})
 
@@ -97,7 +98,8 @@ class Model:
     point_vectors : float16 [N, dim], unit length; the training points
     point_labels : csr_matrix [N, L], their labels
     classifier : float32 [L, dim], unit length; None without a classifier stage
-    fusions : "all" fuses all scorers, "trained" those that serve training points
+    fusions : "all" fuses all scorers, "trained" those that serve training points, and "base", if
+        co-occurrence is among all, those whose probabilities it spreads: all others
     config : scorers, number of labels to keep, votes of the neighbours, kind of search
     threads : threads of searches; 0 means the CPUs this process may use
     metrics : of each scorer on the data set's test points; empty if it has none
@@ -118,6 +120,9 @@ class Model:
     _indexes: dict[Scorer, tuple[Vectors, ExactIndex | HnswIndex]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _shares: tuple[sp.csr_matrix, sp.csr_matrix] | None = field(
+        default=None, init=False, repr=False
+    )
 
     def __repr__(self) -> str:
         points, dim = self.point_vectors.shape
@@ -136,6 +141,8 @@ class Model:
         missing = set(REMEMBERING) if seen else set()
         if self.classifier is None:
             missing.add("classifier")
+        if "base" not in self.fusions:
+            missing.add("co_occurrence")
         if self.lexical is None:
             missing |= LEXICAL
         else:
@@ -352,7 +359,7 @@ class Model:
         -------
         candidates : csr_matrix [n, L]; its values mean nothing
         features : of the candidates by every scorer, float32 [candidates]; of votes also the
-            logarithm, such as "log neighbours"
+            logarithm, such as "log neighbours", and of co-occurrence that alone
         found : by each scorer but the fused one, its best labels
         """
         labels, threads = len(self.label_texts), self.threads
@@ -364,7 +371,10 @@ class Model:
         found: Scores = {}
         votes: dict[str, sp.csr_matrix] = {}
         indexes: dict[str, SparseIndex] = {}
-        for name in self._on(seen):
+        on = self._on(seen)
+        for name in on:
+            if name == "co_occurrence":
+                continue  # of what the others find
             if name in VOTERS:
                 counted = sp.csr_matrix(
                     self._voters(name, vectors, terms) @ self.point_labels, dtype=np.float32
@@ -393,7 +403,34 @@ class Model:
                 features[scorer] = indexes[scorer].pair_scores(terms, pattern, threads=threads)
             else:
                 features[scorer] = pair_products(vectors, self._items[scorer], *pairs)
+        if "co_occurrence" in on:
+            features, spreads = self.with_co_occurrence(pattern, features)
+            found["co_occurrence"] = keep_topk(spreads, most, threads=threads)
         return pattern, features, found
+
+    def with_co_occurrence(
+        self, candidates: sp.csr_matrix, features: Features
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], sp.csr_matrix]:
+        """Add what the labels that all other scorers find probable say of each candidate.
+
+        Parameters
+        ----------
+        candidates, features : as `candidates` gives them, of all other scorers
+
+        Returns
+        -------
+        features : with "log co_occurrence"
+        spreads : float32 csr_matrix [n, L], what it is the logarithm of
+        """
+        pairs = _pairs(candidates)
+        if self._shares is None or self._shares[0] is not self.point_labels:
+            self._shares = self.point_labels, label_shares(self.point_labels, threads=self.threads)
+        base = self.fusions["base"]
+        likely = _with_data(candidates, base.probabilities(base(features), pairs[0]))
+        spreads = spread(likely, self._shares[1], threads=self.threads)
+        values = _values_at(spreads, *pairs)
+        more = {**features, "log co_occurrence": log_spread(values)}
+        return more, _with_data(candidates, values)
 
     def _voters(
         self, name: ScorerName, vectors: Vectors, terms: sp.csr_matrix | None
@@ -636,5 +673,8 @@ def _values_at(
 
 
 def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    ones = np.ones(matrix.nnz, np.float32)
-    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return _with_data(matrix, np.ones(matrix.nnz, np.float32))
+
+
+def _with_data(matrix: sp.csr_matrix, data: npt.NDArray[np.float32]) -> sp.csr_matrix:
+    return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)

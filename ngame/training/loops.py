@@ -345,7 +345,7 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
 
 def _check_scorers(run: Run) -> None:
     """Some scorer must be left, before hours of training rather than after them."""
-    on = {*run.config.prediction.scorers}
+    on = {*run.config.prediction.scorers} - {"co_occurrence"}
     if run.config.classifier_stage.epochs == 0:
         on.discard("classifier")
     if not titles_apart(run.dataset.label_titles, run.dataset.label_texts):
@@ -354,7 +354,7 @@ def _check_scorers(run: Run) -> None:
         raise ValueError(
             f"prediction.scorers is {list(run.config.prediction.scorers)}, and there are none of "
             "these: classifier needs classifier_stage.epochs above 0, tfidf_title needs labels "
-            "with titles and content"
+            "with titles and content, co_occurrence needs another scorer"
         )
 
 
@@ -410,7 +410,14 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
     if run.config.prediction.fuse_for == "psp":
         gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
     taught_by = len(run.points.rows) if isinstance(run.encoder, BagEncoder | Ensemble) else None
-    return Fusion.fit(features, rows, relevant, gains, taught_by=taught_by)
+    fit = partial(Fusion.fit, rows=rows, relevant=relevant, gains=gains, taught_by=taught_by)
+    fusion = fit(features)
+    on = "co_occurrence" in run.config.prediction.scorers and not seen
+    if on and fusion.calibration is not None and np.diff(model.point_labels.indptr).max() > 1:
+        model.fusions["base"] = fusion
+        features, _ = model.with_co_occurrence(candidates, features)
+        fusion = fit(features)
+    return fusion
 
 
 def _batch_labels(

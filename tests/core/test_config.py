@@ -272,7 +272,7 @@ def test_differences_are_named():
     assert differences(before, Config.load(sets=sets)) == (
         "seed is 0, not 9, encoder.dim is 32, not 256, encoder_stage.schedule is {1 = 4, 5 = 8}, "
         'not {1 = 4}, prediction.scorers is ["encoder", "classifier", "neighbours", "tfidf", '
-        '"tfidf_title", "tfidf_neighbours", "tfidf_classifier"], not ["encoder"]'
+        '"tfidf_title", "tfidf_neighbours", "tfidf_classifier", "co_occurrence"], not ["encoder"]'
     )
 
 

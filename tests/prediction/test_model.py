@@ -85,6 +85,16 @@ def slow_linear(model, texts):
     return model.lexical.tfidf(texts).toarray() @ model.lexical.weights.T.toarray()
 
 
+def slow_spread(model, candidates, features):
+    """What probable labels say of all others, dense."""
+    base, rows = model.fusions["base"], candidates.nonzero()[0]
+    likely = np.zeros(candidates.shape)
+    likely[candidates.nonzero()] = base.probabilities(base(features), rows)
+    likely[likely < np.sort(likely, axis=1)[:, -20:-19]] = 0
+    labels = model.point_labels.toarray()
+    return likely @ ((labels.T @ labels) / (labels.sum(axis=0)[:, None] + 2))
+
+
 def assert_best(found, scores, k):
     """Check for the k highest non-zero scores of each row; nearly equal scores may swap."""
     for row, values in enumerate(scores):
@@ -129,11 +139,17 @@ def test_fused_is_the_weighted_sum(model, dataset):
         "log tfidf_neighbours": np.log(slow_tfidf_votes(model, texts) + 1e-2),
         "tfidf_classifier": slow_linear(model, texts),
     }
+    base = model.fusions["base"]
+    assert base.weights.keys() == features.keys()
+    pattern, found, proposed = model.candidates(texts, vectors)
+    candidates = sum(abs(matrix) for matrix in proposed.values()).toarray() > 0
+    assert (candidates == (pattern.toarray() != 0)).all()
+    spreads = slow_spread(model, pattern, found)
+    assert_best(proposed["co_occurrence"], np.where(candidates, spreads, 0), 10)
+    features["log co_occurrence"] = np.log(np.minimum(spreads, 0.1) + 1e-3)
     weights = model.fusions["all"].weights
     assert weights.keys() == features.keys()
     fused = sum(weights[name] * features[name] for name in features)
-    _, _, proposed = model.candidates(texts, vectors)
-    candidates = sum(abs(matrix) for matrix in proposed.values()).toarray() > 0
     assert_best(model.scores(texts)["fused"], np.where(candidates, fused, 0), 10)
 
 
@@ -320,7 +336,7 @@ def test_unknown_scorer(model):
 @pytest.mark.parametrize("seen", [False, True])
 def test_no_texts(model, seen):
     assert model.predict([], seen=seen).shape == (0, tiny.LABELS)
-    remembering = {"neighbours", "tfidf_neighbours", "tfidf_classifier"}
+    remembering = {"neighbours", "tfidf_neighbours", "tfidf_classifier", "co_occurrence"}
     scorers = set(model.scorers) - (remembering if seen else set())
     assert set(model.scores([], seen=seen)) == scorers
 
@@ -372,6 +388,16 @@ def test_explanations_add_up(model, dataset):
             assert sum(share for _, share in points) == pytest.approx(votes, abs=1e-6)
             assert all(model.point_labels[row, one.label] for row, _ in points)
             assert [share for _, share in points] == sorted((s for _, s in points), reverse=True)
+
+
+def test_labels_of_other_points_speak_for_others(folder, dataset):
+    """The counts follow the points."""
+    model = Model.load(folder)
+    before = model.scores(dataset.test_texts)
+    model.point_labels = model.point_labels[:, ::-1].tocsr()
+    after = model.scores(dataset.test_texts)
+    assert equal(before["tfidf"], after["tfidf"])
+    assert not equal(before["co_occurrence"], after["co_occurrence"])
 
 
 def test_explain_checks_its_arguments(model):

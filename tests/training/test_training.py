@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import ngame
 from ngame.batches import ClusterBatchSampler
+from ngame.config import SCORERS
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.bank import EmbeddingBank
@@ -160,8 +161,8 @@ def test_every_combination_runs(dataset, log, loss, positives, embeddings, finet
 def test_without_a_classifier(dataset):
     model = ngame.train(dataset, tiny.config(*ENCODER_ONLY))
     assert model.classifier is None
-    on = ("encoder", "neighbours", "tfidf", "tfidf_neighbours", "tfidf_classifier", "fused")
-    assert model.scorers == on == tuple(model.metrics)
+    on = tuple(name for name in SCORERS if name not in ("classifier", "tfidf_title"))
+    assert model.scorers == (*on, "fused") == tuple(model.metrics)
 
 
 def test_labels_of_held_out_points_do_not_reach_what_the_fusion_is_fitted_on(monkeypatch):
@@ -185,6 +186,45 @@ def test_labels_of_held_out_points_do_not_reach_what_the_fusion_is_fitted_on(mon
     assert fitted[0].weights.nnz > 0
     assert (fitted[0].weights != fitted[2].weights).nnz == 0
     assert (finished[0].weights != finished[1].weights).nnz > 0
+
+
+def test_co_occurrence_needs_points_with_two_labels_and_probabilities():
+    """And it must be asked for; the counts are those of points that are not held out."""
+    whole = tiny.dataset()
+    settings = (*ENCODER_ONLY, "encoder_stage.epochs=0")
+    one = sp.csr_matrix(np.eye(tiny.LABELS, dtype=np.float32)[np.arange(300) % tiny.LABELS])
+    for dataset, asked in (
+        (tiny.dataset(train_labels=one), ()),
+        (whole, ('prediction.scorers=["encoder", "tfidf"]',)),
+    ):
+        model = ngame.train(dataset, tiny.config(*settings, *asked))
+        assert "co_occurrence" not in model.scorers
+        assert set(model.fusions) == {"all", "trained"}
+        assert "log co_occurrence" not in model.fusions["all"].weights
+    model = ngame.train(
+        whole, tiny.config(*settings, 'prediction.scorers=["tfidf", "co_occurrence"]')
+    )
+    assert model.scorers == ("tfidf", "co_occurrence", "fused")
+    assert set(model.fusions) == {"all", "trained", "base"}
+    with pytest.raises(
+        ValueError, match=r"there are none of these: .* co_occurrence needs another"
+    ):
+        ngame.train(whole, tiny.config('prediction.scorers=["co_occurrence"]'))
+
+
+def test_labels_of_held_out_points_do_not_speak_for_others(monkeypatch):
+    """Where they would, those of rare labels would give themselves away."""
+    shared = []
+    count = training.Model.with_co_occurrence
+
+    def counted(model, candidates, features):
+        found = count(model, candidates, features)
+        shared.append(model._shares[0].shape[0])
+        return found
+
+    monkeypatch.setattr(training.Model, "with_co_occurrence", counted)
+    ngame.train(tiny.dataset(), tiny.config(*ENCODER_ONLY, "encoder_stage.epochs=0"))
+    assert shared == [240, 300]
 
 
 def test_points_that_are_not_held_out_are_classified_once(monkeypatch, dataset):
