@@ -209,24 +209,18 @@ class Ranks:
         """
         if self.size == 1:
             return list(parts)
-        shape = parts[0].shape[1:]
-        row_bytes = parts[0].dtype.itemsize * int(np.prod(shape))
         sent = torch.tensor([len(part) for part in parts])
         received = torch.empty_like(sent)
         with _connected():
             dist.all_to_all_single(received, sent, group=self.group)
-            sizes = [row_bytes * rows for rows in received.tolist()]
-            buffer = torch.empty(sum(sizes), dtype=torch.uint8)
-            whole = np.ascontiguousarray(np.concatenate(parts))
-            dist.all_to_all_single(
-                buffer,
-                torch.from_numpy(whole.reshape(-1).view(np.uint8)),
-                sizes,
-                [row_bytes * len(part) for part in parts],
-                self.group,
-            )
-        flat = buffer.numpy().view(whole.dtype).reshape(-1, *shape)
-        return np.split(flat, np.cumsum(received[:-1].numpy()))
+        first = parts[0]
+        found = [np.empty((rows, *first.shape[1:]), first.dtype) for rows in received.tolist()]
+        self.swap(parts, found)
+        return found
+
+    def swap(self, parts: Sequence[npt.NDArray[Any]], found: Sequence[npt.NDArray[Any]]) -> None:
+        """Send an array to every rank; what they send fills the arrays of `found`, in place."""
+        self._message([_bytes(part) for part in parts], [_bytes(room) for room in found])
 
     def redeal(
         self, x: torch.Tensor, ends: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
@@ -250,10 +244,14 @@ class Ranks:
         if self.size == 1:
             return [x]
         lengths = self.all_rows(torch.tensor([len(x)]), [1] * self.size).tolist()
-        rows = torch.from_numpy(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
         row_bytes = x.dtype.itemsize * int(np.prod(x.shape[1:]))
-        whole = self.all_rows(rows, [row_bytes * length for length in lengths]).numpy()
+        whole = self.all_rows(_bytes(x), [row_bytes * length for length in lengths]).numpy()
         return np.split(whole.view(x.dtype).reshape(-1, *x.shape[1:]), np.cumsum(lengths[:-1]))
+
+
+def _bytes(x: npt.NDArray[Any]) -> torch.Tensor:
+    """The memory of an array; of a copy, where torch could not use it."""
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]).reshape(-1).view(np.uint8))
 
 
 class _Concatenate(torch.autograd.Function):

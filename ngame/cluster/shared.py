@@ -101,33 +101,43 @@ def _homes(
     Also gives the directions of the cuts, which are at right angles to those to avoid.
     """
     homes = np.zeros(len(x), np.int32)
-    cuts = []
+    cuts: list[npt.NDArray[np.float32]] = []
     # Parts begin .. end - 1 have rows to divide among them, whose homes are `begin` so far.
-    nodes = [(0, len(bounds) - 1)]
-    while nodes:
-        begin, end = nodes.pop(0)
-        middle = (begin + end) // 2
-        if middle == begin:
-            continue
-        rows = np.flatnonzero(homes == begin)
-        left, count = (int(bounds[stop] - bounds[begin]) for stop in (middle, end))
-        if left == 0:
-            homes[rows] = middle
-        elif left < count:
-            # Of one cut only: the core's lowest cuts have an eighth of a sample each.
-            wanted = max(SAMPLED_ROWS, SAMPLED_ROWS_PER_DIMENSION * x.shape[1]) // 4
-            drawn = min(len(rows), -(-wanted * len(rows) // count))
-            random = np.random.default_rng([seed, begin, end, ranks.rank])
-            own = x[np.sort(random.choice(rows, drawn, replace=False))].astype(np.float32)
-            sample = unit(np.concatenate(ranks.all_arrays(own)))
-            cut = _direction(sample, left / count, avoided, max_iter, threads)
-            pairs = sp.csr_matrix(
-                (np.ones(len(rows), np.int8), rows, [0, len(rows)]), shape=(1, len(x))
-            )
-            scores = pair_scores(cut[None], x, pairs, threads=threads)
-            homes[rows[~_smallest(scores, left, ranks)]] = middle
-            cuts.append(cut)
-        nodes += [(begin, middle), (middle, end)]
+    level = [(0, len(bounds) - 1)]
+    while level:
+        divided, following = [], []
+        for begin, end in level:
+            middle = (begin + end) // 2
+            if middle == begin:
+                continue
+            following += [(begin, middle), (middle, end)]
+            left, count = (int(bounds[stop] - bounds[begin]) for stop in (middle, end))
+            rows = np.flatnonzero(homes == begin)
+            if left == 0:
+                homes[rows] = middle
+            elif left < count:
+                # Of one cut only: the core's lowest cuts have an eighth of a sample each.
+                wanted = max(SAMPLED_ROWS, SAMPLED_ROWS_PER_DIMENSION * x.shape[1]) // 4
+                drawn = min(len(rows), -(-wanted * len(rows) // count))
+                random = np.random.default_rng([seed, begin, end, ranks.rank])
+                own = x[np.sort(random.choice(rows, drawn, replace=False))].astype(np.float32)
+                sample = unit(np.concatenate(ranks.all_arrays(own)))
+                cuts.append(_direction(sample, left / count, avoided, max_iter, threads))
+                divided.append((middle, left, rows))
+        if divided:
+            # One product a row, of all cuts of the level at once: the rows are far from the
+            # processor.
+            cut_of = np.full(len(x), -1, np.int32)
+            for cut, (_, _, rows) in enumerate(divided):
+                cut_of[rows] = cut
+            has_one = cut_of >= 0
+            ends = np.append(0, np.cumsum(has_one))
+            ones = np.ones(ends[-1], np.int8)
+            pairs = sp.csr_matrix((ones, cut_of[has_one], ends), shape=(len(x), len(divided)))
+            scores = pair_scores(x, np.stack(cuts[-len(divided) :]), pairs, threads=threads)
+            for middle, left, rows in divided:
+                homes[rows[~_smallest(scores[ends[rows]], left, ranks)]] = middle
+        level = following
     return homes, cuts
 
 
@@ -191,12 +201,12 @@ def _exchanged(
     received = ranks.exchange([part + np.int32(first) for part in parts])
     ids = np.concatenate(received)
     vectors = room[: len(ids)]
-    starts = np.cumsum([0, *map(len, received)])
+    ends = np.cumsum([len(found) for found in received])
+    rooms = np.split(vectors, ends[:-1])
     row_bytes = x.dtype.itemsize * x.shape[1]
     at_once = max(1, _SENT_BYTES // max(1, row_bytes * ranks.size))
     rounds = ranks.most(max(-(-len(part) // at_once) for part in parts))
     for start in range(0, rounds * at_once, at_once):
-        found = ranks.exchange([x[part[start : start + at_once]] for part in parts])
-        for begin, rows in zip(starts + start, found, strict=False):
-            vectors[begin : begin + len(rows)] = rows
+        some = slice(start, start + at_once)
+        ranks.swap([x[part[some]] for part in parts], [room[some] for room in rooms])
     return ids, vectors
