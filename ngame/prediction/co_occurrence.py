@@ -6,9 +6,9 @@ import scipy.sparse as sp
 
 from ngame.shortlist import keep_topk
 
-# Of each label: most labels that are kept of those it occurs with. Of each text: its most probable
-# labels, which speak for others.
-_KEPT, _SPEAKERS = 200, 20
+# Of each label: most labels that are kept of those it occurs with, fewer where all would be more
+# than so many. Of each text: its most probable labels, which speak for others.
+_KEPT, _KEPT_IN_ALL, _SPEAKERS = 200, 100_000_000, 20
 # A label speaks as if it had so many more points, which have no other label: rare ones say little.
 _MORE_POINTS = 2
 # What is added to a spread before its logarithm is taken, and the most that counts: beyond it, a
@@ -29,17 +29,19 @@ def label_shares(labels: sp.csr_matrix, *, threads: int = 0) -> sp.csr_matrix:
     -------
     float32 csr_matrix [L, L]
         The entry (i, j) is the number of points that have both i and j over two more than the
-        number that have i; the 200 highest of a row, the one of i itself among them.
+        number that have i. Of a row the 200 highest, the one of i itself among them; with more than
+        500,000 labels fewer, so that all take at most 0.8 GB.
     """
     ones = np.ones(labels.nnz, np.float32)
     points = sp.csr_matrix((ones, labels.indices, labels.indptr), shape=labels.shape)
     of_label = points.T.tocsr()
     weights = (1 / (np.diff(of_label.indptr) + _MORE_POINTS)).astype(np.float32)
+    kept = max(1, min(_KEPT, _KEPT_IN_ALL // max(1, len(weights))))
     parts = []
     for start in range(0, len(weights), _LABELS_PER_CHUNK):
         chunk = slice(start, start + _LABELS_PER_CHUNK)
         together = sp.diags(weights[chunk]) @ (of_label[chunk] @ points)
-        parts.append(keep_topk(together, _KEPT, threads=threads))
+        parts.append(keep_topk(together, kept, threads=threads))
     return sp.vstack(parts, format="csr")
 
 

@@ -204,19 +204,22 @@ class Model:
             raise ValueError(f"scorer is {scorer!r}, expected one of {', '.join(known)}")
         if probabilities and scorer != "fused":
             raise ValueError(f"probabilities are of fused scores, scorer is {scorer!r}")
-        return self.scores(texts, k, drop=drop, seen=seen, probabilities=probabilities)[scorer]
+        return self.scores(
+            texts, k, scorers=[scorer], drop=drop, seen=seen, probabilities=probabilities
+        )[scorer]
 
     def scores(
         self,
         texts: Sequence[str],
         k: int | None = None,
         *,
+        scorers: Sequence[Scorer] | None = None,
         vectors: Vectors | None = None,
         drop: Pairs | None = None,
         seen: bool = False,
         probabilities: bool = False,
     ) -> Scores:
-        """Predict with every scorer at once.
+        """Predict with every scorer at once, or with those named.
 
         `vectors` are what `encode` gives for the texts, if that is known already. The other
         arguments are those of `predict`.
@@ -228,7 +231,8 @@ class Model:
             raise ValueError("no scorer is on that serves training points")
         vectors = self.encode(texts) if vectors is None else vectors
         fusion = self.fusions["trained" if seen else "all"]
-        parts: dict[Scorer, list[sp.csr_matrix]] = {}
+        names: Sequence[Scorer] = (*self._on(seen), "fused") if scorers is None else scorers
+        parts: dict[Scorer, list[sp.csr_matrix]] = {name: [] for name in names}
         chunks = _chunks(len(vectors), drop, labels)
         total = -(-len(vectors) // _QUERIES_PER_CHUNK)
         bar = tqdm(chunks, "predicting", total, disable=None, delay=2, leave=False)
@@ -238,17 +242,18 @@ class Model:
             )
             fused.data = fusion(features)
             found["fused"] = fused
-            found = {name: keep_topk(m, k, threads=self.threads) for name, m in found.items()}
-            if probabilities:
+            best = {name: keep_topk(found[name], k, threads=self.threads) for name in names}
+            if probabilities and "fused" in best:
                 pairs = _pairs(fused)
                 fused.data = fusion.probabilities(fused.data, pairs[0])
-                found["fused"].data = _values_at(fused, *_pairs(found["fused"]))
-            for name, matrix in found.items():
-                parts.setdefault(name, []).append(matrix)
-        if not parts:
-            empty = sp.csr_matrix((0, labels), dtype=np.float32)
-            return dict.fromkeys([*self._on(seen), "fused"], empty)
-        return {name: sp.vstack(part, format="csr") for name, part in parts.items()}
+                best["fused"].data = _values_at(fused, *_pairs(best["fused"]))
+            for name, matrix in best.items():
+                parts[name].append(matrix)
+        empty = sp.csr_matrix((0, labels), dtype=np.float32)
+        return {
+            name: sp.vstack(part, format="csr") if len(part) > 1 else [*part, empty][0]
+            for name, part in parts.items()
+        }
 
     def explain(self, text: str, k: int = 5) -> list[Explanation]:
         """Say what brought the best labels of a text up: which scorer, which training points.

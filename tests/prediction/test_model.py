@@ -210,6 +210,15 @@ def test_an_index_is_built_once_for_each_scorer(folder, dataset, monkeypatch):
     assert built[3] is model.label_vectors
 
 
+def test_some_scorers_of_all(model, dataset):
+    every = model.scores(dataset.test_texts, probabilities=True)
+    some = model.scores(dataset.test_texts, scorers=["fused", "tfidf"], probabilities=True)
+    assert list(some) == ["fused", "tfidf"]
+    assert all(equal(some[name], every[name]) for name in some)
+    (one,) = model.scores(dataset.test_texts, scorers=["encoder"], probabilities=True).values()
+    assert equal(one, every["encoder"])
+
+
 def test_k(model, dataset):
     assert (np.diff(model.predict(dataset.test_texts).indptr) == 10).all()
     few = model.predict(dataset.test_texts, 3)

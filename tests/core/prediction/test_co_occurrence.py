@@ -40,8 +40,10 @@ def test_shares_by_loops(monkeypatch, chunk):
     np.testing.assert_allclose(found.toarray(), slow_shares(labels), rtol=1e-6)
 
 
-def test_the_highest_shares_are_kept(monkeypatch):
-    monkeypatch.setattr(co_occurrence, "_KEPT", 4)
+@pytest.mark.parametrize(("of_one", "in_all"), [(4, 1000), (200, 60)])
+def test_the_highest_shares_are_kept(monkeypatch, of_one, in_all):
+    monkeypatch.setattr(co_occurrence, "_KEPT", of_one)
+    monkeypatch.setattr(co_occurrence, "_KEPT_IN_ALL", in_all)
     labels = made(200, 15, 0.4)
     found, expected = label_shares(sp.csr_matrix(labels)).toarray(), slow_shares(labels)
     assert ((found > 0).sum(axis=1) == 4).all()
