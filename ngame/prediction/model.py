@@ -199,9 +199,6 @@ class Model:
             The model has no such scorer, or k is below 1; or probabilities are asked of a single
             scorer, or of a model that is not calibrated; or a text holds a lone surrogate.
         """
-        known = [*self._on(seen), "fused"]
-        if scorer not in known:
-            raise ValueError(f"scorer is {scorer!r}, expected one of {', '.join(known)}")
         if probabilities and scorer != "fused":
             raise ValueError(f"probabilities are of fused scores, scorer is {scorer!r}")
         return self.scores(
@@ -229,9 +226,13 @@ class Model:
         texts = as_texts(texts, "texts")
         if not self._on(seen):
             raise ValueError("no scorer is on that serves training points")
+        known: Sequence[Scorer] = (*self._on(seen), "fused")
+        names = known if scorers is None else scorers
+        for name in names:
+            if name not in known:
+                raise ValueError(f"scorer is {name!r}, expected one of {', '.join(known)}")
         vectors = self.encode(texts) if vectors is None else vectors
         fusion = self.fusions["trained" if seen else "all"]
-        names: Sequence[Scorer] = (*self._on(seen), "fused") if scorers is None else scorers
         parts: dict[Scorer, list[sp.csr_matrix]] = {name: [] for name in names}
         chunks = _chunks(len(vectors), drop, labels)
         total = -(-len(vectors) // _QUERIES_PER_CHUNK)

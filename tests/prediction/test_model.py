@@ -336,10 +336,11 @@ def test_runs_from_before_tfidf_predict_as_they_did(folder, dataset, tmp_path):
 
 
 def test_unknown_scorer(model):
-    with pytest.raises(
-        ValueError, match="scorer is 'bm25', expected one of encoder, classifier, n"
-    ):
+    message = "scorer is 'bm25', expected one of encoder, classifier, n"
+    with pytest.raises(ValueError, match=message):
         model.predict(["a"], scorer="bm25")
+    with pytest.raises(ValueError, match=message):
+        model.scores(["a"], scorers=["fused", "bm25"])
 
 
 @pytest.mark.parametrize("seen", [False, True])
