@@ -219,7 +219,7 @@ class Ranks:
         return found
 
     def swap(self, parts: Sequence[npt.NDArray[Any]], found: Sequence[npt.NDArray[Any]]) -> None:
-        """Send an array to every rank; what they send fills the arrays of `found`, in place."""
+        """Send an array to every rank; what they send fills those of `found`, contiguous ones."""
         self._message([_bytes(part) for part in parts], [_bytes(room) for room in found])
 
     def redeal(

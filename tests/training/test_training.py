@@ -188,14 +188,16 @@ def test_labels_of_held_out_points_do_not_reach_what_the_fusion_is_fitted_on(mon
     assert (finished[0].weights != finished[1].weights).nnz > 0
 
 
+@tiny.few_held_out
 def test_co_occurrence_needs_points_with_two_labels_and_probabilities():
-    """And it must be asked for; the counts are those of points that are not held out."""
+    """And it must be asked for."""
     whole = tiny.dataset()
     settings = (*ENCODER_ONLY, "encoder_stage.epochs=0")
     one = sp.csr_matrix(np.eye(tiny.LABELS, dtype=np.float32)[np.arange(300) % tiny.LABELS])
     for dataset, asked in (
         (tiny.dataset(train_labels=one), ()),
         (whole, ('prediction.scorers=["encoder", "tfidf"]',)),
+        (whole, ("max_validation=5",)),  # too few to calibrate on
     ):
         model = ngame.train(dataset, tiny.config(*settings, *asked))
         assert "co_occurrence" not in model.scorers
