@@ -1,6 +1,6 @@
 """In the spirit of PEG (arXiv 2311.11691): large batches, mined negatives, progressive weights.
 
-    python examples/seeds/peg.py DATA [SEEDS]
+    python examples/seeds/peg.py DATA [SEEDS [SIZE ...]]
 
 PEG compares a query with up to 80,000 others and with five mined negatives, and pays growing
 attention to hard samples. Its formula is not public; the weights here are those of
@@ -100,11 +100,11 @@ def evaluate(data, encoder):
     return {name: scored[name] for name in ("P@1", "N@10", "R@10", "R@100")}
 
 
-def main(folder, seeds=3, sizes=SIZES):
+def main(folder, seeds=3, *sizes):
     data = ngame.load_dataset(folder)
     arms = {
         f"{size:,}, {part}": (size, part)
-        for size in sizes
+        for size in sizes or SIZES
         if size <= len(data.train_texts)
         for part in PARTS
     }

@@ -214,7 +214,7 @@ def test_mochi(recipe, tagged, capsys):
 
 def test_peg(recipe, tagged, capsys):
     peg = recipe("peg", CHUNK=64, EPOCHS=4)
-    peg.main(tagged, 1, [32, 128, 1024])
+    peg.main(tagged, 1, 32, 128, 1024)
     found = rows(capsys.readouterr().out)
     assert list(found) == [f"{size}, {part}" for size in (32, 128) for part in peg.PARTS]
     assert found["32, batch"][:4] != found["32, mined"][:4] != found["32, mined, progressive"][:4]
