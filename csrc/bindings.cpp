@@ -313,16 +313,18 @@ py::tuple topk_(const py::array& queries, const py::array& items,
   return py::make_tuple(std::move(scores), std::move(ids));
 }
 
-py::array pair_scores_(const py::array& queries, const py::array& items, const Csr& pairs,
-                       bool cosine, int threads) {
+py::array pair_scores_(const py::array& queries, const py::array& items,
+                       const std::optional<Prepared>& prepared, const Csr& pairs, bool cosine,
+                       int threads) {
   const MatrixView query_view = matrix_view(queries, "queries");
   const MatrixView item_view = matrix_view(items, "items");
+  const double* const norms = prepared ? prepared_view(*prepared, item_view).norms : nullptr;
   return with_index(pairs, [&](auto index) {
     const auto view = csr_view<decltype(index)>(pairs, "pairs");
     py::array_t<float> scores(view.nonzeros);
     float* const out = scores.mutable_data();
     compute([&](Cancel& cancel) {
-      pair_scores(query_view, item_view, view, cosine, thread_count(threads), cancel, out);
+      pair_scores(query_view, item_view, norms, view, cosine, thread_count(threads), cancel, out);
     });
     return scores;
   });
@@ -581,8 +583,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("prepare_items", &prepare_items_, py::arg("items"), py::arg("cosine"), py::arg("threads"));
   m.def("topk", &topk_, py::arg("queries"), py::arg("items"), py::arg("prepared").noconvert(),
         py::arg("k"), py::arg("cosine"), py::arg("drop"), py::arg("threads"));
-  m.def("pair_scores", &pair_scores_, py::arg("queries"), py::arg("items"), py::arg("pairs"),
-        py::arg("cosine"), py::arg("threads"));
+  m.def("pair_scores", &pair_scores_, py::arg("queries"), py::arg("items"),
+        py::arg("prepared").noconvert(), py::arg("pairs"), py::arg("cosine"), py::arg("threads"));
   m.def("adam_rows", &adam_rows_, py::arg("weight").noconvert(), py::arg("mean").noconvert(),
         py::arg("square").noconvert(), py::arg("rows").noconvert(), py::arg("gradient").noconvert(),
         py::arg("first"), py::arg("second"), py::arg("rate"), py::arg("epsilon"),

@@ -82,11 +82,13 @@ float Scorer::score(int64_t query, const std::vector<double>& wide, int64_t item
 }
 
 template <class Index>
-void pair_scores(const MatrixView& queries, const MatrixView& items, const CsrView<Index>& pairs,
-                 bool cosine, int threads, Cancel& cancel, float* scores) {
+void pair_scores(const MatrixView& queries, const MatrixView& items, const double* item_norms,
+                 const CsrView<Index>& pairs, bool cosine, int threads, Cancel& cancel,
+                 float* scores) {
   const std::vector<double> query_norms = norms_of(queries, threads, cancel);
-  const std::vector<double> item_norms = norms_of(items, threads, cancel);
-  const Rows item_rows{items, item_norms.data()};
+  std::vector<double> made;
+  if (item_norms == nullptr) made = norms_of(items, threads, cancel);
+  const Rows item_rows{items, item_norms == nullptr ? made.data() : item_norms};
   const Scorer scorer({queries, query_norms.data()}, item_rows, item_rows.longest(), cosine);
   const int64_t blocks = (pairs.rows + kScoredRows - 1) / kScoredRows;
   parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
@@ -106,9 +108,9 @@ void pair_scores(const MatrixView& queries, const MatrixView& items, const CsrVi
   });
 }
 
-template void pair_scores(const MatrixView&, const MatrixView&, const CsrView<int32_t>&, bool, int,
-                          Cancel&, float*);
-template void pair_scores(const MatrixView&, const MatrixView&, const CsrView<int64_t>&, bool, int,
-                          Cancel&, float*);
+template void pair_scores(const MatrixView&, const MatrixView&, const double*,
+                          const CsrView<int32_t>&, bool, int, Cancel&, float*);
+template void pair_scores(const MatrixView&, const MatrixView&, const double*,
+                          const CsrView<int64_t>&, bool, int, Cancel&, float*);
 
 }  // namespace ngame

@@ -41,9 +41,10 @@ class Scorer {
 };
 
 // scores[e] is the score of the query and the item of stored entry e of `pairs`, [queries, items],
-// to the bit that of `topk`.
+// to the bit that of `topk`. `item_norms` may be null: they are then computed.
 template <class Index>
-void pair_scores(const MatrixView& queries, const MatrixView& items, const CsrView<Index>& pairs,
-                 bool cosine, int threads, Cancel& cancel, float* scores);
+void pair_scores(const MatrixView& queries, const MatrixView& items, const double* item_norms,
+                 const CsrView<Index>& pairs, bool cosine, int threads, Cancel& cancel,
+                 float* scores);
 
 }  // namespace ngame

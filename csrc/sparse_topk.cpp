@@ -29,6 +29,9 @@ constexpr int32_t kMostTerms = 700;
 
 constexpr int64_t kQueriesOfJob = 32;
 
+// An item with so many entries for each of the query's is searched for the query's columns.
+constexpr int64_t kLongRow = 8;
+
 template <class Index>
 [[noreturn]] void reject_value(const WeightedRows<Index>& rows, int64_t row) {
   throw std::invalid_argument(std::string(rows.pattern.name) + " has NaN or infinity in row " +
@@ -120,23 +123,32 @@ bool better(const Scored& a, const Scored& b) {
   return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
-// The values of one query by column, for products with rows of items.
-class Lookup {
+// The values of one query, for products with rows of items.
+class QueryValues {
  public:
+  struct Entry {
+    int32_t column;
+    float value;
+  };
+
   void clear(int64_t count) {
     bits_ = static_cast<int>(std::bit_width(static_cast<uint64_t>(count) * 16 + 1));
     slots_.assign(size_t{1} << bits_, {-1, 0});
+    entries_.clear();
   }
+  // Columns come in ascending order.
   void put(int64_t column, float value) {
     uint64_t slot = hash(column);
     while (slots_[slot].column >= 0) slot = (slot + 1) & mask();
     slots_[slot] = {static_cast<int32_t>(column), value};
+    entries_.push_back(slots_[slot]);
   }
+  const std::vector<Entry>& entries() const { return entries_; }
   // 0 where the query has no such column.
   float operator[](int64_t column) const {
     uint64_t slot = hash(column);
     while (true) {
-      const Slot& found = slots_[slot];
+      const Entry& found = slots_[slot];
       if (found.column == column) return found.value;
       if (found.column < 0) return 0;
       slot = (slot + 1) & mask();
@@ -144,26 +156,35 @@ class Lookup {
   }
 
  private:
-  struct Slot {
-    int32_t column;
-    float value;
-  };
   uint64_t mask() const { return slots_.size() - 1; }
   uint64_t hash(int64_t column) const {
     return static_cast<uint64_t>(static_cast<uint32_t>(column) * 0x9e3779b1u) >> (32 - bits_);
   }
   int bits_ = 0;
-  std::vector<Slot> slots_;
+  std::vector<Entry> slots_;
+  std::vector<Entry> entries_;
 };
 
-// The score of an item.
+// The score of an item: the products in the order of the columns, whichever side is gone through.
 template <class Index>
-float score_of(const WeightedRows<Index>& items, int64_t item, const Lookup& query) {
+float score_of(const WeightedRows<Index>& items, int64_t item, const QueryValues& query) {
   const auto entries = items.pattern.row(item);
-  const float* value = items.values + (entries.begin - items.pattern.columns);
+  const float* values = items.values + (entries.begin - items.pattern.columns);
+  const auto& asked = query.entries();
   double total = 0;
-  for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
-    total += static_cast<double>(query[*column]) * static_cast<double>(*value);
+  if (entries.size() > kLongRow * static_cast<int64_t>(asked.size())) {
+    const Index* column = entries.begin;
+    for (const auto& entry : asked) {
+      column = std::lower_bound(column, entries.end, static_cast<Index>(entry.column));
+      if (column == entries.end) break;
+      if (*column != static_cast<Index>(entry.column)) continue;
+      total +=
+          static_cast<double>(entry.value) * static_cast<double>(values[column - entries.begin]);
+    }
+    return static_cast<float>(total);
+  }
+  for (const Index* column = entries.begin; column != entries.end; ++column, ++values) {
+    total += static_cast<double>(query[*column]) * static_cast<double>(*values);
   }
   return static_cast<float>(total);
 }
@@ -212,7 +233,7 @@ class Search {
     const auto entries = queries_.pattern.sorted_row(row_);
     const float* value = queries_.values + (entries.begin - queries_.pattern.columns);
     terms_.clear();
-    lookup_.clear(entries.size());
+    values_.clear(entries.size());
     most_ = 0;
     negative_ = prepared_.negative;
     for (const Index* entry = entries.begin; entry != entries.end; ++entry, ++value) {
@@ -225,7 +246,7 @@ class Search {
       terms_.push_back({column, weight, weight * static_cast<double>(largest), *value < 0 ? -1 : 1,
                         nullptr, nullptr});
       negative_ |= *value < 0;
-      lookup_.put(column, *value);
+      values_.put(column, *value);
       most_ += terms_.back().most;
     }
     return !terms_.empty();
@@ -419,7 +440,7 @@ class Search {
         }
       }
       const int32_t item = rows_to_score_[i];
-      const float score = score_of(items_, item, lookup_);
+      const float score = score_of(items_, item, values_);
       if (score != 0 && !is_dropped(item)) found_.push_back({score, item});
     }
   }
@@ -476,7 +497,7 @@ class Search {
   // Of the query at hand.
   int64_t row_ = 0, dropped_ = 0;
   std::vector<Term> terms_;
-  Lookup lookup_;
+  QueryValues values_;
   double most_ = 0;                 // that a score can be
   bool negative_ = false;           // whether a product may be; sums then leave out nothing
   int32_t error_ = 0;               // of a sum, in units
@@ -571,23 +592,23 @@ void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<I
   const int64_t rows = queries.pattern.rows;
   const int64_t jobs = (rows + kQueriesOfJob - 1) / kQueriesOfJob;
   parallel_for(jobs, threads, cancel, [&](int64_t job, int) {
-    Lookup lookup;
+    QueryValues values;
     const int64_t end = std::min(rows, (job + 1) * kQueriesOfJob);
     for (int64_t row = job * kQueriesOfJob; row < end; ++row) {
       cancel.check();
       squared_norm(queries, row);  // It checks the row.
       const auto entries = queries.pattern.row(row);
       const float* value = queries.values + (entries.begin - queries.pattern.columns);
-      lookup.clear(entries.size());
+      values.clear(entries.size());
       for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
-        lookup.put(*column, *value);
+        values.put(*column, *value);
       }
       const auto wanted = pairs.sorted_row(row);
       float* score = scores + (wanted.begin - pairs.columns);
       for (const Index* item = wanted.begin; item != wanted.end; ++item) {
         const int64_t id = *item;
         if (id < 0 || id >= items.pattern.rows) pairs.reject_change();
-        *score++ = score_of(items, id, lookup);
+        *score++ = score_of(items, id, values);
       }
     }
   });

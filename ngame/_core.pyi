@@ -84,6 +84,7 @@ def topk(
 def pair_scores(
     queries: npt.NDArray[Any],
     items: npt.NDArray[Any],
+    prepared: _Prepared | None,
     pairs: _Csr,
     cosine: bool,
     threads: int,

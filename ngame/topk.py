@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ngame import _core
 from ngame.arrays import (
+    Csr,
     Pairs,
     Pattern,
     ProcessGroup,
@@ -16,6 +17,7 @@ from ngame.arrays import (
     as_matrix,
     as_pairs,
     as_threads,
+    is_sparse,
     new_csr,
     on_gpu,
     pattern,
@@ -174,6 +176,34 @@ class ExactIndex:
             return self._search_shares(self._ranks, queries, k, drop, threads)
         cosine = self._metric == "cosine"
         return _search(queries, self._items, self._prepared, k, cosine, drop, threads)
+
+    def pair_scores(
+        self, queries: npt.ArrayLike, pairs: Csr, *, threads: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """Score given pairs of queries and items, with exactly the scores of `search`.
+
+        With a process group the items are this rank's own, and nothing is exchanged.
+
+        Parameters
+        ----------
+        queries, threads
+            As for `topk_arrays`.
+        pairs : CSR matrix of shape [n, m]
+            Every stored entry is a pair.
+
+        Returns
+        -------
+        float32 array of shape [pairs.nnz]
+            In the order of the entries, columns ascending within a row.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As `topk_arrays`.
+        """
+        _on_host(queries, "queries")
+        cosine = self._metric == "cosine"
+        return _pair_scores(queries, self._items, self._prepared, pairs, cosine, threads)
 
     def _search_shares(
         self, ranks: "Ranks", queries: npt.ArrayLike, k: int, drop: Pairs | None, threads: int
@@ -356,34 +386,30 @@ def _search(
 def pair_scores(
     queries: npt.ArrayLike,
     items: npt.ArrayLike,
-    pairs: Pairs,
+    pairs: Csr,
     *,
     metric: Metric = "cosine",
     threads: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """Score given pairs of queries and items, with exactly the scores of `topk_arrays`.
-
-    Parameters
-    ----------
-    queries, items, metric, threads
-        As for `topk_arrays`.
-    pairs : CSR matrix of shape [n, m]
-        Every stored entry is a pair.
-
-    Returns
-    -------
-    float32 array of shape [pairs.nnz]
-        In the order of the entries, columns ascending within a row.
-
-    Raises
-    ------
-    TypeError, ValueError, IndexError
-        As `topk_arrays`.
-    """
+    """Score given pairs of queries and items once: see `ExactIndex.pair_scores`."""
     items, cosine = _as_items(items, metric)
+    return _pair_scores(queries, items, None, pairs, cosine, threads)
+
+
+def _pair_scores(
+    queries: npt.ArrayLike,
+    items: npt.NDArray[Any],
+    prepared: Any,
+    pairs: Csr,
+    cosine: bool,
+    threads: int,
+) -> npt.NDArray[np.float32]:
+    """Score pairs with checked items; `prepared` as in `_search`."""
     queries = _as_queries(queries, items)
+    if not is_sparse(pairs):  # whose scores would come back in another order
+        raise TypeError(f"pairs is a {type(pairs).__name__}, expected a CSR matrix")
     asked = as_pairs(pairs, "pairs", (len(queries), len(items)))
-    return _core.pair_scores(queries, items, pattern(asked), cosine, as_threads(threads))
+    return _core.pair_scores(queries, items, prepared, pattern(asked), cosine, as_threads(threads))
 
 
 def _as_items(items: npt.ArrayLike, metric: str) -> tuple[npt.NDArray[Any], bool]:

@@ -408,7 +408,7 @@ class Model:
             elif scorer in indexes:
                 features[scorer] = indexes[scorer].pair_scores(terms, pattern, threads=threads)
             else:
-                features[scorer] = pair_products(vectors, self._items[scorer], *pairs)
+                features[scorer] = self._pair_scores(scorer, vectors, pattern)
         if "co_occurrence" in on:
             features, spreads = self.with_co_occurrence(pattern, features)
             found["co_occurrence"] = keep_topk(spreads, most, threads=threads)
@@ -472,6 +472,16 @@ class Model:
             found = topk_arrays(queries, items, k, metric="dot", drop=drop, threads=threads)
             return to_numpy(found[0]), to_numpy(found[1])
         return self._index(name).search(to_numpy(queries), k, drop=drop, threads=threads)
+
+    def _pair_scores(
+        self, name: Scorer, queries: Vectors, pairs: sp.csr_matrix
+    ) -> npt.NDArray[np.float32]:
+        """Scores of the stored entries by the scorer's vectors, on the host."""
+        items = self._items[name]
+        if isinstance(items, torch.Tensor) or self.config.search == "hnsw":
+            return pair_products(queries, items, *_pairs(pairs))
+        index = cast(ExactIndex, self._index(name))
+        return index.pair_scores(to_numpy(queries), pairs, threads=self.threads)
 
     def _index(self, name: Scorer) -> ExactIndex | HnswIndex:
         """The index of a scorer's items on the host, built when first used."""

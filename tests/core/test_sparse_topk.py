@@ -162,6 +162,21 @@ def test_pair_scores(rng, kind):
         index.pair_scores(queries, pairs[:, :19])
 
 
+def test_short_queries_and_long_items(rng):
+    """Long items are searched for the columns of a short query: the same bits, also at the ends."""
+    items = random_rows(rng, 30, 400, 0.7, "signed")
+    queries = random_rows(rng, 60, 400, 0.01, "any")
+    ends = sp.csr_matrix(([1, 2], ([0, 0], [0, 399])), (1, 400))
+    queries = sp.vstack([queries, ends], "csr").astype(np.float32)
+    assert (np.diff(queries.indptr) == 0).any()  # some match nothing
+    product = (queries.astype(np.float64) @ items.T.astype(np.float64)).toarray()
+    index, every = ngame.SparseIndex(items), sp.csr_matrix(np.ones(product.shape))
+    found = index.pair_scores(queries, every).reshape(product.shape)
+    np.testing.assert_array_equal(found, product.astype(np.float32))
+    searched = index.search(queries, 30)
+    np.testing.assert_array_equal(searched.data, found[searched.nonzero()])
+
+
 def test_core_checks_what_belongs_together(rng):
     items = random_rows(rng, 5, 6, 0.9, "any")
     arrays = (items.indptr, items.indices, 6)

@@ -461,10 +461,13 @@ class TestPairScores:
         np.put_along_axis(searched, ids.astype(np.int64), scores, 1)
         asked = rng.random(searched.shape) < 0.3
         asked[5:9] = False
+        index = ngame.ExactIndex(x, metric)
         for threads in (1, 7):
             found = pair_scores(q, x, sp.csr_matrix(asked), metric=metric, threads=threads)
             assert found.dtype == np.float32
             assert (found == searched[asked]).all()
+            kept = index.pair_scores(q, sp.csr_array(asked), threads=threads)
+            assert (kept == found).all()
 
     def test_no_pairs(self):
         x = np.ones((4, 3), np.float32)
@@ -484,6 +487,13 @@ class TestPairScores:
             pair_scores(x, np.where(np.arange(4)[:, None] == 2, np.nan, x), pairs)
         with pytest.raises(ValueError, match="may overflow float32"):
             pair_scores(x * 1e20, x * 1e20, pairs, metric="dot")
+        index = ngame.ExactIndex(x * 1e20, "dot")
+        with pytest.raises(ValueError, match="may overflow float32"):
+            index.pair_scores(x * 1e20, pairs)
+        with pytest.raises(TypeError, match="pairs is a list, expected a CSR matrix"):
+            index.pair_scores(x, [(1, 1), (0, 0)])
+        with pytest.raises(ValueError, match="queries has NaN or infinity in row 0"):
+            index.pair_scores(x * np.nan, pairs)
 
 
 def test_sparse_rows_are_for_another_function():
