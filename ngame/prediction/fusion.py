@@ -111,7 +111,8 @@ class Fusion:
         with "log", and 1 for any other. Fewer than `FEWEST_POINTS` such points leave them.
 
         If the best candidates are then worse than those of the best feature alone, by more than
-        one standard deviation of the difference, the other weights are halved until they are not.
+        one standard deviation of the difference, the other weights fall by a sixth at a time until
+        they are not.
 
         Parameters
         ----------
@@ -211,12 +212,13 @@ class _Candidates:
         """Weights that are not worse at rank 1 than the best feature alone, beyond noise."""
         alone = [self._hits(feature) for feature in self.x]
         best = int(np.argmax([hits.sum() for hits in alone]))
-        for _ in range(20):
+        for _ in range(120):
             lost = alone[best] - self._hits(np.einsum("fp,f->p", self.x, weights))
             if lost.sum() <= np.sqrt((lost**2).sum()):
                 break
-            others = weights / 2
-            others[best] = max(weights[best], weights.max())
+            # In small steps: where a little less of the others will do, a large one costs recall.
+            others = weights * (5 / 6)
+            others[best] = max(weights[best], weights.max() / 16)
             weights = others
         return weights
 

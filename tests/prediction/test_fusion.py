@@ -235,3 +235,14 @@ def test_weights_of_older_runs_are_read(tmp_path):
     assert loaded == {"all": Fusion({"encoder": 2.5, "neighbours": -0.5})}
     with pytest.raises(ValueError, match="there are no probabilities"):
         loaded["all"].probabilities(np.ones(1, np.float32), np.zeros(1, int))
+
+
+def test_other_weights_fall_no_further_than_they_must():
+    """The best feature alone is always right; the other one may have nearly its weight."""
+    relevant = np.tile([True, False], 50)
+    features = {"a": relevant.astype(np.float32), "b": (~relevant).astype(np.float32)}
+    points, gains = np.repeat(np.arange(50), 2), np.ones(100)
+    candidates = fusion._Candidates(features, points, relevant, gains, 1.0)
+    first, other = candidates.not_below_best(np.array([1.0, 2.0]))
+    assert first == 1
+    assert 0.8 < other < 1
