@@ -212,11 +212,12 @@ class _Candidates:
         """Weights that are not worse at rank 1 than the best feature alone, beyond noise."""
         alone = [self._hits(feature) for feature in self.x]
         best = int(np.argmax([hits.sum() for hits in alone]))
-        for _ in range(120):
+        for _ in range(120):  # after which nothing is left of the others
             lost = alone[best] - self._hits(np.einsum("fp,f->p", self.x, weights))
             if lost.sum() <= np.sqrt((lost**2).sum()):
                 break
             # In small steps: where a little less of the others will do, a large one costs recall.
+            # A best feature without weight gets some.
             others = weights * (5 / 6)
             others[best] = max(weights[best], weights.max() / 16)
             weights = others
