@@ -8,7 +8,7 @@ Both run in this process, on the same gradients, with one thread.
 import pytest
 import torch
 
-from ngame.training.optimizer import SparseAdam
+from ngame.training.adam import SparseAdam
 
 
 @pytest.mark.parametrize("who", ["ours", "torch"])
@@ -21,7 +21,10 @@ def test_sparse_adam(benchmark, quick, touched, who):
     ids = torch.randperm(rows, generator=generator)[:touched].sort().values[None]
     values = torch.randn(touched, dim, generator=generator)
     tables = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    optimizers = SparseAdam([tables[0]]), torch.optim.SparseAdam([tables[1]])
+    optimizers = (
+        SparseAdam([{"params": [tables[0]], "lr": 1e-3}]),
+        torch.optim.SparseAdam([tables[1]]),
+    )
 
     def backward():
         for table in tables:

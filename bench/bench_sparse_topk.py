@@ -36,8 +36,8 @@ def case(request, quick):
     else:
         data = ngame.load_dataset(folder)
         items, queries = data.train_texts, data.test_texts
-    tfidf = Tfidf.fit(items)
-    return tfidf(queries), tfidf(items)
+    tfidf, rows = Tfidf.fit(items)
+    return tfidf(queries), rows
 
 
 def by_product(queries, items):

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include "aligned.h"
 #include "kernels.h"
@@ -20,14 +21,31 @@ constexpr int64_t kCommon = 32;
 // Columns are left out of the sums where they can add at most this share of the k-th best score.
 constexpr double kLeftOut = 0.3;
 
-// Sums are integers of 16 bits; products are rounded to this many bits below the unit.
-constexpr int32_t kMostSum = 32000;
-constexpr int kShift = 16;
-
-// With more columns than this the sums of a query are too coarse to tell items apart.
+// Sums are integers, of 16 bits if they can tell items apart: up to so many columns of a query.
 constexpr int32_t kMostTerms = 700;
 
+// What the largest sum may be, and how many bits below the unit products are rounded to.
+template <class Sum>
+struct Units;
+template <>
+struct Units<int16_t> {
+  static constexpr int32_t kMost = 32000;
+  static constexpr int kShift = 16;
+  using Product = int32_t;
+};
+template <>
+struct Units<int32_t> {
+  static constexpr int32_t kMost = 1 << 29;
+  static constexpr int kShift = 8;
+  using Product = int64_t;
+};
+
 constexpr int64_t kQueriesOfJob = 32;
+
+// A query with more columns than this is kept as an array, unless there are too many columns: it
+// takes 4 bytes for each.
+constexpr int64_t kLongQuery = 256;
+constexpr int64_t kMostColumns = 1 << 22;
 
 // An item with so many entries for each of the query's is searched for the query's columns.
 constexpr int64_t kLongRow = 8;
@@ -123,7 +141,8 @@ bool better(const Scored& a, const Scored& b) {
   return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
-// The values of one query, for products with rows of items.
+// The values of one query, for products with rows of items: in a hash table, or for a long query
+// in an array of all columns.
 class QueryValues {
  public:
   struct Entry {
@@ -131,20 +150,37 @@ class QueryValues {
     float value;
   };
 
+  explicit QueryValues(int64_t cols) : cols_(cols) {}
+
   void clear(int64_t count) {
+    if (is_long_) {
+      for (const Entry& entry : entries_) all_[static_cast<size_t>(entry.column)] = 0;
+    }
+    entries_.clear();
+    is_long_ = count > kLongQuery && cols_ <= kMostColumns;
+    if (is_long_) {
+      all_.resize(static_cast<size_t>(cols_), 0);
+      return;
+    }
     bits_ = static_cast<int>(std::bit_width(static_cast<uint64_t>(count) * 16 + 1));
     slots_.assign(size_t{1} << bits_, {-1, 0});
-    entries_.clear();
   }
   // Columns come in ascending order.
   void put(int64_t column, float value) {
+    if (is_long_) {
+      all_[static_cast<size_t>(column)] = value;
+      entries_.push_back({static_cast<int32_t>(column), value});
+      return;
+    }
     uint64_t slot = hash(column);
     while (slots_[slot].column >= 0) slot = (slot + 1) & mask();
     slots_[slot] = {static_cast<int32_t>(column), value};
     entries_.push_back(slots_[slot]);
   }
   const std::vector<Entry>& entries() const { return entries_; }
-  // 0 where the query has no such column.
+  // Of each column, for a long query; otherwise empty.
+  std::span<const float> all() const { return is_long_ ? std::span(all_) : std::span<float>(); }
+  // 0 where the query, which is not long, has no such column.
   float operator[](int64_t column) const {
     uint64_t slot = hash(column);
     while (true) {
@@ -160,6 +196,9 @@ class QueryValues {
   uint64_t hash(int64_t column) const {
     return static_cast<uint64_t>(static_cast<uint32_t>(column) * 0x9e3779b1u) >> (32 - bits_);
   }
+  int64_t cols_;
+  bool is_long_ = false;
+  std::vector<float> all_;
   int bits_ = 0;
   std::vector<Entry> slots_;
   std::vector<Entry> entries_;
@@ -183,6 +222,15 @@ float score_of(const WeightedRows<Index>& items, int64_t item, const QueryValues
     }
     return static_cast<float>(total);
   }
+  if (const auto all = query.all(); !all.empty()) {
+    for (const Index* column = entries.begin; column != entries.end; ++column, ++values) {
+      const auto c = static_cast<size_t>(*column);
+      // It may have changed since it was checked.
+      const float value = c < all.size() ? all[c] : 0;
+      total += static_cast<double>(value) * static_cast<double>(*values);
+    }
+    return static_cast<float>(total);
+  }
   for (const Index* column = entries.begin; column != entries.end; ++column, ++values) {
     total += static_cast<double>(query[*column]) * static_cast<double>(*values);
   }
@@ -194,7 +242,7 @@ struct Term {
   int64_t column;
   double weight;   // without sign
   double most;     // that it can add to a score
-  int32_t factor;  // of a code, for 2**kShift units
+  int32_t factor;  // of a code, for 2**kShift parts of a unit
   const uint32_t* next;
   const uint32_t* end;
 };
@@ -204,16 +252,24 @@ class Search {
  public:
   Search(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
          const SparseItems& prepared, const CsrView<Index>* drop, int64_t k, Cancel& cancel)
-      : queries_(queries), items_(items), prepared_(prepared), drop_(drop), k_(k), cancel_(cancel) {
-    sums_.assign(static_cast<size_t>(kBlock), 0);
-  }
+      : queries_(queries),
+        items_(items),
+        prepared_(prepared),
+        drop_(drop),
+        k_(k),
+        cancel_(cancel),
+        values_(prepared.cols),
+        seen_(static_cast<size_t>(kBlock)) {}
 
   // Appends the best of a query to `out`, ids ascending; returns their number.
   int64_t run(int64_t row, std::vector<Scored>& out) {
     row_ = row;
     dropped_ = drop_ == nullptr ? 0 : drop_->row(row).size();
     found_.clear();
-    if (read_query() && !(worth_summing() && sum())) look_at_all();
+    if (read_query()) {
+      const bool coarse = terms_.size() <= kMostTerms;
+      if (!worth_summing() || !(coarse ? sum(coarse_) : sum(fine_))) look_at_all();
+    }
     keep_best();
     std::sort(found_.begin(), found_.end(),
               [](const Scored& a, const Scored& b) { return a.id < b.id; });
@@ -222,6 +278,13 @@ class Search {
   }
 
  private:
+  // Rounded sums, of items and of candidates.
+  template <class Sum>
+  struct Sums {
+    AlignedVector<Sum> of_block = AlignedVector<Sum>(static_cast<size_t>(kBlock), Sum{0});
+    AlignedVector<Sum> of_candidates;
+  };
+
   // Takes the columns of a query that items have; false where there are none.
   bool read_query() {
     const double norm = std::sqrt(squared_norm(queries_, row_));
@@ -254,8 +317,6 @@ class Search {
 
   // Whether sums are likely to save work: not where few items have any column of the query.
   bool worth_summing() {
-    const auto count = static_cast<int64_t>(terms_.size());
-    if (count > kMostTerms) return false;
     int64_t entries = 0;
     for (const auto& part : prepared_.parts) {
       for (const Term& term : terms_) {
@@ -278,13 +339,18 @@ class Search {
   // Finds the best items by rounded sums, which leave out what common columns add where it does not
   // matter, and exact scores of those that come close. False where this does not work: few scores
   // are above 0.
-  bool sum() {
-    const auto count = static_cast<double>(terms_.size());
-    const double per_unit = most_ / kMostSum;
-    // Half a code of each term, half a unit for each rounding, and one for that of the scores.
-    error_ = static_cast<int32_t>(0.5 * kMostSum / SparseItems::kLargestCode + 0.52 * count) + 2;
+  template <class Sum>
+  bool sum(Sums<Sum>& sums) {
+    constexpr double kMost = Units<Sum>::kMost;
+    constexpr double kParts = 1 << Units<Sum>::kShift;
+    constexpr double kCodes = SparseItems::kLargestCode;
+    const double per_unit = most_ / kMost;
+    // Half a code of each term, half a unit and half a part of one a code for their roundings, and
+    // one unit for that of the scores.
+    const double roundings = (0.512 + 0.5 * kCodes / kParts) * static_cast<double>(terms_.size());
+    error_ = static_cast<int32_t>(0.5 * kMost / kCodes + roundings) + 2;
     for (Term& term : terms_) {
-      const double units = term.most / per_unit / SparseItems::kLargestCode * (1 << kShift);
+      const double units = term.most / per_unit / kCodes * kParts;
       term.factor = (term.factor < 0 ? -1 : 1) * static_cast<int32_t>(std::lrint(units));
     }
     // The common ones first, the most frequent first.
@@ -304,7 +370,7 @@ class Search {
       norms_.push_back(std::sqrt(square));
     }
 
-    sums_of_.clear();
+    sums.of_candidates.clear();
     places_.clear();
     slacks_.clear();
     kth_ = 0;
@@ -323,19 +389,20 @@ class Search {
         slacks_.push_back(static_cast<int32_t>(std::ceil(norms_[left_out] * heaviest)));
         const int64_t here = std::min(kBlock, rows - first);
         for (size_t t = left_out; t < terms_.size(); ++t) {
-          add(terms_[t], static_cast<uint32_t>(first));
+          add(terms_[t], static_cast<uint32_t>(first), sums.of_block.data());
         }
-        collect(here, block_number);
+        collect(here, block_number, sums);
       }
     }
-    tighten();
+    tighten(sums.of_candidates);
     if (cut() - *std::max_element(slacks_.begin(), slacks_.end()) < 1) return false;
-    score_candidates(per_unit);
+    score_candidates(per_unit, sums.of_candidates);
     return static_cast<int64_t>(found_.size()) >= k_;
   }
 
   // Adds what a term adds to the items of a block.
-  void add(Term& term, uint32_t first) {
+  template <class Sum>
+  void add(Term& term, uint32_t first, Sum* const sums) {
     const uint32_t* next = term.next;
     const uint32_t* const end = term.end;
     if (next != end && (*next & kPlaceMask) < first) {  // it was left out before
@@ -343,15 +410,16 @@ class Search {
                                   [&](uint32_t entry) { return (entry & kPlaceMask) < first; });
     }
     const int64_t last = static_cast<int64_t>(first) + kBlock;
-    const int32_t factor = term.factor;
-    int16_t* const sums = sums_.data();
+    constexpr int kShift = Units<Sum>::kShift;
+    using Product = typename Units<Sum>::Product;
+    const Product factor = term.factor;
     for (; next != end; ++next) {
       const uint32_t place = *next & kPlaceMask;
       if (place >= last) break;
       const int32_t code = static_cast<int32_t>(*next) >> SparseItems::kPlaceBits;
-      const int32_t product = (code * factor + (1 << (kShift - 1))) >> kShift;
-      int16_t& total = sums[place % kBlock];
-      total = static_cast<int16_t>(total + product);
+      const Product product = (code * factor + (1 << (kShift - 1))) >> kShift;
+      Sum& total = sums[place % kBlock];
+      total = static_cast<Sum>(total + product);
     }
     term.next = next;
   }
@@ -360,55 +428,75 @@ class Search {
   int32_t cut() const { return kth_ - 2 * error_; }
 
   // Takes the candidates of a block, and clears its sums.
-  void collect(int64_t count, int64_t block_number) {
+  template <class Sum>
+  void collect(int64_t count, int64_t block_number, Sums<Sum>& sums) {
     constexpr int64_t kUnit = 64;
-    const int64_t scanned = (count + kUnit - 1) / kUnit * kUnit;
+    const auto scanned = static_cast<size_t>((count + kUnit - 1) / kUnit * kUnit);
     const size_t before = places_.size();
-    sums_of_.resize(before + static_cast<size_t>(scanned));
-    places_.resize(before + static_cast<size_t>(scanned));
-    const auto least = static_cast<int16_t>(std::max(1, cut() - slacks_.back()));
-    const size_t found = use_.take_sums(sums_.data(), static_cast<size_t>(scanned), least,
-                                        static_cast<int32_t>(block_number * kBlock),
-                                        sums_of_.data() + before, places_.data() + before);
-    sums_of_.resize(before + found);
+    auto& candidates = sums.of_candidates;
+    candidates.resize(before + scanned);
+    places_.resize(before + scanned);
+    const size_t found =
+        take(sums.of_block.data(), scanned, static_cast<Sum>(std::max(1, cut() - slacks_.back())),
+             static_cast<int32_t>(block_number * kBlock), candidates.data() + before,
+             places_.data() + before);
+    candidates.resize(before + found);
     places_.resize(before + found);
-    std::fill_n(sums_.begin(), scanned, int16_t{0});
-    if (static_cast<int64_t>(places_.size()) >= 2 * wanted()) tighten();
+    std::fill_n(sums.of_block.begin(), scanned, Sum{0});
+    if (static_cast<int64_t>(places_.size()) >= 2 * wanted()) tighten(candidates);
+  }
+
+  // Takes the sums that reach `least`; returns their number.
+  size_t take(const int16_t* sums, size_t count, int16_t least, int32_t first_place,
+              int16_t* values, int32_t* places) {
+    return use_.take_sums(sums, count, least, first_place, values, places);
+  }
+  size_t take(const int32_t* sums, size_t count, int32_t least, int32_t first_place,
+              int32_t* values, int32_t* places) {
+    size_t found = 0;
+    for (size_t place = 0; place < count; ++place) {
+      values[found] = sums[place];
+      places[found] = first_place + static_cast<int32_t>(place);
+      found += sums[place] >= least ? 1 : 0;
+    }
+    return found;
   }
 
   // Raises the k-th best sum to that of the candidates, and drops those that are below the cut.
-  void tighten() {
+  template <class Sum>
+  void tighten(AlignedVector<Sum>& sums) {
     const size_t count = places_.size();
     if (static_cast<int64_t>(count) < wanted()) return;
     int32_t low = kth_;  // at least as many as wanted are not below it, fewer are not below `high`
-    int32_t high = kMostSum + kMostTerms;
+    int32_t high = Units<Sum>::kMost + error_;
     while (high - low > 1) {
-      const auto middle = static_cast<int16_t>((low + high) / 2);
+      const auto middle = static_cast<Sum>((low + high) / 2);
       int32_t reached = 0;
-      for (size_t i = 0; i < count; ++i) reached += sums_of_[i] >= middle;
+      for (size_t i = 0; i < count; ++i) reached += sums[i] >= middle;
       (reached >= wanted() ? low : high) = middle;
     }
     kth_ = low;
     size_t kept = 0;
     for (size_t i = 0; i < count; ++i) {
-      const int16_t sum = sums_of_[i];
+      const Sum sum = sums[i];
       const int32_t place = places_[i];
-      sums_of_[kept] = sum;
+      sums[kept] = sum;
       places_[kept] = place;
       kept += sum + slacks_[static_cast<size_t>(place / kBlock)] >= cut() ? 1 : 0;
     }
-    sums_of_.resize(kept);
+    sums.resize(kept);
     places_.resize(kept);
   }
 
   // Scores first what seems best, then what can still be better than the k-th of these.
-  void score_candidates(double per_unit) {
+  template <class Sum>
+  void score_candidates(double per_unit, const AlignedVector<Sum>& sums) {
     double least = -1;
     for (const bool first : {true, false}) {
       rows_to_score_.clear();
       for (size_t i = 0; i < places_.size(); ++i) {
-        if ((sums_of_[i] >= kth_) != first) continue;
-        if (!first && (sums_of_[i] + error_ + slacks_[places_[i] / kBlock]) * per_unit < least) {
+        if ((sums[i] >= kth_) != first) continue;
+        if (!first && (sums[i] + error_ + slacks_[places_[i] / kBlock]) * per_unit < least) {
           continue;
         }
         rows_to_score_.push_back(item_at(places_[i]));
@@ -466,13 +554,13 @@ class Search {
           for (; term.next != term.end; ++term.next) {
             const int64_t place = *term.next & kPlaceMask;
             if (place >= last) break;
-            int16_t& seen = sums_[static_cast<size_t>(place % kBlock)];
+            uint8_t& seen = seen_[static_cast<size_t>(place % kBlock)];
             if (seen == 0) rows_to_score_.push_back(part.order[place]);
             seen = 1;
           }
         }
         if (rows_to_score_.empty()) continue;
-        std::fill_n(sums_.begin(), std::min(kBlock, rows - first), int16_t{0});
+        std::fill_n(seen_.begin(), std::min(kBlock, rows - first), uint8_t{0});
         score_rows();
         keep_best();
       }
@@ -498,15 +586,16 @@ class Search {
   int64_t row_ = 0, dropped_ = 0;
   std::vector<Term> terms_;
   QueryValues values_;
-  double most_ = 0;                 // that a score can be
-  bool negative_ = false;           // whether a product may be; sums then leave out nothing
-  int32_t error_ = 0;               // of a sum, in units
-  std::vector<double> norms_;       // [c]: of the query in its c most common columns
-  int32_t kth_ = 0;                 // the k-th best sum so far
-  AlignedVector<int16_t> sums_;     // of the items of a block
-  AlignedVector<int16_t> sums_of_;  // of the candidates
-  AlignedVector<int32_t> places_;   // of the candidates
-  std::vector<int32_t> slacks_;     // what left-out columns may add in each block
+  double most_ = 0;            // that a score can be
+  bool negative_ = false;      // whether a product may be; sums then leave out nothing
+  int32_t error_ = 0;          // of a sum, in units
+  std::vector<double> norms_;  // [c]: of the query in its c most common columns
+  int32_t kth_ = 0;            // the k-th best sum so far
+  Sums<int16_t> coarse_;
+  Sums<int32_t> fine_;
+  AlignedVector<int32_t> places_;  // of the candidates
+  std::vector<uint8_t> seen_;      // of the items of a block
+  std::vector<int32_t> slacks_;    // what left-out columns may add in each block
   std::vector<int32_t> rows_to_score_;
   std::vector<Scored> found_;
 };
@@ -592,7 +681,7 @@ void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<I
   const int64_t rows = queries.pattern.rows;
   const int64_t jobs = (rows + kQueriesOfJob - 1) / kQueriesOfJob;
   parallel_for(jobs, threads, cancel, [&](int64_t job, int) {
-    QueryValues values;
+    QueryValues values(items.pattern.cols);
     const int64_t end = std::min(rows, (job + 1) * kQueriesOfJob);
     for (int64_t row = job * kQueriesOfJob; row < end; ++row) {
       cancel.check();
@@ -601,6 +690,8 @@ void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<I
       const float* value = queries.values + (entries.begin - queries.pattern.columns);
       values.clear(entries.size());
       for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
+        // It may have changed since it was checked.
+        if (*column < 0 || *column >= items.pattern.cols) queries.pattern.reject_change();
         values.put(*column, *value);
       }
       const auto wanted = pairs.sorted_row(row);

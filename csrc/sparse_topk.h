@@ -26,7 +26,7 @@ struct SparseItems {
   static constexpr int kPlaceBits = 21;
   static constexpr int64_t kMostRows = int64_t{1} << kPlaceBits;
   static constexpr int32_t kLargestCode = (1 << (31 - kPlaceBits)) - 1;
-  // Scores of so many items are summed at a time: they fit in the fastest cache.
+  // Scores of so many items are summed at a time: they fit in the fastest cache, or the next.
   static constexpr int64_t kBlock = 1 << 14;
 
   SparseItems() = default;
@@ -56,7 +56,8 @@ SparseItems prepare_sparse_items(const WeightedRows<Index>& items, Cancel& cance
 // The k items with the largest scores for each query, ties by lower id. Only scores other than 0
 // count. `drop` pairs (query, item) are left out. A score is a sum in double in the order of the
 // columns, rounded once to float, whatever the threads and the way that led to the item. Takes
-// 64 KB a thread, 8 bytes a result, and what queries of few results need to look at their items.
+// under 200 KB a thread, 8 bytes a result, what queries of few results need to look at their items,
+// and for long queries 4 bytes a column and thread, 16 MB at most.
 template <class Index>
 Sparse<float> sparse_topk(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
                           const SparseItems& prepared, const CsrView<Index>* drop, int64_t k,

@@ -171,12 +171,14 @@ def sparse_topk(
     Notes
     -----
     Columns are visited one at a time, as a search engine visits the lists of its terms, and the
-    scores of 16,384 items are summed in 16 bits. Frequent columns are left out where they can add
-    little (after Turtle and Flood, "Query evaluation: strategies and optimizations", 1995; the
-    bound is Cauchy and Schwarz's). Items that come close to the best k are then scored exactly.
+    scores of 16,384 items are summed in 16 bits, or 32 for long queries. Frequent columns are left
+    out where they can add little (after Turtle and Flood, "Query evaluation: strategies and
+    optimizations", 1995; the bound is Cauchy and Schwarz's). Items that come close to the best k
+    are then scored exactly.
 
-    Memory beyond input and output: the index (see `SparseIndex`), 8 bytes for every result, and
-    under 1 MB a thread.
+    Memory beyond input and output: the index (see `SparseIndex`), 8 bytes for every result, under
+    1 MB a thread, and where a query has over 256 entries 4 bytes a column and thread, 16 MB at
+    most.
 
     Examples
     --------

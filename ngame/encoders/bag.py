@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -303,9 +303,10 @@ def _drop_tokens(tokens: Tokens, dropout: float) -> Tokens:
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
     # The trainer numbers continuation letters in hash-table order, which differs from process to
-    # process, and breaks ties by number. So a first pass collects these letters, and the second
-    # gets them in a fixed order.
-    alphabet = _fit_bpe(texts, 0, []).get_vocab()
+    # process, and breaks ties by number. So a first pass collects these letters, of each word once,
+    # and the second gets them in a fixed order.
+    words = {word for text in texts for word in text.split()}
+    alphabet = _fit_bpe(words, 0, []).get_vocab()
     letters = sorted(letter for letter in alphabet if letter.startswith(_CONTINUATION))
     model = json.loads(_fit_bpe(texts, vocab_size, letters).to_str())["model"]
     # In the trained tokenizer these letters are special tokens, which are never split. Build a
@@ -327,7 +328,7 @@ def _new_tokenizer(**model: Any) -> tokenizers.Tokenizer:
 
 
 def _fit_bpe(
-    texts: Sequence[str], vocab_size: int, first_tokens: Sequence[str]
+    texts: Iterable[str], vocab_size: int, first_tokens: Sequence[str]
 ) -> tokenizers.Tokenizer:
     tokenizer = _new_tokenizer()
     trainer = tokenizers.trainers.BpeTrainer(

@@ -2,14 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from ngame.files import write_json
@@ -135,14 +134,7 @@ class Fusion:
         )
         weights = np.ones(len(features))
         if candidates.answered >= FEWEST_POINTS:
-            weights = minimize(
-                candidates.loss,
-                weights,
-                jac=True,
-                method="L-BFGS-B",
-                bounds=[(0, None)] * len(weights),
-                options={"maxiter": 200},
-            ).x
+            weights = _least(candidates.loss, weights, [(0, None)] * len(weights), maxiter=200)
         if candidates.answered:
             weights = candidates.not_below_best(weights)
         weights = weights / candidates.scale
@@ -263,9 +255,24 @@ def _calibrate(
 
     # The first factor is positive, so that probabilities rank as scores do.
     bounds = [(1e-3, None), (None, None), (None, None)]
-    start = np.array([1.0, 0.0, 0.0])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    found = _least(loss, np.array([1.0, 0.0, 0.0]), bounds)
     return float(found[0]), float(found[1]), float(found[2])
+
+
+def _least(
+    loss: Callable[[npt.NDArray[np.float64]], tuple[float, npt.NDArray[np.float64]]],
+    start: npt.NDArray[np.float64],
+    bounds: Sequence[tuple[float | None, float | None]],
+    **options: int,
+) -> npt.NDArray[np.float64]:
+    """Where a loss, which returns its gradient as well, is least within the bounds."""
+    # Half a second to import, which predictions need not wait for.
+    from scipy.optimize import minimize
+
+    found: npt.NDArray[np.float64] = minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    ).x
+    return found
 
 
 def _log_sum_exp(

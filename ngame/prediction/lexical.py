@@ -47,14 +47,15 @@ class Tfidf:
         self.terms, self.idf = terms, idf
 
     @classmethod
-    def fit(cls, texts: Sequence[str]) -> Self:
-        """Count the terms of texts."""
+    def fit(cls, texts: Sequence[str]) -> tuple[Self, sp.csr_matrix]:
+        """Count the terms of texts. Their rows come with it, as of a call."""
         rows, hashes = _terms(texts)
         terms, columns = np.unique(hashes, return_inverse=True)
-        ones = np.ones(len(rows), np.float32)
-        counts = sp.csr_matrix((ones, (rows, columns)), shape=(len(texts), len(terms)))
+        counts = _counts(rows, columns, (len(texts), len(terms)))
         frequency = np.bincount(counts.indices, minlength=len(terms))
-        return cls(terms, (np.log((1 + len(texts)) / (1 + frequency)) + 1).astype(np.float32))
+        idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
+        tfidf = cls(terms, idf.astype(np.float32))
+        return tfidf, tfidf._weigh(counts)
 
     def __call__(self, texts: Sequence[str]) -> sp.csr_matrix:
         """Texts to rows, float32 [n, terms]; terms that `fit` did not see are ignored."""
@@ -62,13 +63,21 @@ class Tfidf:
         columns = np.searchsorted(self.terms, hashes)
         columns[columns == len(self.terms)] = 0
         known = self.terms[columns] == hashes if len(self.terms) else np.zeros(len(rows), bool)
-        rows, columns = rows[known], columns[known]
-        ones = np.ones(len(rows), np.float32)
-        x = sp.csr_matrix((ones, (rows, columns)), shape=(len(texts), len(self.terms)))
-        x.sort_indices()
-        x.data = (1 + np.log(x.data)) * self.idf[x.indices]
-        _make_unit(x)
-        return x
+        return self._weigh(_counts(rows[known], columns[known], (len(texts), len(self.terms))))
+
+    def _weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        counts.data = (1 + np.log(counts.data)) * self.idf[counts.indices]
+        _make_unit(counts)
+        return counts
+
+
+def _counts(
+    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], shape: tuple[int, int]
+) -> sp.csr_matrix:
+    """How often each pair comes: float32 of this shape, indices sorted."""
+    counts = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    counts.sort_indices()
+    return counts
 
 
 def _make_unit(x: sp.csr_matrix) -> None:
@@ -78,17 +87,22 @@ def _make_unit(x: sp.csr_matrix) -> None:
     x.data /= np.repeat(np.sqrt(squares), sizes).astype(np.float32)
 
 
+class _Hashes(dict[str, int]):
+    """Hashes of words, each made when it is asked for first."""
+
+    def __missing__(self, word: str) -> int:
+        digest = blake2b(word.encode("utf8", "replace"), digest_size=8).digest()
+        self[word] = found = int.from_bytes(digest, "little", signed=True)
+        return found
+
+
 def _terms(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Text and hash of each word and each pair of adjacent words."""
-    known: dict[str, int] = {}
+    hash_of = _Hashes().__getitem__
     words: list[int] = []
     ends = [0]
     for text in texts:
-        for word in _WORD.findall(text.lower()):
-            if word not in known:
-                digest = blake2b(word.encode("utf8", "replace"), digest_size=8).digest()
-                known[word] = int.from_bytes(digest, "little", signed=True)
-            words.append(known[word])
+        words.extend(map(hash_of, _WORD.findall(text.lower())))
         ends.append(len(words))
     hashes = np.array(words, np.int64)
     rows = np.repeat(np.arange(len(texts)), np.diff(ends))
@@ -135,9 +149,9 @@ class Lexical:
         label_titles: Sequence[str] | None = None,
     ) -> Self:
         """Weigh the terms of training points and labels."""
-        tfidf = Tfidf.fit([*point_texts, *label_texts])
-        titles = None if label_titles is None else tfidf(label_titles)
-        return cls(tfidf, tfidf(label_texts), tfidf(point_texts), titles)
+        tfidf, rows = Tfidf.fit([*point_texts, *label_texts])
+        points, labels = rows[: len(point_texts)], rows[len(point_texts) :]
+        return cls(tfidf, labels, points, None if label_titles is None else tfidf(label_titles))
 
     def shortlists(
         self,

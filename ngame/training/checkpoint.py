@@ -50,23 +50,3 @@ class Checkpoint:
         with reading(self._path), safetensors.safe_open(self._path, "pt") as file:
             meta = json.loads(file.metadata()["meta"])
             return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer, one tensor per parameter number and name."""
-    return {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Restore the state that `optimizer_tensors` returned."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        # SparseAdam counts its steps in an int, AdamW in a tensor.
-        is_int = name == "step" and isinstance(optimizer, torch.optim.SparseAdam)
-        state.setdefault(int(number), {})[name] = int(value) if is_int else value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

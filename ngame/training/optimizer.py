@@ -1,17 +1,15 @@
 """The optimizer of a stage, for parameters with dense and with sparse gradients."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 
-from ngame import _core
 from ngame.config import StageConfig
 from ngame.ranks import Ranks
 from ngame.state import take_prefix, with_prefixes
-from ngame.training.checkpoint import load_optimizer, optimizer_tensors
+from ngame.training.adam import Adam, AdamW, SparseAdam
 from ngame.training.shards import gathered, is_sharded, parts
 
 
@@ -68,13 +66,9 @@ class Optimizer:
                 chosen = [p for p in trained if (id(p) in sparse_ids) is is_sparse]
                 if chosen:
                     groups_of_kind.append({"params": chosen, "lr": rate, "peak_lr": rate})
-        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._optimizers: dict[str, Adam] = {}
         if dense:
-            # On a GPU one launch for all parameters. Elsewhere as PyTorch chooses.
-            fused = all(p.is_cuda for group in dense for p in group["params"]) or None
-            self._optimizers["dense"] = torch.optim.AdamW(
-                dense, weight_decay=config.weight_decay, fused=fused
-            )
+            self._optimizers["dense"] = AdamW(dense, config.weight_decay)
         if sparse:
             self._optimizers["sparse"] = SparseAdam(sparse)
         self._clip = config.clip
@@ -105,7 +99,7 @@ class Optimizer:
             clip(whole, self._clip, shared, self._ranks)
         share = self.share
         for optimizer in self._optimizers.values():
-            for group in optimizer.param_groups:
+            for group in optimizer.groups:
                 group["lr"] = group["peak_lr"] * share
             optimizer.step()
             optimizer.zero_grad()
@@ -113,9 +107,7 @@ class Optimizer:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state to save in a checkpoint, beside `updates`: all of it on rank 0."""
-        tensors = {
-            k: gathered(optimizer_tensors(o), self._ranks) for k, o in self._optimizers.items()
-        }
+        tensors = {k: gathered(o.tensors(), self._ranks) for k, o in self._optimizers.items()}
         for name, optimizer in self._optimizers.items():
             for key, rows in self._shared(optimizer, tensors[name]):
                 whole = self._ranks.gather(tensors[name][key], self._ranks.counts(rows))
@@ -129,65 +121,18 @@ class Optimizer:
             state = take_prefix(tensors, f"{name}.")
             for key, rows in self._shared(optimizer, state):
                 state[key] = state[key][self._ranks.share(rows)].clone()
-            of = _parameters(optimizer)
-            like = {key: of[int(key.partition(".")[0])] for key in state}
-            load_optimizer(optimizer, parts(state, like))
+            like = {key: optimizer.parameters[int(key.partition(".")[0])] for key in state}
+            optimizer.load(parts(state, like))
         self.updates = updates
 
     def _shared(
-        self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+        self, optimizer: Adam, tensors: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[str, int]]:
         """Names of those of an optimizer's tensors that the ranks share, and their rows on all."""
-        parameters = _parameters(optimizer)
         for key, value in tensors.items():
-            rows = self._rows.get(id(parameters[int(key.partition(".")[0])]), 0)
+            rows = self._rows.get(id(optimizer.parameters[int(key.partition(".")[0])]), 0)
             if rows and value.dim():
                 yield key, rows
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """What the optimizer updates, by the numbers that its state has for them."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-class SparseAdam(torch.optim.SparseAdam):
-    """PyTorch's, whose update of a table of float32 rows on the CPU is one pass in the core."""
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the rows that have a gradient; gradients that the core has used are cleared."""
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for p in group["params"]:
-                if p.grad is None or not _in_core(p):
-                    continue
-                gradient, p.grad = p.grad.coalesce(), None
-                state = self.state[p]
-                if not state:
-                    state |= {"step": 0}
-                    state |= {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
-                state["step"] += 1
-                n = state["step"]
-                _core.adam_rows(
-                    p.numpy(),
-                    state["exp_avg"].numpy(),
-                    state["exp_avg_sq"].numpy(),
-                    gradient.indices()[0].numpy(),
-                    gradient.values().contiguous().numpy(),
-                    first,
-                    second,
-                    group["lr"] * math.sqrt(1 - second**n) / (1 - first**n),
-                    group["eps"],
-                    torch.get_num_threads(),
-                )
-                torch.autograd.graph.increment_version(p)
-        super().step(closure)  # type: ignore[no-untyped-call]  # the others
-
-
-def _in_core(parameter: torch.nn.Parameter) -> bool:
-    """Whether the core updates this parameter."""
-    kind = parameter.device.type, parameter.dtype, parameter.dim()
-    return kind == ("cpu", torch.float32, 2) and parameter.is_contiguous()
 
 
 def clip(

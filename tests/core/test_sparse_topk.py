@@ -83,8 +83,36 @@ def test_fewer_scores_than_k(rng):
     assert np.diff(found.indptr).max() < 200
 
 
-def test_many_columns_of_a_query(rng):
-    check(random_rows(rng, 3, 4000, 1, "any"), random_rows(rng, 80, 4000, 0.3, "any"), 5)
+@pytest.mark.parametrize("stretch", [1, 2000])
+@pytest.mark.parametrize("kind", ["few", "any", "signed", "wide", "tiny"])
+def test_long_queries(rng, kind, stretch):
+    """Between short ones; with so many columns too that a query is not kept as an array of them."""
+    cols = 4000
+    long, short = random_rows(rng, 4, cols, 1, kind), random_rows(rng, 4, cols, 0.05, kind)
+    queries = sp.vstack([long, short], "csr")[[0, 4, 1, 5, 2, 3, 6, 7]]
+    assert np.diff(queries.indptr).max() > 700
+    items = random_rows(rng, 80, cols, 0.3, kind)
+    for rows in (queries, items):
+        rows.indices *= stretch
+        rows.resize(rows.shape[0], cols * stretch)
+    check(queries, items, 5)
+    index, every = ngame.SparseIndex(items), sp.csr_matrix(np.ones((8, 80), bool))
+    product = (queries.astype(np.float64) @ items.T.astype(np.float64)).toarray()
+    np.testing.assert_array_equal(
+        index.pair_scores(queries, every, threads=2).reshape(8, 80), product.astype(np.float32)
+    )
+
+
+def test_long_queries_among_many_items(rng):
+    """Sums tell nearly all of them apart; several blocks."""
+    cols = 3000
+    items = sp.random_array((40_000, cols), density=0.01, rng=rng, dtype=np.float32, format="csr")
+    queries = sp.random_array((6, cols), density=0.4, rng=rng, dtype=np.float32, format="csr")
+    found = ngame.sparse_topk(queries, items, 20)
+    product = (queries.astype(np.float64) @ items.T.astype(np.float64)).toarray()
+    for row, scores in enumerate(product.astype(np.float32)):
+        best = np.lexsort((np.arange(len(scores)), -scores))[:20]
+        assert sorted(best) == found[[row]].indices.tolist()
 
 
 def test_empty_matrices():

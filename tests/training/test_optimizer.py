@@ -1,12 +1,16 @@
-"""Learning rate schedule, and joint clipping of dense and sparse gradients."""
+"""Learning rate schedule, joint clipping of dense and sparse gradients, and their updates."""
 
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
 
 from ngame.config import StageConfig
-from ngame.training.optimizer import Optimizer, ParameterGroup, SparseAdam, clip
+from ngame.training.adam import AdamW, SparseAdam
+from ngame.training.optimizer import Optimizer, ParameterGroup, clip
 
 
 def test_learning_rates_rise_and_fall():
@@ -19,7 +23,7 @@ def test_learning_rates_rise_and_fall():
         module(torch.tensor([0, 2])).sum().backward()
         optimizer.step()
         for kind, found in rates.items():
-            found.append(optimizer._optimizers[kind].param_groups[0]["lr"])
+            found.append(optimizer._optimizers[kind].groups[0]["lr"])
     shares = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert rates["dense"] == pytest.approx([0.4 * share for share in shares])
     assert rates["sparse"] == pytest.approx([0.8 * share for share in shares])
@@ -47,7 +51,7 @@ def test_sparse_adam_is_that_of_pytorch(dtype):
     tables = [torch.nn.Embedding(6, 5, sparse=True, dtype=dtype) for _ in range(3)]
     for table in tables:
         table.weight.data.copy_(start)
-    ours = SparseAdam([tables[0].weight, tables[2].weight], lr=0.1)
+    ours = SparseAdam([{"params": [tables[0].weight, tables[2].weight], "lr": 0.1}])
     theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1)
     for ids in ([1, 4, 4], [0, 1], [5], [1, 2, 3]):
         scale = torch.randn(len(ids), 5, dtype=dtype)
@@ -57,8 +61,67 @@ def test_sparse_adam_is_that_of_pytorch(dtype):
             optimizer.step()
         torch.testing.assert_close(tables[0].weight, tables[1].weight)
     assert (tables[2].weight == start).all()
-    state, expected = (o.state_dict()["state"][0] for o in (ours, theirs))
-    assert state.keys() == expected.keys()
-    assert state["step"] == expected["step"]
-    for name in ("exp_avg", "exp_avg_sq"):
-        torch.testing.assert_close(state[name], expected[name])
+    assert_same_state(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adamw_is_that_of_pytorch(dtype):
+    """Groups with rates of their own, which change; a parameter without a gradient now and then."""
+    torch.manual_seed(0)
+    pairs = [
+        [torch.nn.Parameter(value.clone()) for _ in range(2)]
+        for value in (torch.randn(4, 3, dtype=dtype), torch.randn(5, dtype=dtype), torch.ones(2))
+    ]
+    ours, theirs = (
+        make(
+            [
+                {"params": [p[who] for p in pairs[:2]], "lr": 0.1},
+                {"params": [pairs[2][who]], "lr": 0.1},
+            ]
+        )
+        for who, make in enumerate((adamw, torch.optim.AdamW))
+    )
+    for step in range(4):
+        for number, pair in enumerate(pairs):
+            gradient = torch.randn_like(pair[0])
+            for p in pair:
+                p.grad = gradient.clone() if number != 1 or step % 2 else None
+        for groups in (ours.groups, theirs.param_groups):
+            groups[1]["lr"] = 0.2 / (step + 1)
+        ours.step()
+        theirs.step()
+        for mine, its in pairs:
+            assert torch.equal(mine, its)
+    assert_same_state(ours, theirs)
+
+
+def adamw(groups):
+    """Ours, with the weight decay that PyTorch's has by default."""
+    return AdamW(groups, 0.01)
+
+
+def assert_same_state(ours, theirs):
+    """The same names and values, so that a checkpoint of the one is one of the other."""
+    state = {}
+    for number, values in theirs.state_dict()["state"].items():
+        state |= {f"{number}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    assert ours.tensors().keys() == state.keys()
+    for name, value in ours.tensors().items():
+        torch.testing.assert_close(value, state[name], check_dtype=not name.endswith("step"))
+
+
+def test_training_does_not_import_the_compiler():
+    """It takes longer than a small data set trains."""
+    code = """
+        import sys
+        import torch
+        from ngame.config import StageConfig
+        from ngame.training.optimizer import Optimizer, ParameterGroup
+        table = torch.nn.Embedding(3, 2, sparse=True)
+        module = torch.nn.Sequential(table, torch.nn.Linear(2, 2))
+        optimizer = Optimizer([ParameterGroup(module, 0.1, 0.1)], StageConfig(), 1)
+        module(torch.tensor([0, 2])).sum().backward()
+        optimizer.step()
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

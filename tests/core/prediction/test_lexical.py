@@ -44,9 +44,11 @@ QUERIES = ["a red apple", "pear green pear", "unknown words", "", "ÖL UND"]
 
 
 def test_rows_are_tf_idf():
-    tfidf = Tfidf.fit(TEXTS)
+    tfidf, rows = Tfidf.fit(TEXTS)
     x, y = tfidf(QUERIES), tfidf(TEXTS)
     assert x.dtype == np.float32
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(rows, part), getattr(y, part))
     np.testing.assert_allclose((x @ y.T).toarray(), slow_cosines(TEXTS, QUERIES, TEXTS), rtol=1e-5)
     norms = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
     np.testing.assert_allclose(norms, [1, 1, 0, 0, 1], rtol=1e-6)
@@ -54,7 +56,8 @@ def test_rows_are_tf_idf():
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "?!"]])
 def test_texts_without_words(texts):
-    tfidf = Tfidf.fit(texts)
+    tfidf, rows = Tfidf.fit(texts)
+    assert rows.shape == (len(texts), 0)
     assert tfidf(["red"]).shape == (1, 0)
     assert tfidf([]).shape == (0, 0)
 
