@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.training import loops
+from ngame.training.adam import AdamW
 from ngame.training.run import Run
 from ngame.training.stage import Stage
 
@@ -104,10 +105,13 @@ def test_operators_that_wait(train, monkeypatch, sets):
         loops, "_embed_both", lambda *arguments: both(*arguments[:3], torch.device("cuda"))
     )
     monkeypatch.setattr(TransformerEncoder, "forward", TransformerEncoder._by_length)
-    adamw = torch.optim.AdamW
-    monkeypatch.setattr(
-        torch.optim, "AdamW", lambda *given, **named: adamw(*given, **{**named, "fused": True})
-    )
+    init = AdamW.__init__
+
+    def as_on_a_gpu(self, *given):
+        init(self, *given)
+        self._fused = True
+
+    monkeypatch.setattr(AdamW, "__init__", as_on_a_gpu)
     watch = Watch()
     train("cpu", watch, *sets)
     assert not watch.waits.total(), watch.waits
