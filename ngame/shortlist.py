@@ -134,18 +134,18 @@ def merge(
         return sp.csr_matrix(matrices[0], copy=True)
     index = np.result_type(*(one.indices.dtype for one in matrices))
     score = np.result_type(*(one.dtype for one in matrices))
-    united = matrices[0]
+    united, scores = pattern(matrices[0], index), matrices[0].data.astype(score, copy=False)
     for one in matrices[1:]:
-        found = _core.merge(
-            pattern(united, index),
-            united.data.astype(score, copy=False),
+        scores, columns, offsets = _core.merge(
+            united,
+            scores,
             pattern(one, index),
             one.data.astype(score, copy=False),
             how == "sum",
             as_threads(threads),
         )
-        united = new_csr(*found, united.shape)
-    return united
+        united = offsets.astype(index, copy=False), columns.astype(index, copy=False), united[2]
+    return new_csr(scores, united[1], united[0], matrices[0].shape)
 
 
 def drop_pairs(matrix: Csr, pairs: Pairs, *, threads: int = 0) -> sp.csr_matrix:

@@ -394,11 +394,10 @@ class Model:
                 found[name] = indexes[name].search(terms, most, drop=drop, threads=threads)
             else:
                 found[name] = ranked_csr(*self._search(name, vectors, most, drop), labels)
-        proposed = [_ones(matrix) for matrix in found.values()]
+        proposed = list(found.values())
         if most > depth:
-            kept = [keep_topk(matrix, depth, threads=threads) for matrix in found.values()]
-            proposed = [_ones(matrix) for matrix in kept]
-        pattern = merge(proposed, "max", threads=threads)
+            proposed = [keep_topk(matrix, depth, threads=threads) for matrix in proposed]
+        pattern = merge(proposed, threads=threads)
         pairs = _pairs(pattern)
         features: dict[str, npt.NDArray[np.float32]] = {}
         for scorer in found:
@@ -686,10 +685,6 @@ def _values_at(
         there = stored[place] == wanted
         values[there] = matrix.data[place[there]]
     return values
-
-
-def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    return _with_data(matrix, np.ones(matrix.nnz, np.float32))
 
 
 def _with_data(matrix: sp.csr_matrix, data: npt.NDArray[np.float32]) -> sp.csr_matrix:
