@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <span>
 
 #include "aligned.h"
 #include "kernels.h"
@@ -17,6 +16,9 @@ constexpr uint32_t kPlaceMask = SparseItems::kMostRows - 1;
 
 // A column is common where at least one item in so many has it.
 constexpr int64_t kCommon = 32;
+
+// All sums are exact where they take at most so many times the entries of as many items as wanted.
+constexpr double kExactSums = 4;
 
 // Columns are left out of the sums where they can add at most this share of the k-th best score.
 constexpr double kLeftOut = 0.3;
@@ -41,11 +43,6 @@ struct Units<int32_t> {
 };
 
 constexpr int64_t kQueriesOfJob = 32;
-
-// A query with more columns than this is kept as an array, unless there are too many columns: it
-// takes 4 bytes for each.
-constexpr int64_t kLongQuery = 256;
-constexpr int64_t kMostColumns = 1 << 22;
 
 // An item with so many entries for each of the query's is searched for the query's columns.
 constexpr int64_t kLongRow = 8;
@@ -111,6 +108,7 @@ void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cance
   }
   for (size_t c = 1; c < part.offsets.size(); ++c) part.offsets[c] += part.offsets[c - 1];
   part.entries = Buffer<uint32_t>(part.offsets.back());
+  part.values = Buffer<float>(part.offsets.back());
   std::vector<int64_t> next(part.offsets.begin(), part.offsets.end() - 1);
   for (int64_t place = 0; place < rows; ++place) {
     if (place % 4096 == 0) cancel.check();
@@ -123,6 +121,7 @@ void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cance
       const float share = largest > 0 ? *value / largest : 0;
       const auto code =
           static_cast<int32_t>(std::lrint(static_cast<double>(share) * SparseItems::kLargestCode));
+      part.values[next[c]] = *value;
       part.entries[next[c]++] =
           static_cast<uint32_t>(code) << SparseItems::kPlaceBits | static_cast<uint32_t>(place);
     }
@@ -141,8 +140,7 @@ bool better(const Scored& a, const Scored& b) {
   return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
-// The values of one query, for products with rows of items: in a hash table, or for a long query
-// in an array of all columns.
+// The values of one query, for products with rows of items.
 class QueryValues {
  public:
   struct Entry {
@@ -150,37 +148,20 @@ class QueryValues {
     float value;
   };
 
-  explicit QueryValues(int64_t cols) : cols_(cols) {}
-
   void clear(int64_t count) {
-    if (is_long_) {
-      for (const Entry& entry : entries_) all_[static_cast<size_t>(entry.column)] = 0;
-    }
-    entries_.clear();
-    is_long_ = count > kLongQuery && cols_ <= kMostColumns;
-    if (is_long_) {
-      all_.resize(static_cast<size_t>(cols_), 0);
-      return;
-    }
     bits_ = static_cast<int>(std::bit_width(static_cast<uint64_t>(count) * 16 + 1));
     slots_.assign(size_t{1} << bits_, {-1, 0});
+    entries_.clear();
   }
   // Columns come in ascending order.
   void put(int64_t column, float value) {
-    if (is_long_) {
-      all_[static_cast<size_t>(column)] = value;
-      entries_.push_back({static_cast<int32_t>(column), value});
-      return;
-    }
     uint64_t slot = hash(column);
     while (slots_[slot].column >= 0) slot = (slot + 1) & mask();
     slots_[slot] = {static_cast<int32_t>(column), value};
     entries_.push_back(slots_[slot]);
   }
   const std::vector<Entry>& entries() const { return entries_; }
-  // Of each column, for a long query; otherwise empty.
-  std::span<const float> all() const { return is_long_ ? std::span(all_) : std::span<float>(); }
-  // 0 where the query, which is not long, has no such column.
+  // 0 where the query has no such column.
   float operator[](int64_t column) const {
     uint64_t slot = hash(column);
     while (true) {
@@ -196,9 +177,6 @@ class QueryValues {
   uint64_t hash(int64_t column) const {
     return static_cast<uint64_t>(static_cast<uint32_t>(column) * 0x9e3779b1u) >> (32 - bits_);
   }
-  int64_t cols_;
-  bool is_long_ = false;
-  std::vector<float> all_;
   int bits_ = 0;
   std::vector<Entry> slots_;
   std::vector<Entry> entries_;
@@ -222,15 +200,6 @@ float score_of(const WeightedRows<Index>& items, int64_t item, const QueryValues
     }
     return static_cast<float>(total);
   }
-  if (const auto all = query.all(); !all.empty()) {
-    for (const Index* column = entries.begin; column != entries.end; ++column, ++values) {
-      const auto c = static_cast<size_t>(*column);
-      // It may have changed since it was checked.
-      const float value = c < all.size() ? all[c] : 0;
-      total += static_cast<double>(value) * static_cast<double>(*values);
-    }
-    return static_cast<float>(total);
-  }
   for (const Index* column = entries.begin; column != entries.end; ++column, ++values) {
     total += static_cast<double>(query[*column]) * static_cast<double>(*values);
   }
@@ -240,7 +209,8 @@ float score_of(const WeightedRows<Index>& items, int64_t item, const QueryValues
 // A column of a query that items have.
 struct Term {
   int64_t column;
-  double weight;   // without sign
+  double value;    // of the query
+  double weight;   // the same without sign
   double most;     // that it can add to a score
   int32_t factor;  // of a code, for 2**kShift parts of a unit
   const uint32_t* next;
@@ -258,8 +228,7 @@ class Search {
         drop_(drop),
         k_(k),
         cancel_(cancel),
-        values_(prepared.cols),
-        seen_(static_cast<size_t>(kBlock)) {}
+        totals_(static_cast<size_t>(kBlock)) {}
 
   // Appends the best of a query to `out`, ids ascending; returns their number.
   int64_t run(int64_t row, std::vector<Scored>& out) {
@@ -268,7 +237,7 @@ class Search {
     found_.clear();
     if (read_query()) {
       const bool coarse = terms_.size() <= kMostTerms;
-      if (!worth_summing() || !(coarse ? sum(coarse_) : sum(fine_))) look_at_all();
+      if (!worth_rounding() || !(coarse ? sum(coarse_) : sum(fine_))) sum_exactly();
     }
     keep_best();
     std::sort(found_.begin(), found_.end(),
@@ -306,8 +275,9 @@ class Search {
       const float largest = prepared_.largest[static_cast<size_t>(column)];
       if (*value == 0 || largest == 0) continue;
       const double weight = std::fabs(static_cast<double>(*value));
-      terms_.push_back({column, weight, weight * static_cast<double>(largest), *value < 0 ? -1 : 1,
-                        nullptr, nullptr});
+      terms_.push_back({column, static_cast<double>(*value), weight,
+                        weight * static_cast<double>(largest), *value < 0 ? -1 : 1, nullptr,
+                        nullptr});
       negative_ |= *value < 0;
       values_.put(column, *value);
       most_ += terms_.back().most;
@@ -315,15 +285,17 @@ class Search {
     return !terms_.empty();
   }
 
-  // Whether sums are likely to save work: not where few items have any column of the query.
-  bool worth_summing() {
+  // Whether rounded sums are likely to save work: not where few items have any column of the query,
+  // or where rows are so long that exact scores of candidates take longer than all the sums.
+  bool worth_rounding() {
     int64_t entries = 0;
     for (const auto& part : prepared_.parts) {
       for (const Term& term : terms_) {
         entries += part.offsets[term.column + 1] - part.offsets[term.column];
       }
     }
-    return entries > 2 * wanted();
+    return static_cast<double>(entries) >
+           kExactSums * static_cast<double>(wanted()) * std::max(1.0, prepared_.mean_entries);
   }
 
   // Dropped items may be among the best.
@@ -540,28 +512,35 @@ class Search {
   }
 
   // Scores every item that has a column of the query.
-  void look_at_all() {
+  void sum_exactly() {
     found_.clear();
-    int64_t block_number = 0;
+    // Rounded sums may have changed the order.
+    std::sort(terms_.begin(), terms_.end(),
+              [](const Term& a, const Term& b) { return a.column < b.column; });
     for (const auto& part : prepared_.parts) {
       open(part);
       const auto rows = static_cast<int64_t>(part.order.size());
-      for (int64_t first = 0; first < rows; first += kBlock, ++block_number) {
+      for (int64_t first = 0; first < rows; first += kBlock) {
         cancel_.check();
         const int64_t last = first + kBlock;
-        rows_to_score_.clear();
+        touched_.clear();
         for (Term& term : terms_) {
-          for (; term.next != term.end; ++term.next) {
+          const float* value = part.values.data() + (term.next - part.entries.data());
+          for (; term.next != term.end; ++term.next, ++value) {
             const int64_t place = *term.next & kPlaceMask;
             if (place >= last) break;
-            uint8_t& seen = seen_[static_cast<size_t>(place % kBlock)];
-            if (seen == 0) rows_to_score_.push_back(part.order[place]);
-            seen = 1;
+            double& total = totals_[static_cast<size_t>(place % kBlock)];
+            if (total == 0) touched_.push_back(static_cast<int32_t>(place));
+            total += term.value * static_cast<double>(*value);
           }
         }
-        if (rows_to_score_.empty()) continue;
-        std::fill_n(seen_.begin(), std::min(kBlock, rows - first), uint8_t{0});
-        score_rows();
+        for (const int32_t place : touched_) {
+          double& total = totals_[static_cast<size_t>(place % kBlock)];
+          const auto score = static_cast<float>(total);
+          total = 0;  // It may be there twice, if the sum was 0 in between.
+          const int32_t item = part.order[place];
+          if (score != 0 && !is_dropped(item)) found_.push_back({score, item});
+        }
         keep_best();
       }
     }
@@ -594,7 +573,8 @@ class Search {
   Sums<int16_t> coarse_;
   Sums<int32_t> fine_;
   AlignedVector<int32_t> places_;  // of the candidates
-  std::vector<uint8_t> seen_;      // of the items of a block
+  std::vector<double> totals_;     // exact sums, of the items of a block
+  std::vector<int32_t> touched_;   // places of those that have one
   std::vector<int32_t> slacks_;    // what left-out columns may add in each block
   std::vector<int32_t> rows_to_score_;
   std::vector<Scored> found_;
@@ -625,6 +605,8 @@ SparseItems prepare_sparse_items(const WeightedRows<Index>& items, Cancel& cance
     }
   }
   out.longest = std::sqrt(longest);
+  out.mean_entries = static_cast<double>(pattern.nonzeros) /
+                     static_cast<double>(std::max<int64_t>(pattern.rows, 1));
   out.common.resize(counts.size());
   for (size_t c = 0; c < counts.size(); ++c) {
     out.common[c] = counts[c] * kCommon >= pattern.rows && counts[c] > 0;
@@ -681,7 +663,7 @@ void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<I
   const int64_t rows = queries.pattern.rows;
   const int64_t jobs = (rows + kQueriesOfJob - 1) / kQueriesOfJob;
   parallel_for(jobs, threads, cancel, [&](int64_t job, int) {
-    QueryValues values(items.pattern.cols);
+    QueryValues values;
     const int64_t end = std::min(rows, (job + 1) * kQueriesOfJob);
     for (int64_t row = job * kQueriesOfJob; row < end; ++row) {
       cancel.check();
@@ -690,8 +672,6 @@ void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<I
       const float* value = queries.values + (entries.begin - queries.pattern.columns);
       values.clear(entries.size());
       for (const Index* column = entries.begin; column != entries.end; ++column, ++value) {
-        // It may have changed since it was checked.
-        if (*column < 0 || *column >= items.pattern.cols) queries.pattern.reject_change();
         values.put(*column, *value);
       }
       const auto wanted = pairs.sorted_row(row);

@@ -19,7 +19,7 @@ struct WeightedRows {
 };
 
 // The items that have a column, for each column: what a search reads instead of the rows. Made once
-// for many searches. 4 bytes an entry, and 8 a column for every kMostRows rows.
+// for many searches. 8 bytes an entry, and 8 a column for every kMostRows rows.
 struct SparseItems {
   // An entry is the item's place in its lowest bits, the rest a rounded value: in units of the
   // column's largest one, divided by kLargestCode.
@@ -36,12 +36,14 @@ struct SparseItems {
   struct Part {
     std::vector<int64_t> offsets;  // of the columns' entries, cols + 1
     Buffer<uint32_t> entries;      // places ascend within a column
+    Buffer<float> values;          // of the same
     std::vector<int32_t> order;    // the item at each place
     std::vector<float> heaviest;   // of each block of places: the largest norm in common columns
   };
 
   int64_t rows = 0;
   int64_t cols = 0;
+  double mean_entries = 0;      // of a row
   double longest = 0;           // the largest norm of a row
   bool negative = false;        // whether a value is
   std::vector<float> largest;   // of each column, without signs
@@ -56,8 +58,7 @@ SparseItems prepare_sparse_items(const WeightedRows<Index>& items, Cancel& cance
 // The k items with the largest scores for each query, ties by lower id. Only scores other than 0
 // count. `drop` pairs (query, item) are left out. A score is a sum in double in the order of the
 // columns, rounded once to float, whatever the threads and the way that led to the item. Takes
-// under 200 KB a thread, 8 bytes a result, what queries of few results need to look at their items,
-// and for long queries 4 bytes a column and thread, 16 MB at most.
+// under 1 MB a thread, and 8 bytes a result.
 template <class Index>
 Sparse<float> sparse_topk(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
                           const SparseItems& prepared, const CsrView<Index>* drop, int64_t k,

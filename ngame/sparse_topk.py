@@ -22,7 +22,7 @@ from ngame.arrays import (
 class SparseIndex:
     """Sparse items prepared once for many searches, each with the result of `sparse_topk`.
 
-    The index keeps 4 bytes for every stored entry, and 8 for every column per two million rows.
+    The index keeps 8 bytes for every stored entry, and 8 for every column per two million rows.
     The matrix itself is not copied and must not change while the index is in use. It is safe to
     search from several threads and in forked processes.
 
@@ -174,11 +174,11 @@ def sparse_topk(
     scores of 16,384 items are summed in 16 bits, or 32 for long queries. Frequent columns are left
     out where they can add little (after Turtle and Flood, "Query evaluation: strategies and
     optimizations", 1995; the bound is Cauchy and Schwarz's). Items that come close to the best k
-    are then scored exactly.
+    are then scored exactly. Where that would take longer, for rows are long or few items have a
+    column of the query, all sums are exact at once.
 
-    Memory beyond input and output: the index (see `SparseIndex`), 8 bytes for every result, under
-    1 MB a thread, and where a query has over 256 entries 4 bytes a column and thread, 16 MB at
-    most.
+    Memory beyond input and output: the index (see `SparseIndex`), 8 bytes for every result, and
+    under 1 MB a thread.
 
     Examples
     --------
