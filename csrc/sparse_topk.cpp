@@ -227,8 +227,7 @@ class Search {
         prepared_(prepared),
         drop_(drop),
         k_(k),
-        cancel_(cancel),
-        totals_(static_cast<size_t>(kBlock)) {}
+        cancel_(cancel) {}
 
   // Appends the best of a query to `out`, ids ascending; returns their number.
   int64_t run(int64_t row, std::vector<Scored>& out) {
@@ -250,7 +249,7 @@ class Search {
   // Rounded sums, of items and of candidates.
   template <class Sum>
   struct Sums {
-    AlignedVector<Sum> of_block = AlignedVector<Sum>(static_cast<size_t>(kBlock), Sum{0});
+    AlignedVector<Sum> of_block;
     AlignedVector<Sum> of_candidates;
   };
 
@@ -342,6 +341,7 @@ class Search {
       norms_.push_back(std::sqrt(square));
     }
 
+    if (sums.of_block.empty()) sums.of_block.assign(static_cast<size_t>(kBlock), Sum{0});
     sums.of_candidates.clear();
     places_.clear();
     slacks_.clear();
@@ -514,6 +514,7 @@ class Search {
   // Scores every item that has a column of the query.
   void sum_exactly() {
     found_.clear();
+    totals_.resize(static_cast<size_t>(kBlock));
     // Rounded sums may have changed the order.
     std::sort(terms_.begin(), terms_.end(),
               [](const Term& a, const Term& b) { return a.column < b.column; });
