@@ -65,7 +65,8 @@ class Adam(ABC):
             number, name = key.split(".", 1)
             p = self.parameters[int(number)]
             like = self._no_steps(p) if name == "step" else p
-            self.state.setdefault(p, {})[name] = value.to(like.device, like.dtype)
+            # A copy, for the tensors may be those of a mapped file.
+            self.state.setdefault(p, {})[name] = value.to(like.device, like.dtype, copy=True)
 
     @abstractmethod
     def _update(self, gradients: Gradients, rate: float) -> None:
