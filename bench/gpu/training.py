@@ -35,6 +35,7 @@ from ngame.data.dataset import Dataset, load_dataset
 from ngame.encoders.encode import encode
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.training import loops
+from ngame.training.adam import AdamW
 from ngame.training.run import Run
 from ngame.training.stage import Stage
 
@@ -259,7 +260,7 @@ def count(dataset: Dataset, model: str, batch_size: int, steps: int, *sets: str)
     ]
     run = Run(part(dataset, sizes), Config.load(None, settings), None, False, None)
     operators = Operators()
-    batches, both, adamw = Stage.batches, loops._embed_both, torch.optim.AdamW
+    batches, both, init = Stage.batches, loops._embed_both, AdamW.__init__
 
     def counted(stage: Stage) -> Iterator[Any]:
         plan = batches(stage)
@@ -269,11 +270,15 @@ def count(dataset: Dataset, model: str, batch_size: int, steps: int, *sets: str)
                 yield next(plan)
         raise Enough
 
+    def fused(adamw: AdamW, *given: Any) -> None:
+        init(adamw, *given)
+        adamw._fused = True
+
     as_on_a_gpu = (
         mock.patch.object(Stage, "batches", counted),
         mock.patch.object(loops, "_embed_both", lambda *a: both(*a[:3], torch.device("cuda"))),
         mock.patch.object(TransformerEncoder, "forward", TransformerEncoder._by_length),
-        mock.patch.object(torch.optim, "AdamW", lambda *a, **k: adamw(*a, **{**k, "fused": True})),
+        mock.patch.object(AdamW, "__init__", fused),
     )
     with ExitStack() as stack:
         for patch in as_on_a_gpu:

@@ -191,7 +191,7 @@ def vectors(encoder, streams, name, rows):
 def run(pairs, arm, seed):
     if arm == "TF-IDF":
         names = [by_type(code)[2] for code in pairs.codes]
-        tfidf = Tfidf.fit([*pairs.texts, *names])
+        tfidf, _ = Tfidf.fit([*pairs.texts, *names])
         x, z = (tfidf([part[row] for row in pairs.test]) for part in (pairs.texts, names))
     else:
         encoder, (_, streams) = train(pairs, arm, seed), untrained(pairs, seed)
