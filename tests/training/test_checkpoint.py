@@ -117,7 +117,10 @@ def test_optimizer_is_restored(tmp_path, sparse):
     _, tensors = checkpoint.load()
     parted, optimizer = module()
     parted.load_state_dict(take_prefix(tensors, "w."))
-    optimizer.load(take_prefix(tensors, "o."))
+    loaded = take_prefix(tensors, "o.")
+    optimizer.load(loaded)
+    of_file = {tensor.data_ptr() for tensor in loaded.values()}
+    assert not of_file & {tensor.data_ptr() for tensor in optimizer.tensors().values()}
     for number in (1, 2):
         step(parted, optimizer, number)
     assert torch.equal(parted.weight, whole.weight)
