@@ -184,6 +184,17 @@ py::array_t<int32_t> refine_clusters_(const py::array& x, const Array<int32_t>& 
   return refined;
 }
 
+py::array_t<float> cluster_sums_(const py::array& x, const Array<int32_t>& order,
+                                 const Array<int64_t>& offsets, int threads) {
+  const MatrixView view = matrix_view(x, "x");
+  const ClustersView clusters{span_of(order), span_of(offsets)};
+  py::array_t<float> sums({std::max<int64_t>(clusters.count(), 0), view.cols});
+  const std::span<float> out(sums.mutable_data(), static_cast<size_t>(sums.size()));
+  compute(
+      [&](Cancel& cancel) { cluster_sums(view, clusters, thread_count(threads), cancel, out); });
+  return sums;
+}
+
 double coherence_(const py::array& x, const Array<int32_t>& order, const Array<int64_t>& offsets,
                   int threads) {
   const MatrixView view = matrix_view(x, "x");
@@ -566,6 +577,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("seed"), py::arg("max_iter"), py::arg("refine"), py::arg("threads"));
   m.def("refine_clusters", &refine_clusters_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("rounds"), py::arg("threads"));
+  m.def("cluster_sums", &cluster_sums_, py::arg("x"), py::arg("order").noconvert(),
+        py::arg("offsets").noconvert(), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("threads"));
   m.def("number_keys", &number_keys_, py::arg("offsets").noconvert(),

@@ -478,7 +478,12 @@ void refine_clusters(const MatrixView& x, const ClustersView& given, int rounds,
   refine(x, inverse, Fetch(x), offsets, rounds, threads, cancel, order);
 }
 
-double coherence(const MatrixView& x, const ClustersView& given, int threads, Cancel& cancel) {
+namespace {
+
+// body(cluster, rows, sum) for every cluster: how many rows it has, the sum of their unit vectors.
+template <class Body>
+void for_each_sum(const MatrixView& x, const ClustersView& given, int threads, Cancel& cancel,
+                  const Body& body) {
   // Another thread may change the caller's arrays: what is checked is what is used.
   const std::vector<int32_t> order(given.order.begin(), given.order.end());
   const std::vector<int64_t> offsets(given.offsets.begin(), given.offsets.end());
@@ -488,28 +493,56 @@ double coherence(const MatrixView& x, const ClustersView& given, int threads, Ca
   inverse_norms(x, threads, cancel, inverse);
   const Fetch fetch(x);
   struct Sums {
-    std::vector<float> row;
+    std::vector<float> weights, part;
     std::vector<double> sum;
   };
   std::vector<Sums> of_thread(static_cast<size_t>(threads));
-  std::vector<double> squares(static_cast<size_t>(clusters.count()));
+  const auto cols = static_cast<size_t>(x.cols);
+  const auto stride = static_cast<size_t>(x.stride);
   parallel_for(clusters.count(), threads, cancel, [&](int64_t cluster, int thread) {
-    auto& [row, sum] = of_thread[thread];
-    row.resize(padded(x.cols));
-    sum.assign(row.size(), 0.0);
-    const int64_t begin = clusters.offsets[cluster];
-    const int64_t end = clusters.offsets[cluster + 1];
-    for (int64_t place = begin; place < end; ++place) {
-      if (place % kBlock == 0) cancel.check();
-      // Clusters are small: the row asked for may be the next one's.
-      if (place + fetch.ahead() < x.rows) fetch.row(clusters.order[place + fetch.ahead()]);
-      const int32_t id = clusters.order[place];
-      copy_row(x, id, inverse[id], row.data());
-      for (size_t col = 0; col < row.size(); ++col) sum[col] += row[col];
+    auto& [weights, part, sum] = of_thread[thread];
+    sum.assign(cols, 0.0);
+    const int64_t end = offsets[cluster + 1];
+    // Floats sum few rows well, doubles the many of a large cluster.
+    for (int64_t first = offsets[cluster]; first < end; first += kBlock) {
+      cancel.check();
+      const auto ids = std::span(order).subspan(first, std::min(kBlock, end - first));
+      weights.clear();
+      for (const int32_t id : ids) {
+        if (fetch.from_disk()) fetch.row(id);
+        weights.push_back(inverse[id]);
+      }
+      part.assign(cols, 0.0f);
+      if (x.scalar == Scalar::f16) {
+        kernels().accumulate_f16({x.f16(0), stride, ids.data(), ids.size()}, cols, weights.data(),
+                                 part.data());
+      } else {
+        kernels().accumulate_f32({x.f32(0), stride, ids.data(), ids.size()}, cols, weights.data(),
+                                 part.data());
+      }
+      for (size_t col = 0; col < cols; ++col) sum[col] += part[col];
     }
-    const double rows = std::max(1.0, static_cast<double>(end - begin));
-    for (const double value : sum) squares[cluster] += value / rows * (value / rows);
+    body(cluster, end - offsets[cluster], std::span<const double>(sum));
   });
+}
+
+}  // namespace
+
+void cluster_sums(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel,
+                  std::span<float> sums) {
+  for_each_sum(x, clusters, threads, cancel,
+               [&](int64_t cluster, int64_t, std::span<const double> sum) {
+                 std::copy(sum.begin(), sum.end(), sums.begin() + cluster * x.cols);
+               });
+}
+
+double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel) {
+  std::vector<double> squares(static_cast<size_t>(clusters.count()));
+  for_each_sum(x, clusters, threads, cancel,
+               [&](int64_t cluster, int64_t rows, std::span<const double> sum) {
+                 const double size = std::max(1.0, static_cast<double>(rows));
+                 for (const double value : sum) squares[cluster] += value / size * (value / size);
+               });
   const double total = std::accumulate(squares.begin(), squares.end(), 0.0);
   return total / std::max(1.0, static_cast<double>(squares.size()));
 }

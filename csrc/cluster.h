@@ -27,6 +27,10 @@ void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
 void refine_clusters(const MatrixView& x, const ClustersView& clusters, int rounds, int threads,
                      Cancel& cancel, std::span<int32_t> order);
 
+// The sum of the unit vectors of every cluster, x.cols floats each.
+void cluster_sums(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel,
+                  std::span<float> sums);
+
 // Mean over the clusters of the squared norm of the mean of the cluster's unit vectors: 1 where
 // all rows of a cluster point one way. Zero rows count as the zero vector.
 double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel);

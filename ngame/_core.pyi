@@ -37,6 +37,12 @@ def refine_clusters(
     rounds: int,
     threads: int,
 ) -> npt.NDArray[np.int32]: ...
+def cluster_sums(
+    x: npt.NDArray[Any],
+    order: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    threads: int,
+) -> npt.NDArray[np.float32]: ...
 def coherence(
     x: npt.NDArray[Any],
     order: npt.NDArray[np.int32],

@@ -39,13 +39,17 @@ CLUSTER = """
     assert found.neighbor_share(share(x, even), group=group) == nearby
     check(x, [0] * (size - 1), n_clusters=31, refine=0)  # all rows on the last rank
     check(x.astype(np.float16), [1] + even[1:], size=7)
+    # Rows are sent as unit vectors of float16, so any length will do.
+    for scale in (1e-30, 1e30, rng.choice([1e-30, 1.0, 1e30], (len(x), 1))):
+        assert check(x * np.float32(scale), even, size=16)[0].coherence(x) > 0.97 * one.coherence(x)
+    check(x, even, size=1001)  # the last cluster has two rows
     # Each rank gets its rows in portions, here of some 60 to 100 rows.
     exchanged, taken = cluster._exchanged, []
     def counted(*arguments):
         ids, vectors = exchanged(*arguments)
         taken.append(len(ids))
         return ids, vectors
-    cluster._LEAST_PORTION, cluster._exchanged = 6000, counted
+    cluster._LEAST_PORTION, cluster._exchanged = 3000, counted
     in_portions, _ = check(x, even, size=8)
     assert max(taken) < 150, taken
     assert in_portions.coherence(x) > 0.8 * ngame.balanced_clusters(x, size=8).coherence(x)
@@ -60,14 +64,18 @@ CLUSTER = """
 
     # The smallest of all, whatever ties.
     ranks = importlib.import_module("ngame.ranks").Ranks(group)
-    for scores in (rng.standard_normal(400), rng.integers(-3, 3, 400), np.zeros(400)):
-        scores = np.where(rng.random(400) < 0.1, -0.0, scores).astype(np.float32)
-        mine = np.split(scores, [150] * (size - 1))[rank]
-        for count in (1, 7, 200, 399):
-            expected = np.zeros(400, bool)
-            expected[np.argsort(scores, kind="stable")[:count]] = True
-            chosen = cluster._smallest(mine, count, ranks)
-            assert (chosen == np.split(expected, [150] * (size - 1))[rank]).all(), count
+    several = [rng.standard_normal(400), rng.integers(-3, 3, 400), np.zeros(400)]
+    several = [np.where(rng.random(400) < 0.1, -0.0, some).astype(np.float32) for some in several]
+    counts = (1, 7, 200, 399)
+    def own(x):
+        return np.split(x, [150] * (size - 1))[rank]
+    asked = [(some, count) for some in several for count in counts]
+    found = cluster._smallest([own(some) for some, _ in asked], [n for _, n in asked], ranks)
+    for (some, count), chosen in zip(asked, found, strict=True):
+        expected = np.zeros(400, bool)
+        expected[np.argsort(some, kind="stable")[:count]] = True
+        assert (chosen == own(expected)).all(), count
+    assert cluster._smallest([], [], ranks) == []
 
     bad = x.copy()
     bad[len(x) - 3, 5] = np.nan

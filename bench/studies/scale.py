@@ -2,7 +2,7 @@
 
     python bench/studies/scale.py
 
-measures the constants on the two smallest sizes, on one process and on two, then prints a Markdown
+measures the constants on the first two sizes, on one process and on two, then prints a Markdown
 table for the others: CPU seconds of a process, bytes it holds beyond the interpreter's, bytes it
 gets from others, but for the sums of counts, 40 kB a cut. Last come sizes that do not fit here.
 docs/scale.md says what the terms are.
@@ -23,10 +23,16 @@ from pathlib import Path
 import numpy as np
 
 SIZE, ROUNDS, DIM = 32, 5, 128
-# As in ngame/cluster/shared.py: rows a cut, and portions of a rank, of so many bytes at least.
-SAMPLED, MOST_PORTIONS, LEAST_PORTION = 1536, 8, 1 << 22
+# Times that processes deal the rows: two to four, here four, as long as the clusters get tighter.
+DEALS = 4
+# As in ngame/cluster: rows sampled for each eight parts, parts that a tree of cuts makes; and
+# portions of a rank, an eighth of its bytes or so many.
+SAMPLED, SAMPLED_A_DIMENSION, PARTS_A_TREE = 6144, 12, 16
+PORTIONS, LEAST_PORTION = 8, 1 << 22
+# What takes as long as so many products: a value that is sent, with its row gathered, scaled and
+# rounded before; and a value that meets the cuts.
+SENT, CUT = 40, 30
 MB = 1e6
-SIZES = [100_000, 200_000, 300_000, 500_000, 800_000]
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Cost:
     received: float  # bytes
 
 
-def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int = ROUNDS) -> Cost:
+def model(n: float, dim: int, size: int, item: int, processes: int) -> Cost:
     """What a process does, holds and gets: its share of n rows of `dim` columns, `item` bytes each.
 
     Products: some nine for each level of the tree and column; of each round the 64 clusters listed
@@ -47,21 +53,29 @@ def model(n: float, dim: int, size: int, item: int, processes: int, rounds: int 
     share = n / processes
     levels = math.log2(n / size)
     of_round = 66 + min(1024, n / size) / size
-    all_rounds = rounds if processes == 1 else rounds + -(-rounds // 2)
-    products = share * dim * (9 * levels + all_rounds * of_round)
+    rounds = ROUNDS if processes == 1 else DEALS * -(-ROUNDS // 2)
+    products = share * dim * (9 * levels + rounds * of_round)
     row = dim * item
     held = share * row + 4 * dim * share / size
     if processes == 1:
         return Cost(products, held + 84 * n, 0)
-    portions = min(max(share * row // LEAST_PORTION, 1), MOST_PORTIONS)
+    # Rows travel as float16.
+    room = max(share * row // PORTIONS, LEAST_PORTION)
+    portions = max(math.ceil(share * 2 * dim / room), 1)
     portion = share / portions
     others = (processes - 1) / processes
-    cuts = 2 * (processes * portions - 1)
-    held += portion * (row + 84) + 12 * share + 20 * n
-    # Twenty rounds of 2-means on a sample, for each cut.
-    products += cuts * SAMPLED * dim * 40
-    received = 2 * share * (row + 4) * others + others * (8 * n + 4 * n / size)
-    received += cuts * SAMPLED * 4 * dim * others
+    held += portion * (2 * dim + 84) + 12 * share + 20 * n
+    # Rows are dealt to the parts, then clusters are: by trees of cuts, each learnt on a sample.
+    parts = processes * portions
+    of_tree = min(parts, PARTS_A_TREE)
+    trees = math.ceil((parts - 1) / (PARTS_A_TREE - 1))
+    drawn = max(SAMPLED, SAMPLED_A_DIMENSION * dim) * math.ceil(of_tree / 8)
+    sampled = trees * (drawn + (DEALS - 1) * min(drawn, n / size / trees))
+    products += sampled * dim * 9 * math.log2(of_tree) + share * dim * (CUT + DEALS * SENT)
+    received = (
+        DEALS * others * (share * (2 * dim + 4) + 4 * n) + (DEALS - 1) * others * 4 * n / size
+    )
+    received += sampled * 4 * dim * others
     return Cost(products, held, received)
 
 
@@ -69,7 +83,7 @@ def main() -> None:
     """Measure the constants, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[100_000, 200_000, 300_000, 500_000, 800_000]
+        "--rows", type=int, nargs="+", default=[200_000, 400_000, 300_000, 600_000, 800_000]
     )
     options = parser.parse_args()
     print("| rows | processes | CPU s | predicted | held, MB | predicted | got, MB | predicted |")

@@ -66,7 +66,8 @@ def balanced_clusters(
         Most rounds of refinement; 0 gives the tree alone. They end before when a round adds less
         than half a percent to the coherence. Five rounds take about three times as long as the
         tree and double the share of near neighbours in one cluster on trained embeddings
-        (`Clusters.neighbor_share`); further rounds gain less and less.
+        (`Clusters.neighbor_share`); further rounds gain less and less. With `memory` or `group`
+        it is up to half as many each time that rows are dealt to parts.
     threads : int
         0 means the CPUs this process may use.
     memory : int, optional
@@ -74,19 +75,20 @@ def balanced_clusters(
         less than the process has. If the rows and what is said above do not fit, they are clustered
         in parts, and the clusters are others than those of one piece: each row goes to a part
         by cuts learnt on a sample; the parts are written to temporary files, then clustered and
-        refined one by one. The clusters are dealt to parts once more, along other cuts, and refined
-        again. That reads `x` twice, from end to end, and writes and reads the temporary files
-        twice. They are as large as `x`, in the folder that the environment variable TMPDIR names,
+        refined one by one. Then the clusters are dealt to parts again, along other cuts, and
+        refined again, once to three times: as long as that makes them tighter by a percent. `x` is
+        read from end to end for the sample and each time, and temporary files as large as `x` are
+        written and read. They are in the folder that the environment variable TMPDIR names,
         which must be on a disk. 8 bytes a row stay in memory throughout.
     group : torch.distributed.ProcessGroup, optional
         Every rank calls with a share of the rows, whose ids go on where those of the rank before
-        end. The upper cuts, into eight parts a rank, are made together: along directions learnt
-        on a sample of all rows, with sides of exact size. Each rank gets the rows of its parts of
-        the clusters, one part at a time, and divides and refines them by itself. Then the clusters
-        are dealt to the parts once more, along other directions, and refined again, so that rows
-        near a cut meet their neighbours beyond it. All ranks get the clusters of all rows, which
-        differ from those of one process. A rank holds the vectors of its share of the rows, and
-        an eighth as many more. `size` and `n_clusters` are of all rows. Arrays on the host only.
+        end. The upper cuts, into some parts a rank, are made together: along directions learnt on a
+        sample of all rows, with sides of exact size. Each rank gets the rows of its parts of the
+        clusters, one part at a time, as float16, and divides and refines them by itself. Then the
+        clusters are dealt to the parts again, along other directions, and refined again, once to
+        three times: rows near a cut meet their neighbours beyond it. All ranks get the clusters of
+        all rows, which differ from those of one process. A rank holds its share of the rows, and an
+        eighth of its bytes more. `size` and `n_clusters` are of all rows. Arrays on the host only.
 
     Returns
     -------

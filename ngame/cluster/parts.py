@@ -8,22 +8,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
 from ngame import _core
 from ngame.arrays import as_threads
 from ngame.cluster.order import (
+    MOST_DEALS,
     SAMPLED_ROWS,
     SAMPLED_ROWS_PER_DIMENSION,
     as_seed,
-    away_from,
     balanced_order,
+    cut_scores,
     first_not_finite,
+    is_progress,
+    learnt_cuts,
     pieces,
-    sums_of,
+    squared_means,
     unit,
 )
-from ngame.topk import pair_scores
 
 # What the core takes beside the rows, in bytes a row; and what is kept of a row while the parts are
 # clustered one by one. Parts differ in size by some percent, as they are cut where a sample says.
@@ -59,15 +60,15 @@ def parted_order(
     """The order of `balanced_clusters` by parts, of which one at a time is in memory."""
     sizes = np.diff(offsets)
     order = np.empty(len(x), np.int32)
+    some = -(-rounds // 2)  # each time that the rows are dealt
     with tempfile.TemporaryDirectory(prefix="ngame-") as folder:
-        files = _Files(folder, x.shape[1], x.dtype)
-        cuts = _Cuts(x, parts, None, seed, max_iter, threads)
+        files, means = _Files(folder, x.shape[1], x.dtype), Path(folder) / "means"
+        cuts = [_Cuts(x, parts, [], seed, max_iter, threads)]
         for ids, rows in pieces(x):
             if not np.isfinite(rows).all():
                 raise _not_finite(x)
-            files.append(cuts.homes(rows, ids, threads), ids, rows)
-        means = Path(folder) / "means"
-        first = 0  # cluster of the part
+            files.append(cuts[0].homes(rows, ids, threads), ids, rows)
+        first, squares = 0, 0.0  # the former is the first cluster of the part
         for part in range(parts):
             ids, vectors = files.take(part)
             # Whole clusters. The rows that are left over go to the next part, which is near.
@@ -77,12 +78,13 @@ def parted_order(
             local = np.arange(len(ids), dtype=np.int32)
             if whole:
                 bounds = own if whole == len(ids) else np.append(own, len(ids))
-                of_part = as_seed(seed + part)
                 local = balanced_order(
-                    vectors, bounds, of_part, max_iter, refine=rounds // 2, threads=threads
+                    vectors, bounds, as_seed(seed + part), max_iter, refine=some, threads=threads
                 )
-                with open(means, "ab") as file:
-                    sums_of(vectors, local[:whole], own).tofile(file)
+                sums = _core.cluster_sums(vectors, local, bounds, as_threads(threads))
+                sums = sums[: len(own) - 1]
+                squares += squared_means(sums, np.diff(own))
+                _append(sums, means)
             rest = local[whole:]
             files.append(np.full(len(rest), part + 1), ids[rest], vectors[rest])
             del vectors
@@ -91,29 +93,42 @@ def parted_order(
                 cluster = np.repeat(np.arange(len(own) - 1), np.diff(own))
                 members = members[np.lexsort((members, cluster))]
             order[offsets[first] - whole : offsets[first]] = members
-        if rounds == 0:
-            return order
-        # As between ranks: rows near a cut meet their neighbours beyond it.
-        assignment = np.empty(len(x), np.int32)
-        assignment[order] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        sums = np.memmap(means, np.float32, "r", shape=(len(sizes), x.shape[1]))
-        again = _Cuts(sums, parts, cuts.directions, seed, max_iter, threads)
-        dealt = np.concatenate([again.homes(rows, ids, threads) for ids, rows in pieces(sums)])
-        for ids, rows in pieces(x):
-            files.append(dealt[assignment[ids]], ids, rows)
-        for part in range(parts):
-            ids, vectors = files.take(part)
-            if len(ids) == 0:
-                continue
-            clusters = np.flatnonzero(dealt == part)
-            own = np.append(0, np.cumsum(sizes[clusters]))
-            local = np.argsort(assignment[ids], kind="stable").astype(np.int32)
-            places = np.arange(len(ids)) + np.repeat(offsets[clusters] - own[:-1], sizes[clusters])
-            left = rounds - rounds // 2
-            refined = _core.refine_clusters(vectors, local, own, left, as_threads(threads))
-            order[places] = ids[refined]
-            del vectors
+        cluster_of = np.empty(len(x), np.int32)  # of each row
+        part_of = np.zeros(len(sizes), np.int16)  # of each cluster
+        tightness = [squares]
+        while rounds and len(cuts) < MOST_DEALS and is_progress(tightness):
+            cluster_of[order] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+            sums = np.memmap(means, np.float32, "r", shape=(len(sizes), x.shape[1]))
+            avoided = [each.directions for each in cuts]
+            cuts.append(_Cuts(sums, parts, avoided, as_seed(seed + len(cuts)), max_iter, threads))
+            dealt = [cuts[-1].homes(rows, ids, threads) for ids, rows in pieces(sums)]
+            part_of[np.argsort(part_of, kind="stable")] = np.concatenate(dealt)
+            means.unlink()
+            for ids, rows in pieces(x):
+                files.append(part_of[cluster_of[ids]], ids, rows)
+            squares = 0.0
+            for part in range(parts):
+                ids, vectors = files.take(part)
+                if len(ids) == 0:
+                    continue
+                clusters = np.flatnonzero(part_of == part)
+                own = np.append(0, np.cumsum(sizes[clusters]))
+                local = np.argsort(cluster_of[ids], kind="stable").astype(np.int32)
+                local = _core.refine_clusters(vectors, local, own, some, as_threads(threads))
+                starts = np.repeat(offsets[clusters] - own[:-1], sizes[clusters])
+                order[np.arange(len(ids)) + starts] = ids[local]
+                if len(cuts) < MOST_DEALS:
+                    sums = _core.cluster_sums(vectors, local, own, as_threads(threads))
+                    squares += squared_means(sums, sizes[clusters])
+                    _append(sums, means)
+                del vectors
+            tightness.append(squares)
     return order
+
+
+def _append(rows: npt.NDArray[np.float32], path: Path) -> None:
+    with open(path, "ab") as file:
+        rows.tofile(file)
 
 
 def _not_finite(x: npt.NDArray[Any]) -> ValueError:
@@ -123,14 +138,14 @@ def _not_finite(x: npt.NDArray[Any]) -> ValueError:
 class _Cuts:
     """How rows are dealt to parts: a tree of cuts, learnt on a sample, into about equal parts.
 
-    The directions of the cuts are at right angles to those to avoid.
+    Those to avoid are as in `learnt_cuts`.
     """
 
     def __init__(
         self,
         x: npt.NDArray[Any],
         parts: int,
-        avoided: npt.NDArray[np.float32] | None,
+        avoided: list[npt.NDArray[np.float32]],
         seed: int,
         max_iter: int,
         threads: int,
@@ -142,28 +157,16 @@ class _Cuts:
         rows = x[ids]
         if not np.isfinite(rows).all():
             raise _not_finite(x)
-        sample = unit(rows.astype(np.float32))
-        if avoided is not None:
-            sample = away_from(sample, avoided)
         ends = np.arange(parts + 1) * drawn // parts
-        order = balanced_order(sample, ends, seed, max_iter, refine=0, threads=threads)
-        sums = sums_of(sample, order, ends)
-        nodes = [(0, parts)]
-        for begin, end in nodes:  # grows: level after level
-            middle = (begin + end) // 2
-            nodes += [node for node in ((begin, middle), (middle, end)) if node[1] - node[0] > 1]
-        self._nodes = [(begin, (begin + end) // 2) for begin, end in nodes]
-        self.directions = np.stack(
-            [
-                np.subtract(*unit(np.stack([sums[middle:end].sum(0), sums[begin:middle].sum(0)])))
-                for (begin, end), (_, middle) in zip(nodes, self._nodes, strict=True)
-            ]
+        levels, self.directions = learnt_cuts(
+            unit(rows.astype(np.float32)), ends, seed, max_iter, threads, avoided
         )
+        self._cuts = [cut for level in levels for cut in level]
         # Each leaves to the left what its share of the parts is.
         self._thresholds: list[float] = []
         homes = np.zeros(drawn, np.int16)
         scores = self._scores(rows, ids, threads)
-        for cut, ((begin, end), (_, middle)) in enumerate(zip(nodes, self._nodes, strict=True)):
+        for cut, (begin, middle, end) in enumerate(self._cuts):
             part = scores[homes == begin, cut]
             left = len(part) * (middle - begin) // (end - begin)
             self._thresholds.append(np.partition(part, left)[left] if len(part) else 0)
@@ -175,7 +178,7 @@ class _Cuts:
         """The part that each row goes to."""
         homes = np.zeros(len(rows), np.int16)
         scores = self._scores(rows, ids, threads)
-        for cut, (begin, middle) in enumerate(self._nodes):
+        for cut, (begin, middle, _) in enumerate(self._cuts):
             beyond = scores[:, cut] >= self._thresholds[cut]
             homes[(homes == begin) & beyond] = middle
         return homes
@@ -183,15 +186,8 @@ class _Cuts:
     def _scores(
         self, rows: npt.NDArray[Any], ids: npt.NDArray[np.int32], threads: int
     ) -> npt.NDArray[np.float32]:
-        """Cosine of each row with the direction of each cut, float32 [rows, cuts].
-
-        By the core: the same bits for any number of threads, float16 read as such.
-        """
-        shape = len(rows), len(self.directions)
-        every = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).ravel()
-        ends = np.arange(len(rows) + 1, dtype=np.int32) * shape[1]
-        pairs = sp.csr_matrix((np.ones(len(every), np.int8), every, ends), shape=shape)
-        scores = pair_scores(rows, self.directions, pairs, threads=threads).reshape(shape)
+        """`cut_scores`, a little apart for equal rows."""
+        scores = cut_scores(rows, self.directions, threads)
         scattered = ids.astype(np.uint32) * np.uint32(2654435769)  # of a golden section
         jitter = (scattered.astype(np.float64) * (_JITTER / 2**32)).astype(np.float32)
         return scores + jitter[:, None]

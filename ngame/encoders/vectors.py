@@ -75,7 +75,10 @@ def normalize(x: Vectors) -> Vectors:
 
 def to_float16(x: Vectors) -> Vectors:
     """Round to float16."""
-    return x.half() if isinstance(x, torch.Tensor) else x.astype(np.float16)
+    if isinstance(x, torch.Tensor):
+        return x.half()
+    # By torch: NumPy takes ten times as long.
+    return torch.from_numpy(x).half().numpy()
 
 
 def first_not_finite(x: Vectors) -> int | None:

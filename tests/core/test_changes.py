@@ -138,6 +138,8 @@ def test_clusters_that_change(part):
             ngame.cluster_shortlist(OTHER, changed, limit=9, threads=2)
         with contextlib.suppress(ValueError, IndexError):
             changed.coherence(X)
+        with contextlib.suppress(ValueError, IndexError):
+            _core.cluster_sums(X, changed.order, changed.offsets, 2)
         _core.cluster_order(changed.order, changed.offsets, sequence, 0)
 
     changing(array, values, call)

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import threading
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -334,6 +335,18 @@ def test_mapped_files_that_memory_does_not_hold(mixture, tmp_path):
     assert coherence == found.coherence(x)
 
 
+def test_rows_of_any_scale_become_unit_vectors():
+    x = np.random.default_rng(0).standard_normal((60, 7)).astype(np.float32)
+    expected = reference.unit(x)
+    expected[3] = 0
+    scales = np.geomspace(1e-37, 1e37, 60, dtype=np.float32)[:, None]
+    x *= scales
+    x[3] = 0
+    unit = importlib.import_module("ngame.cluster.order").unit
+    np.testing.assert_allclose(unit(x), expected, atol=1e-6)
+    assert unit(np.empty((0, 7), np.float32)).shape == (0, 7)
+
+
 class TestParts:
     """Clusters of rows that the memory asked for does not hold."""
 
@@ -360,6 +373,30 @@ class TestParts:
         x = mixture(rows, 10)
         found = ngame.balanced_clusters(x, memory=30_000, refine=refine, **asked)
         is_division(found, np.diff(ngame.balanced_clusters(x, **asked).offsets))
+
+    def test_rows_are_dealt_again_while_it_pays(self, monkeypatch):
+        module = importlib.import_module("ngame.cluster.parts")
+        cuts, times = module._Cuts, []
+
+        def counted(*arguments):
+            times.append(len(arguments[2]))
+            return cuts(*arguments)
+
+        monkeypatch.setattr(module, "_Cuts", counted)
+        even = np.random.default_rng(0).standard_normal((6003, 24)).astype(np.float32)
+        one = ngame.balanced_clusters(even, size=16).neighbor_share(even)
+        found = [ngame.balanced_clusters(even, size=16, memory=300_000).neighbor_share(even)]
+        assert times == [0, 1, 2, 3]
+        for most in (3, 2, 1):
+            monkeypatch.setattr(module, "MOST_DEALS", most)
+            found.append(ngame.balanced_clusters(even, size=16, memory=300_000).neighbor_share(even))
+        assert found == sorted(found, reverse=True)
+        assert found[0] > 0.82 * one > 0.72 * one > found[3]
+        monkeypatch.setattr(module, "MOST_DEALS", 4)
+        times.clear()
+        apart = even[np.arange(6003) % 200] + 0.2 * even
+        ngame.balanced_clusters(apart, size=16, memory=300_000)
+        assert times == [0, 1]
 
     def test_one_piece_where_it_fits(self, mixture):
         x = mixture(1000, 10)
@@ -561,6 +598,19 @@ class TestClusters:
         assert clusters.coherence(x) == pytest.approx(expected, rel=1e-5)
         with pytest.raises(ValueError, match="x has 89 rows, the clusters have 90"):
             clusters.coherence(x[1:])
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_sums_of_unit_vectors(self, mixture, simd, dtype):
+        x = mixture(700, 17).astype(dtype)
+        x[5] = 0
+        x[6:9] *= dtype(1000)
+        # Large, empty and small clusters, in blocks of 256 rows and a rest.
+        offsets = np.array([0, 600, 600, 603, 700])
+        order = np.random.default_rng(0).permutation(700).astype(np.int32)
+        expected = np.array([reference.unit(x)[order[i:j]].sum(0) for i, j in pairwise(offsets)])
+        for threads in (1, 3):
+            sums = _core.cluster_sums(x, order, offsets, threads)
+            np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("k", [1, 3, 10, 200])
     def test_neighbor_share(self, mixture, simd, k):
