@@ -76,7 +76,7 @@ def balanced_clusters(
         in parts, and the clusters are others than those of one piece: each row goes to a part
         by cuts learnt on a sample; the parts are written to temporary files, then clustered and
         refined one by one. Then the clusters are dealt to parts again, along other cuts, and
-        refined again, once to three times: as long as that makes them tighter by a percent. `x` is
+        refined again, once to three times: as long as that makes them 1.5 % tighter. `x` is
         read from end to end for the sample and each time, and temporary files as large as `x` are
         written and read. They are in the folder that the environment variable TMPDIR names,
         which must be on a disk. 8 bytes a row stay in memory throughout.
