@@ -389,7 +389,9 @@ class TestParts:
         assert times == [0, 1, 2, 3]
         for most in (3, 2, 1):
             monkeypatch.setattr(module, "MOST_DEALS", most)
-            found.append(ngame.balanced_clusters(even, size=16, memory=300_000).neighbor_share(even))
+            found.append(
+                ngame.balanced_clusters(even, size=16, memory=300_000).neighbor_share(even)
+            )
         assert found == sorted(found, reverse=True)
         assert found[0] > 0.82 * one > 0.72 * one > found[3]
         monkeypatch.setattr(module, "MOST_DEALS", 4)
