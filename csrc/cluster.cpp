@@ -537,14 +537,14 @@ void cluster_sums(const MatrixView& x, const ClustersView& clusters, int threads
 }
 
 double coherence(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel) {
-  std::vector<double> squares(static_cast<size_t>(clusters.count()));
+  std::vector<double> squares(clusters.offsets.size());  // one more than there are clusters
   for_each_sum(x, clusters, threads, cancel,
                [&](int64_t cluster, int64_t rows, std::span<const double> sum) {
                  const double size = std::max(1.0, static_cast<double>(rows));
                  for (const double value : sum) squares[cluster] += value / size * (value / size);
                });
   const double total = std::accumulate(squares.begin(), squares.end(), 0.0);
-  return total / std::max(1.0, static_cast<double>(squares.size()));
+  return total / std::max(1.0, static_cast<double>(clusters.count()));
 }
 
 }  // namespace ngame

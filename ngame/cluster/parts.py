@@ -81,10 +81,11 @@ def parted_order(
                 local = balanced_order(
                     vectors, bounds, as_seed(seed + part), max_iter, refine=some, threads=threads
                 )
-                sums = _core.cluster_sums(vectors, local, bounds, as_threads(threads))
-                sums = sums[: len(own) - 1]
-                squares += squared_means(sums, np.diff(own))
-                _append(sums, means)
+                if rounds:
+                    sums = _core.cluster_sums(vectors, local, bounds, as_threads(threads))
+                    sums = sums[: len(own) - 1]
+                    squares += squared_means(sums, np.diff(own))
+                    _append(sums, means)
             rest = local[whole:]
             files.append(np.full(len(rest), part + 1), ids[rest], vectors[rest])
             del vectors

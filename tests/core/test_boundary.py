@@ -103,8 +103,9 @@ def test_core_checks_for_itself():
         _core.coherence(x, order[:3], offsets, 1)
     with pytest.raises(IndexError, match="order has id 4, out of range for 4"):
         _core.cluster_sums(x, order, offsets, 1)
-    with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
-        _core.cluster_sums(x, order, np.array([], np.int64), 1)
+    for call in (_core.coherence, _core.cluster_sums):
+        with pytest.raises(ValueError, match="offsets does not ascend from 0 to 4"):
+            call(x, order, np.array([], np.int64), 1)
     with pytest.raises(TypeError, match="must both be int32 or int64"):
         _core.label_pool((GOOD.indptr, GOOD.indices.astype(np.int64), 3), np.array([0]))
 
