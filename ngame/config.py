@@ -110,8 +110,8 @@ class EncoderConfig(_Section):
     )
     graphs: bool = setting(
         False,
-        "transformer: on a GPU, train small batches by CUDA graphs: nearly twice as fast where the "
-        "processor holds the GPU up.",
+        "transformer: on a GPU, train by CUDA graphs: nearly twice as fast where the processor "
+        "holds the GPU up, as with small batches.",
     )
     shard: bool = setting(
         False,

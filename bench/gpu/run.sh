@@ -63,7 +63,7 @@ step 150 12 tests "${tests[@]}" "$root/tests/test_cuda.py" "$root"/tests/encoder
 step 130 14 timings "${ours[@]}" -m gpu -o "$out/rows.jsonl"
 step 60 60 kernels "${ours[@]}" -m gpu.kernels
 if [ -d "$folder/data" ] && [ -d "$folder/model" ]; then
-  step 90 160 profile "${ours[@]}" -m gpu.training "$folder/data" "$folder/model"
+  step 120 160 profile "${ours[@]}" -m gpu.training "$folder/data" "$folder/model"
   step 90 12 training "${ours[@]}" -m ngame.cli train "$folder/data" -o "$work/run" --set device=cuda \
     --set encoder.kind=transformer --set "encoder.model=$folder/model" --set encoder_stage.batch_size=1024 \
     --set encoder_stage.epochs=2 --set classifier_stage.epochs=1

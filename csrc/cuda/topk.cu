@@ -14,11 +14,15 @@ namespace {
 // Small, so that tests see several rounds.
 constexpr int64_t kFirstItems = 32;
 constexpr int64_t kSpare = 16;
+constexpr int64_t kMergeBlocks = 3;
 #else
 // Items of the first round, all of which become candidates: the best of them leave few of others.
 constexpr int64_t kFirstItems = 1024;
 // A query keeps 4 k candidates and so many more before they are looked through.
 constexpr int64_t kSpare = 1024;
+// Blocks that look through lists of candidates at once: five for each of a large GPU's
+// multiprocessors.
+constexpr int64_t kMergeBlocks = 660;
 #endif
 // Items of a round, for each one met before: about so many times k become candidates.
 constexpr int64_t kGrowth = 7;
@@ -262,22 +266,18 @@ __device__ float exact_score(const Matrix& queries, const Matrix& items, int64_t
                             rounded_items.scale[item]);
 }
 
-// Drops the candidates of a query that cannot be among its best k, where they have become many or
-// are the first.
-// Those left are scored if they are still many or if it is the `last` round, and the best k of them
-// and of those scored before are kept. A block for each query.
+// Drops the candidates of a query that cannot be among its best k. Those left are scored if they
+// are still many or if it is the `last` round, and the best k of them and of those scored before
+// are kept. By one block.
 template <class Query, class Item>
-__global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rounded rounded_items,
-                      Round round, Candidates candidates, Best best, bool last) {
-  auto& memory = *shared_memory<MergeMemory>();
-  const int64_t place = blockIdx.x;
+__device__ void merge_list(const Matrix& queries, const Matrix& items,
+                           const Rounded& rounded_queries, const Rounded& rounded_items,
+                           const Round& round, const Candidates& candidates, const Best& best,
+                           bool last, int64_t place, MergeMemory& memory) {
   const int64_t query = round.first_query + place;
   Candidate* const list = candidates.list + place * candidates.capacity;
   const auto count = static_cast<int64_t>(candidates.counts[place]);
   float cutoff = candidates.cutoffs[place];
-  // A short list can wait, but not the first: until there is a cutoff every item becomes a
-  // candidate.
-  if (!last && count <= candidates.limit && cutoff > -INFINITY) return;
   const Margin query_margin = rounded_queries.margin[query];
   const auto bound = [&](const Candidate& candidate) {
     return error(candidate.score, query_margin, rounded_items.margin[candidate.id],
@@ -352,6 +352,25 @@ __global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rou
     best.kept[place] = static_cast<unsigned>(total < best.k ? total : best.k);
     candidates.counts[place] = 0;
     candidates.cutoffs[place] = cutoff;
+  }
+}
+
+// Merges the lists that have become long and the first ones: until there is a cutoff every item
+// becomes a candidate. Most lists of most rounds can wait, so a block looks at up to 32 at once.
+template <class Query, class Item>
+__global__ void merge(Matrix queries, Matrix items, Rounded rounded_queries, Rounded rounded_items,
+                      Round round, Candidates candidates, Best best, bool last) {
+  auto& memory = *shared_memory<MergeMemory>();
+  const int64_t place = blockIdx.x + static_cast<int64_t>(lane()) * gridDim.x;
+  const bool due = place < round.last_query - round.first_query &&
+                   (last || candidates.counts[place] > candidates.limit ||
+                    !(candidates.cutoffs[place] > -INFINITY));
+  // The same in all warps: nothing changes before each of them has come to the first barrier.
+  for (uint32_t left = __ballot_sync(kAllLanes, due); left != 0; left &= left - 1) {
+    const int64_t first = __popc((left & (0 - left)) - 1);
+    merge_list<Query, Item>(queries, items, rounded_queries, rounded_items, round, candidates, best,
+                            last, blockIdx.x + first * gridDim.x, memory);
+    __syncthreads();
   }
 }
 
@@ -449,9 +468,10 @@ void topk(const Call& call, const Matrix& queries, const Matrix& items, const Cs
                   product.scores, product.item_block, candidates);
       with_scalar(queries.scalar, [&](auto query) {
         with_scalar(items.scalar, [&](auto item) {
-          call.launch(merge<decltype(query), decltype(item)>, count, kMergeThreads,
-                      sizeof(MergeMemory), queries, items, rounded_queries, rounded_items, round,
-                      candidates, best, round.last_item == items.rows);
+          call.launch(merge<decltype(query), decltype(item)>,
+                      std::min(count, std::max(kMergeBlocks, (count + kWarp - 1) / kWarp)),
+                      kMergeThreads, sizeof(MergeMemory), queries, items, rounded_queries,
+                      rounded_items, round, candidates, best, round.last_item == items.rows);
         });
       });
     }

@@ -1,6 +1,6 @@
 """Both passes of an encoder as CUDA graphs, one pair for each shape of padded texts.
 
-A small batch is bound by the host, which launches hundreds of kernels a step. A graph is one
+Training is often bound by the host, which launches hundreds of kernels a step. A graph is one
 launch.
 """
 
@@ -19,14 +19,14 @@ _STEP = 8
 # A graph takes a tenth of a second to make: data with more shapes than this has the others' kernels
 # launched one by one.
 _MOST_SHAPES = 96
+# Batches that can be between their two passes: each keeps memory of its own.
+_MOST_AT_ONCE = 8
 # Passes before the one that is recorded, in which libraries choose their kernels.
 _WARM = 3
 
 
 class Graphs:
-    """The graphs of an encoder, which share their memory.
-
-    So only one batch at a time can be between its two passes.
+    """The graphs of an encoder.
 
     Parameters
     ----------
@@ -42,11 +42,9 @@ class Graphs:
 
     def _forget(self, recorded: tuple[int, ...]) -> None:
         self._recorded = recorded
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._places: list[_Place] = []
         # Those of all graphs, since they are read right after a pass; None of weights without use.
         self._gradients: list[torch.Tensor | None] = []
-        self._recorder: _Recorder | None = None
-        self._between: Callable[[], _Between | None] = lambda: None
 
     def __deepcopy__(self, _: Any) -> None:
         """A copy of an encoder has other weights: it is made without graphs."""
@@ -55,51 +53,83 @@ class Graphs:
         """Neither are they saved."""
         return type(None), ()
 
+    @property
+    def shapes(self) -> int:
+        """How many have graphs, counted in each place."""
+        return sum(len(place.graphs) for place in self._places)
+
     def __call__(
         self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_], longest: int
     ) -> torch.Tensor | None:
         """Vectors of padded texts, float32 [n, dim], which may be padded further up to `longest`.
 
-        None if another batch is between its passes, if there are too many shapes, or if nothing is
-        trained.
+        None if too many other batches are between their passes, if there are too many shapes, or if
+        nothing is trained.
         """
-        if self._between() is not None:
-            return None
         weights = {n: w for n, w in self._module.named_parameters() if w.requires_grad}
         if not weights:
             return None
         # Graphs work on the memory that the weights were in, in the modes that the modules were in.
-        places = (weight.data_ptr() for weight in weights.values())
-        current = (*places, *(module.training for module in self._module.modules()))
+        addresses = (weight.data_ptr() for weight in weights.values())
+        current = (*addresses, *(module.training for module in self._module.modules()))
         if current != self._recorded:
             self._forget(current)
+        place = self._free_place(next(iter(weights.values())).device)
+        if place is None:
+            return None
         count, length = mask.shape
         shape = _rounded(count), max(length, min(_rounded(length), longest))
-        graph = self._graphs.get(shape)
+        graph = place.graphs.get(shape)
         if graph is None:
-            if len(self._graphs) == _MOST_SHAPES:
+            if self.shapes >= _MOST_SHAPES:
                 return None
-            graph = self._graphs[shape] = self._record(shape, weights)
+            graph = place.graphs[shape] = self._record(place, shape, weights)
         room = [(0, whole - own) for whole, own in zip(shape, mask.shape, strict=True)]
         ids, mask = np.pad(ids, room), np.pad(mask, room)
         mask[count:, 0] = True  # the mean over no token would be NaN
         graph.ids.copy_(sent(torch.from_numpy(ids), graph.ids.device))
         graph.mask.copy_(sent(torch.from_numpy(mask), graph.mask.device))
-        between = _Between()
-        self._between = weakref.ref(between)
         vectors: torch.Tensor = _Replay.apply(  # type: ignore[no-untyped-call]
-            graph, between, *weights.values()
+            graph, place.taken(), *weights.values()
         )
         return vectors[:count]
 
-    def _record(self, shape: tuple[int, int], weights: Mapping[str, torch.Tensor]) -> "_Graph":
-        device = next(iter(weights.values())).device
-        if self._recorder is None:
-            self._recorder = _Recorder(device)
-        vectors = torch.zeros(shape[0], self._dim, device=device)
+    def _free_place(self, device: torch.device) -> "_Place | None":
+        """The first one that no batch is in: so the parts of a batch find those of the last."""
+        for place in self._places:
+            if place.free():
+                return place
+        if len(self._places) == _MOST_AT_ONCE:
+            return None
+        self._places.append(_Place(device))
+        return self._places[-1]
+
+    def _record(
+        self, place: "_Place", shape: tuple[int, int], weights: Mapping[str, torch.Tensor]
+    ) -> "_Graph":
+        vectors = torch.zeros(shape[0], self._dim, device=next(iter(weights.values())).device)
         graph = _Graph(self._module, shape, weights, vectors, self._gradients)
-        graph.forward, graph.backward = self._recorder.record(graph.run_forward, graph.run_backward)
+        passes = graph.run_forward, graph.run_backward
+        graph.forward, graph.backward = place.recorder.record(*passes)
         return graph
+
+
+class _Place:
+    """Graphs that share their memory: only one batch can be between its two passes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.recorder = _Recorder(device)
+        self.graphs: dict[tuple[int, int], _Graph] = {}
+        self._between: Callable[[], _Between | None] = lambda: None
+
+    def free(self) -> bool:
+        return self._between() is None
+
+    def taken(self) -> "_Between":
+        """What keeps the place from being free, as long as it lives."""
+        between = _Between()
+        self._between = weakref.ref(between)
+        return between
 
 
 class _Between:

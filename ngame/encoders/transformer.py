@@ -73,9 +73,9 @@ class TransformerEncoder(Encoder):
         In training, compute the activations of each layer again in the backward pass, instead of
         keeping them: the same gradients, in less memory and more time.
     graphs : bool
-        In training on a GPU, run a batch that is not cut by length, as small ones are not, as two
-        CUDA graphs instead of kernel by kernel: the same gradients, in less time where the
-        processor was what held the GPU up. A shape of batches takes longer when it is first met.
+        In training on a GPU, run a batch, or each part of one that is cut by length, as two CUDA
+        graphs instead of kernel by kernel: the same gradients, in less time where the processor was
+        what held the GPU up. A shape of texts takes longer when it is first met.
     seed : int
         Of the first values of the LoRA matrices.
 
@@ -254,26 +254,26 @@ class TransformerEncoder(Encoder):
         order = np.argsort(-padded, kind="stable")
         if self._adds_masks is None:
             self._adds_masks = self._takes_added_masks()
-        parts = groups(padded[order], _TOKENS_PER_CALL // self.dim**2)
-        if self._graphs is not None and len(parts) == 1 and self._can_record(device):
-            ids, mask = self._pad(tokens, padded.max())
-            replayed = self._graphs(ids, mask, self._longest)
-            if replayed is not None:
-                return replayed
+        cuts = groups(padded[order], _TOKENS_PER_CALL // self.dim**2)
+        rows = [np.sort(order[cut]) for cut in cuts]
+        parts = [self._pad(tokens.take(own), padded[own].max()) for own in rows]
+        replayed: list[torch.Tensor | None] = [None] * len(parts)
+        # Before the precision below, in which a graph would not convert the weights anew.
+        if self._graphs is not None and self._can_record(device):
+            replayed = [self._graphs(ids, mask, self._longest) for ids, mask in parts]
         vectors = []
         # One context for all: autocast then converts each weight once.
         with self._precision(device):
-            for group in parts:
-                rows = np.sort(order[group])
-                order[group] = rows
-                ids, mask = self._pad(tokens.take(rows), padded[rows].max())
-                there = sent(torch.from_numpy(mask), device)
-                attended = None if mask.all() else self._attended(there)
-                vectors.append(self._pooled(sent(torch.from_numpy(ids), device), there, attended))
+            for (ids, mask), found in zip(parts, replayed, strict=True):
+                if found is None:
+                    there = sent(torch.from_numpy(mask), device)
+                    attended = None if mask.all() else self._attended(there)
+                    found = self._pooled(sent(torch.from_numpy(ids), device), there, attended)
+                vectors.append(found)
         if len(vectors) == 1:
             return vectors[0]
         place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        place[np.concatenate(rows)] = np.arange(len(order))
         return torch.cat(vectors).index_select(0, sent(torch.from_numpy(place), device))
 
     def _can_record(self, device: torch.device) -> bool:

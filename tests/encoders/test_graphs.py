@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from ngame.config import Config
-from ngame.encoders import graphs
+from ngame.encoders import graphs, transformer
 from ngame.encoders.transformer import TransformerEncoder
 
 pytest.importorskip("transformers")
@@ -19,13 +19,24 @@ OTHERS = ["show the users of a machine", "move a file"]
 
 
 class Again:
-    """In place of a recorder."""
+    """In place of a recorder, whose graphs share memory: each forward pass overwrites the last."""
 
     def __init__(self, device):
         assert device.type == "cpu"
+        self.held = None
 
-    def record(self, *passes):
-        return [SimpleNamespace(replay=torch.enable_grad()(run)) for run in passes]
+    def record(self, forward, backward):
+        @torch.enable_grad()
+        def run_forward():
+            self.held = forward
+            forward()
+
+        @torch.enable_grad()
+        def run_backward():
+            assert self.held == forward
+            backward()
+
+        return [SimpleNamespace(replay=run) for run in (run_forward, run_backward)]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +56,9 @@ def device(request, monkeypatch):
 
 @pytest.fixture
 def make(model, device):
-    def encoder(graphs, dropout=False, **settings):
+    def encoder(graphs, dropout=False, bf16=False, **settings):
         made = TransformerEncoder(
-            model, max_length=16, bf16=False, graphs=graphs, **settings
+            model, max_length=16, bf16=bf16, graphs=graphs, **settings
         ).to(device)  # fmt: skip
         for module in made.modules():
             if isinstance(module, torch.nn.Dropout) and not dropout:
@@ -88,24 +99,40 @@ def test_the_same_vectors_and_gradients(make, settings):
         assert_same(
             gradients(recorded, texts, OTHERS, texts), gradients(plain, texts, OTHERS, texts)
         )
-    assert len(recorded._graphs._graphs) >= 2
+    assert recorded._graphs.shapes >= 2
 
 
-def test_one_batch_at_a_time(make):
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_several_batches_at_once(make, monkeypatch, at_once):
+    """Each in a place of its own, as far as there are any."""
+    monkeypatch.setattr(graphs, "_MOST_AT_ONCE", at_once)
     plain, recorded = make(False), make(True)
 
-    def both(encoder):
+    def together(encoder):
         encoder.zero_grad()
-        first, second = (encoder(encoder.tokenize(texts)) for texts in (TEXTS, OTHERS))
-        (first.sum(0) @ second.sum(0)).backward()
+        batches = TEXTS, OTHERS, TEXTS + OTHERS
+        first, second, third = (encoder(encoder.tokenize(texts)) for texts in batches)
+        (first.sum(0) * second.sum(0) * third.sum(0)).sum().backward()
         return {n: w.grad for n, w in encoder.named_parameters() if w.grad is not None}
 
-    assert_same(both(recorded), both(plain))
-    assert len(recorded._graphs._graphs) == 1
+    assert_same(together(recorded), together(plain))
+    assert recorded._graphs.shapes == min(at_once, 3)
     # A batch that is given up makes room for the next one.
     recorded(recorded.tokenize(TEXTS))
-    recorded(recorded.tokenize(OTHERS * 9)).sum().backward()
-    assert len(recorded._graphs._graphs) == 2
+    assert_same(gradients(recorded, TEXTS), gradients(plain, TEXTS))
+    assert recorded._graphs.shapes == min(at_once, 3)
+
+
+def test_each_part_of_a_batch_that_is_cut_by_length(make, monkeypatch):
+    monkeypatch.setattr(transformer, "_TOKENS_PER_CALL", 0)
+    texts = [" ".join(["disk"] * count) for count in (16, 1, 9, 1, 16, 2)] + TEXTS
+    plain, recorded = make(False), make(True)
+    for batch in (texts, TEXTS, texts):
+        tokens = plain.tokenize(batch)
+        torch.testing.assert_close(recorded(tokens), plain(tokens), rtol=1e-4, atol=1e-5)
+        assert_same(gradients(recorded, batch), gradients(plain, batch))
+    # Two lengths, of which the second batch has the shorter one: in the place of the longer.
+    assert [len(place.graphs) for place in recorded._graphs._places] == [2, 1]
 
 
 def test_gradients_a_second_time(make):
@@ -127,6 +154,22 @@ def test_weights_elsewhere(make):
     assert_same(gradients(recorded, TEXTS), gradients(plain, TEXTS))
 
 
+def test_weights_that_change_are_converted_anew(make, monkeypatch):
+    """To bfloat16, in each pass, beside parts of the batch that have no graph."""
+    monkeypatch.setattr(transformer, "_TOKENS_PER_CALL", 0)
+    monkeypatch.setattr(graphs, "_MOST_AT_ONCE", 1)
+    plain, recorded = make(False, bf16=True), make(True, bf16=True)
+    tokens = plain.tokenize([*TEXTS, "disk " * 16])
+    for _ in range(3):
+        found, expected = recorded(tokens), plain(tokens)
+        assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+        (found.sum() + expected.sum()).backward()
+        with torch.no_grad():
+            for weight in (*plain.parameters(), *recorded.parameters()):
+                weight.mul_(1.5)
+    assert recorded._graphs.shapes == 1
+
+
 def test_frozen_later(make):
     plain, recorded = make(False, dropout=True), make(True, dropout=True)
     gradients(recorded, TEXTS)
@@ -144,7 +187,7 @@ def test_too_many_shapes(make, monkeypatch):
     plain, recorded = make(False), make(True)
     for texts in (TEXTS, TEXTS * 9):
         assert_same(gradients(recorded, texts), gradients(plain, texts))
-    assert len(recorded._graphs._graphs) == 1
+    assert recorded._graphs.shapes == 1
 
 
 def test_a_copy_has_none(make):
@@ -163,7 +206,7 @@ def test_only_where_it_would_do_the_same(make, device):
     with torch.autocast(device, torch.bfloat16):
         encoder(tokens)
     encoder.eval()(tokens)
-    assert not encoder._graphs._graphs
+    assert not encoder._graphs.shapes
 
 
 def test_random_numbers(make, device):
