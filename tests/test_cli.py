@@ -707,17 +707,26 @@ def test_stopped_by_hand(call, data, tmp_path, monkeypatch):
     assert (status, err) == (130, "ngame: stopped\n")
 
 
+LONG = [*SETS, "--set=encoder_stage.epochs=60", "--set=checkpoint_minutes=100"]
+
+
+@pytest.fixture(scope="module")
+def long_run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long") / "run"
+    assert main(["train", data, "-o", str(folder), *LONG]) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_stopped_while_it_trains(data, tmp_path, number, status):
+def test_stopped_while_it_trains(data, long_run, tmp_path, number, status):
     """The log shows each epoch at once; the run goes on from its last update, to the same end."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    arguments = [*SETS, "--set=encoder_stage.epochs=60", "--set=checkpoint_minutes=100"]
+    stopped = tmp_path / "stopped"
     command = [sys.executable, "-m", "ngame", "train", data, "-o"]
     child = subprocess.Popen(
         # Under nohup, or in the background of a shell, the signal would be ignored.
-        ["env", "--default-signal", *command, stopped, *arguments],
+        ["env", "--default-signal", *command, stopped, *LONG],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         bufsize=0,
@@ -734,9 +743,8 @@ def test_stopped_while_it_trains(data, tmp_path, number, status):
     meta, _ = Checkpoint(stopped / "checkpoint", 0).load()
     assert 0 < meta["updates"] < 60 * 8
     assert main([*command[3:], str(stopped), "--resume"]) == 0
-    assert main([*command[3:], str(whole), *arguments]) == 0
-    assert (whole / "metrics.json").read_text() == (stopped / "metrics.json").read_text()
-    assert (whole / "encoder" / "model.safetensors").read_bytes() == (
+    assert (long_run / "metrics.json").read_text() == (stopped / "metrics.json").read_text()
+    assert (long_run / "encoder" / "model.safetensors").read_bytes() == (
         stopped / "encoder" / "model.safetensors"
     ).read_bytes()
 

@@ -682,7 +682,7 @@ from test_adapters import *
 dist.init_process_group("gloo")
 rank, folder = dist.get_rank(), Path(sys.argv[1])
 sampler = ClusterBatchSampler(ROWS, 4, cluster_size=4, drop_last=True)
-options = {"num_train_epochs": 20, "ddp_backend": "gloo"}
+options = {"num_train_epochs": 6, "ddp_backend": "gloo"}
 trainer = table_run(folder, sampler=sampler, **options)
 trainer.train()
 trained = trainer.model.batches
@@ -736,8 +736,8 @@ def test_two_processes_share_each_epoch(tiny_model: Path, tmp_path: Path) -> Non
     for name, size in (("table", 4), ("text", BATCH)):
         ours, theirs = ranks[0][name], ranks[1][name]
         steps = ROWS // size // 2
-        assert len(ours) == len(theirs) == 20 * steps
-        for epoch in range(20):
+        assert len(ours) == len(theirs) == 6 * steps
+        for epoch in range(6):
             both = [batches[epoch * steps :][:steps] for batches in (ours, theirs)]
             seen = [row for batches in both for batch in batches for row in batch]
             assert len(set(seen)) == len(seen) == 2 * steps * size

@@ -87,7 +87,7 @@ def test_several_passes_of_several_levels(rng, simd):
     x = x.astype(np.float16)
     found = ngame.balanced_clusters(x, size=20, refine=0, threads=1)
     is_division(found, [20] * 850)
-    assert all(ngame.balanced_clusters(x, size=20, refine=0, threads=n) == found for n in (2, 7))
+    assert ngame.balanced_clusters(x, size=20, refine=0, threads=7) == found
     # Halves of exact size must part some topics.
     true = ngame.Clusters(np.argsort(topic, kind="stable"), found.offsets)
     assert found.coherence(x) > 0.7 * true.coherence(x)
@@ -126,7 +126,7 @@ def test_a_round_is_the_reference_s(mixture, simd, rows, dim, size):
     assert np.mean(same) > 0.97
 
 
-@pytest.mark.parametrize("rows", [2500, 20_000])
+@pytest.mark.parametrize("rows", [2500, 12_000])
 def test_rounds_tighten(mixture, simd, rows):
     x = mixture(rows, 24)
     found = [ngame.balanced_clusters(x, size=8, refine=n) for n in (0, 1, 3, 5)]
@@ -203,7 +203,7 @@ def test_equal_rows_share_a_cluster(rng, rows, dim, refine):
     shuffled = tiled[rng.permutation(len(tiled))]
     noisy = shuffled + 1e-4 * rng.standard_normal(shuffled.shape, dtype=np.float32)
     for x, least in (tiled, 1), (np.repeat(distinct, 16, axis=0), 1), (shuffled, 1), (noisy, 0.999):
-        for seed in range(4):
+        for seed in range(4 if rows == 64 else 2):
             found = ngame.balanced_clusters(x, size=16, seed=seed, refine=refine)
             assert found.coherence(x) > least - 1e-6
 
@@ -304,8 +304,9 @@ def test_mapped_files(mixture, tmp_path, dtype):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the advice is Linux's")
-def test_mapped_files_that_memory_does_not_hold(mixture, tmp_path):
-    x = mixture(60_000, 64).astype(np.float16)
+@pytest.mark.parametrize("shape", [(6_000, 64), (1_200, 16_384)])  # the second has two windows
+def test_mapped_files_that_memory_does_not_hold(mixture, tmp_path, shape):
+    x = mixture(*shape).astype(np.float16)
     with open(tmp_path / "x.npy", "wb+") as file:
         np.save(file, x)
         file.flush()
@@ -320,7 +321,7 @@ def test_mapped_files_that_memory_does_not_hold(mixture, tmp_path):
     done = threading.Event()
 
     def take_pages_away():
-        while not done.is_set():
+        while not done.wait(0.001):
             mapping.madvise(MADV_PAGEOUT)
 
     thread = threading.Thread(target=take_pages_away)

@@ -162,7 +162,7 @@ def test_sharded_minilm_has_the_losses_of_one_that_each_rank_has(tmp_path):
     for shard in ("false", "true"):
         configs.append(tmp_path / f"{shard}.toml")
         tiny.config(
-            "encoder_stage.epochs=2",
+            "encoder_stage.epochs=1",
             "encoder_stage.batch_size=21",  # the last batch of 43 points has one
             "encoder_stage.learning_rate=1e-4",
             "classifier_stage.epochs=0",
@@ -173,8 +173,8 @@ def test_sharded_minilm_has_the_losses_of_one_that_each_rank_has(tmp_path):
         ).save(configs[-1])
     out = processes.run(LOSSES, tmp_path / "data", *configs)
     for losses, held in (json.loads(text.splitlines()[-1]) for text in out):
-        assert len(losses) == 12
-        assert losses[6:] == pytest.approx(losses[:6], rel=1e-5)
+        assert len(losses) == 6
+        assert losses[3:] == pytest.approx(losses[:3], rel=1e-5)
         assert held[-1] == pytest.approx(held[0] / 2, rel=1e-3)
 
 
