@@ -19,11 +19,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 SIZE, ROUNDS, DIM = 32, 5, 128
-# Times that processes deal the rows: two to four, here four, as long as the clusters get tighter.
+# Times that processes deal the rows, two to six: where they have not been counted.
 DEALS = 4
 # As in ngame/cluster: rows sampled for each eight parts, parts that a tree of cuts makes; and
 # portions of a rank, an eighth of its bytes or so many.
@@ -44,7 +45,7 @@ class Cost:
     received: float  # bytes
 
 
-def model(n: float, dim: int, size: int, item: int, processes: int) -> Cost:
+def model(n: float, dim: int, size: int, item: int, processes: int, deals: float = DEALS) -> Cost:
     """What a process does, holds and gets: its share of n rows of `dim` columns, `item` bytes each.
 
     Products: some nine for each level of the tree and column; of each round the 64 clusters listed
@@ -53,7 +54,7 @@ def model(n: float, dim: int, size: int, item: int, processes: int) -> Cost:
     share = n / processes
     levels = math.log2(n / size)
     of_round = 66 + min(1024, n / size) / size
-    rounds = ROUNDS if processes == 1 else DEALS * -(-ROUNDS // 2)
+    rounds = ROUNDS if processes == 1 else deals * -(-ROUNDS // 2)
     products = share * dim * (9 * levels + rounds * of_round)
     row = dim * item
     held = share * row + 4 * dim * share / size
@@ -70,10 +71,10 @@ def model(n: float, dim: int, size: int, item: int, processes: int) -> Cost:
     of_tree = min(parts, PARTS_A_TREE)
     trees = math.ceil((parts - 1) / (PARTS_A_TREE - 1))
     drawn = max(SAMPLED, SAMPLED_A_DIMENSION * dim) * math.ceil(of_tree / 8)
-    sampled = trees * (drawn + (DEALS - 1) * min(drawn, n / size / trees))
-    products += sampled * dim * 9 * math.log2(of_tree) + share * dim * (CUT + DEALS * SENT)
+    sampled = trees * (drawn + (deals - 1) * min(drawn, n / size / trees))
+    products += sampled * dim * 9 * math.log2(of_tree) + share * dim * (CUT + deals * SENT)
     received = (
-        DEALS * others * (share * (2 * dim + 4) + 4 * n) + (DEALS - 1) * others * 4 * n / size
+        deals * others * (share * (2 * dim + 4) + 4 * n) + (deals - 1) * others * 4 * n / size
     )
     received += sampled * 4 * dim * others
     return Cost(products, held, received)
@@ -86,8 +87,8 @@ def main() -> None:
         "--rows", type=int, nargs="+", default=[200_000, 400_000, 300_000, 600_000, 800_000]
     )
     options = parser.parse_args()
-    print("| rows | processes | CPU s | predicted | held, MB | predicted | got, MB | predicted |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    pairs = " | predicted | ".join(("CPU s", "held, MB", "got, MB"))
+    print(f"| rows | processes | dealt | {pairs} | predicted |\n{'|---:' * 9}|")
     rates = {}
     for processes in (1, 2):
         costs, measured = [], []
@@ -97,7 +98,7 @@ def main() -> None:
             measured.append(
                 {name: statistics.median(run[name] for run in runs) for name in runs[0]}
             )
-            costs.append(model(rows, DIM, SIZE, 4, processes))
+            costs.append(model(rows, DIM, SIZE, 4, processes, measured[-1]["dealt"]))
         # The constants: seconds a product, and seconds and bytes of every call.
         more = costs[1].products - costs[0].products
         rate = (measured[1]["cpu"] - measured[0]["cpu"]) / more
@@ -107,7 +108,7 @@ def main() -> None:
         for rows, found, cost in list(zip(options.rows, measured, costs, strict=True))[2:]:
             cpu = start + rate * cost.products
             print(
-                f"| {rows:,} | {processes} | {found['cpu']:.2f} | {cpu:.2f} "
+                f"| {rows:,} | {processes} | {found['dealt']} | {found['cpu']:.2f} | {cpu:.2f} "
                 f"| {found['held'] / MB:.0f} | {(base + cost.held) / MB:.0f} "
                 f"| {found['received'] / MB:.1f} | {cost.received / MB:.1f} |",
                 flush=True,
@@ -157,16 +158,24 @@ def work(rows: int, rank: int, processes: int, folder: str) -> None:
 
     import ngame
     from ngame import ranks
+    from ngame.cluster import shared
 
-    group, received = None, [0]
+    group, received, dealt = None, [0], [0]
     if processes > 1:
         meeting = f"file://{folder}/meeting"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
         group = dist.group.WORLD
         count(ranks.Ranks, received)
+        homes = shared._homes
+
+        def counted(*arguments: Any) -> Any:
+            dealt[0] += 1
+            return homes(*arguments)
+
+        shared._homes = counted
     # Everything is loaded once before it counts.
     ngame.balanced_clusters(np.eye(4, dtype=np.float32), size=2, group=group)
-    before, received[0] = status("VmRSS"), 0
+    before, received[0], dealt[0] = status("VmRSS"), 0, 0
     share = rows * (rank + 1) // processes - rows * rank // processes
     x = np.empty((share, DIM), np.float32)
     random = np.random.default_rng(rank)
@@ -180,7 +189,7 @@ def work(rows: int, rank: int, processes: int, folder: str) -> None:
     ngame.balanced_clusters(x, size=SIZE, threads=1, group=group)
     cpu = seconds() - cpu
     held = status("VmHWM") - before
-    print(json.dumps({"cpu": cpu, "held": held, "received": received[0]}))
+    print(json.dumps({"cpu": cpu, "held": held, "received": received[0], "dealt": dealt[0]}))
     if group is not None:
         dist.destroy_process_group()
 

@@ -76,7 +76,7 @@ def balanced_clusters(
         in parts, and the clusters are others than those of one piece: each row goes to a part
         by cuts learnt on a sample; the parts are written to temporary files, then clustered and
         refined one by one. Then the clusters are dealt to parts again, along other cuts, and
-        refined again, once to three times: as long as that makes them 1.5 % tighter. `x` is
+        refined again, once to five times: as long as that makes them 1.5 % tighter. `x` is
         read from end to end for the sample and each time, and temporary files as large as `x` are
         written and read. They are in the folder that the environment variable TMPDIR names,
         which must be on a disk. 8 bytes a row stay in memory throughout.
@@ -86,7 +86,7 @@ def balanced_clusters(
         sample of all rows, with sides of exact size. Each rank gets the rows of its parts of the
         clusters, one part at a time, as float16, and divides and refines them by itself. Then the
         clusters are dealt to the parts again, along other directions, and refined again, once to
-        three times: rows near a cut meet their neighbours beyond it. All ranks get the clusters of
+        five times: rows near a cut meet their neighbours beyond it. All ranks get the clusters of
         all rows, which differ from those of one process. A rank holds its share of the rows, and an
         eighth of its bytes more. `size` and `n_clusters` are of all rows. Arrays on the host only.
 

@@ -21,7 +21,7 @@ _READ_BYTES = 1 << 24  # at a time
 # whole clusters together, along other directions: so many times in all at most, and no more after a
 # time that did not make the clusters tighter by this. It takes as long as three rounds of
 # refinement, which end where one adds half a percent.
-MOST_DEALS, _LEAST_PROGRESS = 4, 1.015
+MOST_DEALS, _LEAST_PROGRESS = 6, 1.015
 
 
 @dispatched

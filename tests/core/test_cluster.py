@@ -395,7 +395,7 @@ class TestParts:
             )
         assert found == sorted(found, reverse=True)
         assert found[0] > 0.8 * one > 0.76 * one > found[3]
-        monkeypatch.setattr(module, "MOST_DEALS", 4)
+        monkeypatch.setattr(module, "MOST_DEALS", 6)
         times.clear()
         apart = even[np.arange(6003) % 200] + 0.2 * even
         ngame.balanced_clusters(apart, size=16, memory=300_000)
