@@ -3,13 +3,14 @@
 import gc
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import textwrap
-from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import CompletedProcess
 from unittest import mock
 
 # Libraries that take seconds to import are imported once, by a process of which all others are
@@ -18,15 +19,6 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["torch.distributed.tensor", "transformers.models.llama.modeling_llama", "peft"]
 )
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended."""
-
-    returncode: int  # minus the number of the signal that ended it
-    stdout: str
-    stderr: str
 
 
 def run(code, *arguments, size=2, timeout=300):
@@ -49,6 +41,8 @@ def start(code, *arguments, size=2):
     for rank in range(size):
         environment = {**os.environ, **alone, "RANK": str(rank), "WORLD_SIZE": str(size)}
         files = [meeting.with_name(f"{rank}.{name}") for name in ("stdout", "stderr")]
+        for file in files:
+            file.touch()
         given = textwrap.dedent(code), [str(one) for one in (meeting, *arguments)]
         process = FORKS.Process(target=_be_rank, args=(*given, environment, files))
         with mock.patch.dict(os.environ, alone):
@@ -64,16 +58,20 @@ def finish(started: list[tuple[BaseProcess, list[Path]]], timeout=300):
             process.join(timeout)
             if process.is_alive():
                 raise TimeoutError(f"rank {rank} runs after {timeout} s: {files[1].read_text()}")
-        return [Ended(p.exitcode, *(file.read_text() for file in files)) for p, files in started]
+        return [
+            CompletedProcess(process.name, process.exitcode, *(file.read_text() for file in files))
+            for process, files in started
+        ]
     finally:
-        for process, _ in started:
+        for process, files in started:
             process.kill()
+            shutil.rmtree(files[0].parent, ignore_errors=True)
 
 
 def _be_rank(code, arguments, environment, files):
     """What each process does."""
     for file, descriptor in zip(files, (1, 2), strict=True):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(file, os.O_WRONLY), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["-c", *arguments]
