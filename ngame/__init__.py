@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ngame.cluster import balanced_clusters as balanced_clusters
     from ngame.config import Config as Config
     from ngame.data.dataset import Dataset as Dataset
-    from ngame.data.dataset import load_dataset as load_dataset
+    from ngame.data.formats import load_dataset as load_dataset
     from ngame.encoders.bag import BagEncoder as BagEncoder
     from ngame.encoders.bank import EmbeddingBank as EmbeddingBank
     from ngame.encoders.base import Encoder as Encoder
@@ -82,7 +82,7 @@ _HOMES = {
     "keep_topk": "ngame.shortlist",
     "label_pool": "ngame.positives",
     "linear_classifiers": "ngame.linear",
-    "load_dataset": "ngame.data.dataset",
+    "load_dataset": "ngame.data.formats",
     "loss": "ngame",
     "merge": "ngame.shortlist",
     "metrics": "ngame",

@@ -25,7 +25,7 @@ import tiny
 
 import ngame
 from ngame.cli import main
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 from ngame.files import lock_file
 from ngame.report.measures import RunReport
 from ngame.training.checkpoint import Checkpoint

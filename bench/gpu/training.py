@@ -31,7 +31,8 @@ from torch.utils.flop_counter import flop_registry
 
 from gpu.counts import BANDWIDTH, CACHE, CACHE_BANDWIDTH, PRODUCTS
 from ngame.config import Config
-from ngame.data.dataset import Dataset, load_dataset
+from ngame.data.dataset import Dataset
+from ngame.data.formats import load_dataset
 from ngame.encoders.encode import encode
 from ngame.encoders.transformer import TransformerEncoder
 from ngame.training import loops

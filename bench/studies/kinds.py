@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
-from ngame.data.dataset import hash_bucket
+from ngame.data.formats import hash_bucket
 
 # Name, title, content and labels of a point.
 Point = tuple[str, str, str, list[str]]

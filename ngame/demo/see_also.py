@@ -14,7 +14,8 @@ import numpy as np
 import scipy
 from scipy import sparse
 
-from ngame.data.dataset import Dataset, hash_bucket
+from ngame.data.dataset import Dataset
+from ngame.data.formats import hash_bucket
 
 NAME = "see-also"
 """Name of the data set."""

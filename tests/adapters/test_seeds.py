@@ -13,7 +13,7 @@ import tiny
 import torch
 
 import ngame
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 
 FOLDER = Path(__file__).parents[2] / "examples" / "seeds"
 

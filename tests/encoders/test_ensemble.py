@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import ngame
 from ngame.cli import main
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 from ngame.encoders.bag import BagEncoder
 from ngame.encoders.ensemble import Ensemble, split
 from ngame.encoders.load import load_encoder

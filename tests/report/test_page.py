@@ -11,7 +11,7 @@ import tiny
 
 import ngame
 from ngame.cli import main
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 
 pytest.importorskip("matplotlib")
 page = pytest.importorskip("ngame.report.page")

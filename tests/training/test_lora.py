@@ -13,7 +13,7 @@ import tiny
 
 import ngame
 from ngame import cli
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 
 pytest.importorskip("peft")
 

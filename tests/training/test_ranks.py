@@ -10,7 +10,7 @@ import safetensors.torch
 import tiny
 import torch
 
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 
 # Nothing is drawn by the ranks, each for its part: so two are one, to the rounding.
 DRAWLESS = ("encoder.dropout=0.0", "classifier_stage.dropout=0.0")

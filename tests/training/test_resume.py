@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import ngame
-from ngame.data.dataset import save_dataset
+from ngame.data.formats import save_dataset
 from ngame.training.checkpoint import Checkpoint
 
 # All state that one batch, epoch or stage hands to the next: a bank, clusters that last several

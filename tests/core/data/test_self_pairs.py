@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ngame.data.dataset import Dataset, load_dataset, save_dataset
+from ngame.data.dataset import Dataset
+from ngame.data.formats import load_dataset, save_dataset
 from ngame.data.self_pairs import drop_self_pairs
 
 TEXTS = [f"article {number}" for number in range(20)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy
 
-from ngame.data.dataset import hash_bucket
+from ngame.data.formats import hash_bucket
 from ngame.demo.see_also import see_also_dataset
 
 
