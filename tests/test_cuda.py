@@ -297,6 +297,17 @@ def test_topk_filter_loses_nothing(kind, device):
             assert (ids.cpu().numpy() == expected_ids).all()
 
 
+def test_topk_where_lists_share_a_block(device):
+    """More queries than `merge` has blocks, and small enough for a sanitizer."""
+    queries = 1000 if device.type == "cuda" else 40
+    rng = np.random.default_rng(4)
+    q, x = (rng.standard_normal((n, 8), dtype=np.float32) for n in (queries, 60))
+    scores, ids = cuda.topk_arrays(*(torch.tensor(v, device=device) for v in (q, x)), 5)
+    expected, expected_ids = reference.topk(q, x, 5, "cosine")
+    assert (scores.cpu().numpy() == expected).all()
+    assert (ids.cpu().numpy() == expected_ids).all()
+
+
 def test_topk_of_strided_rows_and_no_queries(device):
     x = torch.arange(60, dtype=torch.float32, device=device).reshape(6, 10)
     scores, ids = cuda.topk_arrays(x[::2, 2:5], x[:, 2:5], 1, metric="dot")

@@ -10,8 +10,8 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 folder=$1 data=${2:-} model=${3:-}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-# Elsewhere than the builds of the checkout, whose caches are for other settings.
-build=$folder.build
+# Elsewhere than the other builds of the checkout, whose caches are for other settings; git ignores it.
+build=$root/build/gpu
 "${PYTHON:-python3.12}" -m venv "$build/env"
 "$build/env/bin/pip" install --quiet --constraint "$root/constraints.txt" scikit-build-core pybind11 cmake ninja
 rm -f "$folder"/*.whl

@@ -60,13 +60,15 @@ fi
 tests=("${ours[@]}" -m pytest -q -p no:cacheprovider -m gpu --rootdir "$root" -c "$root/pyproject.toml")
 cores=("${tests[@]}" "$root/tests/test_cuda.py")
 step 150 12 tests "${tests[@]}" "$root/tests/test_cuda.py" "$root"/tests/encoders/test_{encode,graphs}.py "$root/tests/training/test_waits.py" --durations=5
+if [ -d "$folder/data" ] && [ -d "$folder/model" ]; then
+  step 120 250 profile "${ours[@]}" -m gpu.training "$folder/data" "$folder/model"
+fi
 step 130 14 timings "${ours[@]}" -m gpu -o "$out/rows.jsonl"
 step 60 60 kernels "${ours[@]}" -m gpu.kernels
 if [ -d "$folder/data" ] && [ -d "$folder/model" ]; then
-  step 120 160 profile "${ours[@]}" -m gpu.training "$folder/data" "$folder/model"
   step 90 12 training "${ours[@]}" -m ngame.cli train "$folder/data" -o "$work/run" --set device=cuda \
-    --set encoder.kind=transformer --set "encoder.model=$folder/model" --set encoder_stage.batch_size=1024 \
-    --set encoder_stage.epochs=2 --set classifier_stage.epochs=1
+    --set encoder.kind=transformer --set "encoder.model=$folder/model" --set encoder.graphs=true \
+    --set encoder_stage.batch_size=1024 --set encoder_stage.epochs=2 --set classifier_stage.epochs=1
   [ -f "$work/run/log.jsonl" ] && tee --append "$log" <"$work/run/log.jsonl"
 fi
 # Without PyTorch's cache each tensor is its own allocation, so its bounds are checked.
@@ -86,8 +88,8 @@ if command -v compute-sanitizer >/dev/null; then
   # A test takes over a second there: a few that reach each kernel. No word of -k may be a part of
   # `filterwarnings`, a mark of every test.
   step 60 4 racecheck "${sanitized[@]}" compute-sanitizer --error-exitcode 9 --tool racecheck "${cores[@]}" -x \
-    -k "$small and (filter_loses or from_samples or extreme)"
+    -k "$small and (filter_loses or share_a_block or from_samples or extreme)"
   step 60 4 synccheck "${sanitized[@]}" compute-sanitizer --error-exitcode 9 --tool synccheck "${cores[@]}" -x \
-    -k "$small and (filter_loses or as_tight or metrics)"
+    -k "$small and (filter_loses or share_a_block or as_tight or metrics)"
 fi
 exit $failed

@@ -4,8 +4,10 @@ Training is often bound by the host, which launches hundreds of kernels a step. 
 launch.
 """
 
+import gc
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -225,15 +227,28 @@ class _Recorder:
                     run()
             for run in passes:
                 graph = torch.cuda.CUDAGraph()
-                # Other threads may go on allocating.
-                graph.capture_begin(self._memory, capture_error_mode="thread_local")
-                try:
-                    run()
-                finally:
-                    graph.capture_end()
+                with _no_collection():
+                    # Other threads may go on allocating.
+                    graph.capture_begin(self._memory, capture_error_mode="thread_local")
+                    try:
+                        run()
+                    finally:
+                        graph.capture_end()
                 graphs.append(graph)
         now.wait_stream(self._stream)
         return graphs
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's garbage collector: an old encoder's graphs, freed in a capture, end it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _rounded(count: int) -> int:

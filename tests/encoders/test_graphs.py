@@ -2,7 +2,9 @@
 what would be recorded."""
 
 import copy
+import gc
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import tiny
@@ -85,6 +87,15 @@ def assert_same(found, expected):
     near = 1e-5 * max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=near, msg=name)
+
+
+def test_garbage_is_not_collected_while_a_pass_is_recorded(monkeypatch):
+    """An old encoder's graph, if freed then, ends the recording with an error."""
+    monkeypatch.setattr(graphs, "torch", MagicMock())
+    collects = []
+    graphs._Recorder("cuda").record(lambda: collects.append(gc.isenabled()))
+    assert collects == [True] * graphs._WARM + [False]
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("settings", [{}, {"pooling": "last"}, {"lora_rank": 2}])
