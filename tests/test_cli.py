@@ -673,7 +673,7 @@ def test_damaged_run(call, run, data, tmp_path, damage):
             continue
         raw = path.read_bytes()
         path.write_bytes(damage(raw))
-        resumed = name.startswith(("checkpoint", "tokens")) or name == "run.json"
+        resumed = name.startswith(("checkpoint", "tokens", "data.json", "run.json"))
         status, _, err = (
             call("train", data, "-o", folder, "--resume")
             if resumed

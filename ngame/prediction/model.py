@@ -72,7 +72,7 @@ class Explanation:
     parts : what each scorer adds to the score, less what it adds to the text's candidates on
         average. The sum is what lifts the label above the average candidate.
     points : by each scorer that lets training points vote, the nearest ones that have the label:
-        (row, share of all votes), the largest share first
+        (row of the training set, share of all votes), the largest share first
     """
 
     label: int
@@ -95,8 +95,9 @@ class Model:
     encoder : an `Encoder`
     label_texts : list of str, length L
     label_vectors : float32 [L, dim], unit length
-    point_vectors : float16 [N, dim], unit length; the training points
+    point_vectors : float16 [N, dim], unit length; the training points that have a label
     point_labels : csr_matrix [N, L], their labels
+    point_rows : int64 [N], their rows in the training set
     classifier : float32 [L, dim], unit length; None without a classifier stage
     fusions : "all" fuses all scorers, "trained" those that serve training points, and "base", if
         co-occurrence is among all, those whose probabilities it spreads: all others
@@ -111,6 +112,7 @@ class Model:
     label_vectors: Vectors
     point_vectors: Vectors
     point_labels: sp.csr_matrix
+    point_rows: npt.NDArray[np.int64]
     classifier: Vectors | None
     fusions: dict[str, Fusion]
     config: PredictionConfig
@@ -300,7 +302,7 @@ class Model:
             points: dict[str, list[tuple[int, float]]] = {}
             for name, near in voters.items():
                 has = self.point_labels[near.indices, label].toarray().ravel() > 0
-                ids, shares = near.indices[has], near.data[has]
+                ids, shares = self.point_rows[near.indices[has]], near.data[has]
                 order = np.argsort(-shares, kind="stable")
                 points[name] = list(zip(ids[order].tolist(), shares[order].tolist(), strict=True))
             found.append(
@@ -513,6 +515,7 @@ class Model:
             "points": self.point_vectors,
             "point_labels.indptr": self.point_labels.indptr.astype(np.int64),
             "point_labels.indices": self.point_labels.indices.astype(np.int32),
+            "point_rows": self.point_rows,
         }
         write_tensors(
             folder / "vectors.safetensors",
@@ -603,6 +606,8 @@ class Model:
                 vectors[f"point_labels.{name}"].numpy() for name in ("indptr", "indices")
             )
             labels = len(vectors["labels"])
+            # Earlier versions did not write them: right for data whose points all have labels.
+            rows = vectors.get("point_rows", torch.arange(len(vectors["points"]))).numpy()
         with (
             reading(folder / "labels.jsonl"),
             open(folder / "labels.jsonl", encoding="utf8") as lines,
@@ -638,6 +643,7 @@ class Model:
                 (np.ones(len(indices), np.float32), indices, indptr),
                 shape=(len(vectors["points"]), len(label_texts)),
             ),
+            point_rows=rows,
             classifier=weight,
             fusions=fusions,
             config=config.prediction,

@@ -93,7 +93,7 @@ class RunReport:
         if dataset is not None and self.config.self_pairs == "drop":
             dataset, _ = drop_self_pairs(dataset)  # as the run did
         self.dataset = dataset
-        begun = folder / "checkpoint" / "data.json"
+        begun = folder / "data.json"
         if dataset is not None and begun.exists():
             before = read_json(begun)
             if before != digest(dataset):
@@ -130,8 +130,7 @@ class RunReport:
         """Texts of the points whose vectors the model holds; None without the data."""
         if self.model is None or self.dataset is None:
             return None
-        labels = Truth.of(self.dataset.train_labels, self.dataset.drop_train).targets
-        return [self.dataset.train_texts[row] for row in np.flatnonzero(np.diff(labels.indptr))]
+        return [self.dataset.train_texts[row] for row in self.model.point_rows]
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each part of the run that its files tell of.

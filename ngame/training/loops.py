@@ -315,6 +315,7 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
         label_vectors=encoded.labels,
         point_vectors=encoded.points,
         point_labels=run.points.truth.targets,
+        point_rows=run.points.rows,
         classifier=classifier,
         fusions={},
         config=config.prediction,
@@ -328,6 +329,7 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
     model.lexical = lexical
     model.point_vectors = encoded.all_points()
     model.point_labels = run.all_truth.targets
+    model.point_rows = run.rows
     if dataset.test_texts is not None and dataset.test_labels is not None:
         found = model.scores(dataset.test_texts, drop=dataset.drop_test)
         scored = model.evaluate(found, dataset.test_labels, drop=dataset.drop_test)
@@ -339,6 +341,7 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
                 if key.startswith("R@") is (int(key.partition("@")[2]) >= 10)
             }
     if run.folder is not None:
+        run.write_log()  # anew, if a finished run lost it
         model.save(run.folder)
     return model
 

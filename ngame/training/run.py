@@ -351,7 +351,7 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
         remove_leftovers(folder)
         data = digest(dataset)
         config_file = folder / "config.toml"
-        digest_file = folder / "checkpoint" / "data.json"
+        digest_file = folder / "data.json"
         if config_file.exists():
             begun = Config.load(config_file, whole=True)
             begun = replace(begun, checkpoint_minutes=config.checkpoint_minutes)

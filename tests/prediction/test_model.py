@@ -396,8 +396,22 @@ def test_explanations_add_up(model, dataset):
             near = model._voters(name, model.encode([text]), terms)
             votes = (near @ model.point_labels)[0, one.label]
             assert sum(share for _, share in points) == pytest.approx(votes, abs=1e-6)
-            assert all(model.point_labels[row, one.label] for row, _ in points)
+            assert all(dataset.train_labels[row, one.label] for row, _ in points)
             assert [share for _, share in points] == sorted((s for _, s in points), reverse=True)
+
+
+def test_an_explanation_names_rows_of_the_training_set(dataset, tmp_path):
+    """Points without a label are dropped, and count."""
+    labels = dataset.train_labels.tolil()
+    labels[:9] = 0
+    labels = labels.tocsr()
+    less = ngame.Dataset(dataset.train_texts, labels, dataset.label_texts)
+    with pytest.warns(UserWarning, match="training points have no label"):
+        ngame.train(less, tiny.config(), folder=tmp_path / "run")
+    for one in Model.load(tmp_path / "run").explain(dataset.test_texts[3], 4):
+        assert any(one.points.values())
+        for points in one.points.values():
+            assert all(labels[row, one.label] for row, _ in points)
 
 
 def test_labels_of_other_points_speak_for_others(folder, dataset):
@@ -465,6 +479,7 @@ def test_labels_with_line_breaks_come_back(tmp_path):
         label_vectors=eye,
         point_vectors=eye.astype(np.float16),
         point_labels=sp.csr_matrix(eye),
+        point_rows=np.arange(4),
         classifier=None,
         fusions={"all": Fusion({"encoder": 1.0}), "trained": Fusion({"encoder": 1.0})},
         config=PredictionConfig(k=2),

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,9 +161,11 @@ def test_full_disk(dataset, finished, tmp_path, monkeypatch):
 
 
 def test_a_finished_run_can_be_resumed(dataset, finished):
-    before = {name: (finished / name).read_bytes() for name in tiny.RESULTS}
+    names = (*tiny.RESULTS, "log.jsonl")
+    before = {name: (finished / name).read_bytes() for name in names}
+    (finished / "log.jsonl").write_bytes(before["log.jsonl"][:40])
     ngame.train(dataset, config(), folder=finished, resume=True)
-    assert {name: (finished / name).read_bytes() for name in tiny.RESULTS} == before
+    assert {name: (finished / name).read_bytes() for name in names} == before
 
 
 def test_time_between_checkpoints_may_change(dataset, finished):
@@ -195,6 +198,17 @@ def test_resume_on_other_data(finished, changed):
     other = tiny.dataset(**{"points": 120} | changed)
     with pytest.raises(ValueError, match="was started on other data"):
         ngame.train(other, config(), folder=finished, resume=True)
+
+
+def test_without_its_state_a_run_still_knows_its_data(dataset, finished, tmp_path):
+    """Else it would train on the tokens of other texts."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoint")
+    with pytest.raises(ValueError, match="was started on other data"):
+        ngame.train(tiny.dataset(points=120, seed=1), config(), folder=folder, resume=True)
+    ngame.train(dataset, config(), folder=folder, resume=True)
+    assert_same_run(folder, finished)
 
 
 @pytest.mark.parametrize("resume", [False, True])
