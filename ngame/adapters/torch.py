@@ -131,11 +131,15 @@ class ClusterDataLoader(DataLoader[Any]):
     For a loop of your own, Lightning, and accelerate. Call `set_epoch` before each epoch (Lightning
     and accelerate do); a refresh that is due comes with the first batch. A checkpoint holds
     `state_dict`, taken at any moment; a loader that loads it continues with the next batch. After
-    a finished epoch no batch of it is left, so loop over ``range(loader.epoch, epochs)``. With
-    several processes, which are at the same batch, one saves and all load.
+    a finished epoch no batch of it is left until another epoch is set, so loop over
+    ``range(loader.epoch, epochs)``. With several processes, which are at the same batch, one saves
+    and all load.
 
-    ``Accelerator().prepare(loader)`` builds another loader around the same batches: refreshes come
-    as here, but skipping batches after a restart is up to ``accelerator.skip_first_batches``.
+    Lightning loads the state only from a checkpoint within an epoch; docs/loops.md has the data
+    module that loads it from any. ``Accelerator().prepare(loader)`` builds another loader around
+    the same batches: refreshes come as here, but after a restart skipping batches is up to
+    ``accelerator.skip_first_batches``, and the sampler's state to
+    ``accelerator.register_for_checkpointing(sampler)``.
 
     Parameters
     ----------
@@ -180,8 +184,8 @@ class ClusterDataLoader(DataLoader[Any]):
         if rows != sampler.n_rows:
             raise ValueError(f"dataset has {rows} items, the sampler {sampler.n_rows} rows")
         self._batches = _Batches(sampler, refresh)
-        self._delivered = 0
-        self._resumed: tuple[int, int] | None = None
+        self._place = (0, 0)  # an epoch, and how many of its batches were delivered
+        self._resumed = False  # whether the next iteration goes on from there
         # A generator of its own: otherwise every iteration would draw from the global one, and a
         # resumed run would draw once more.
         super().__init__(
@@ -199,18 +203,27 @@ class ClusterDataLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches of the current epoch, planned when the first of them is asked for."""
-        planner = self._batches.planner
-        epoch, delivered = self._resumed or (planner.epoch, 0)
-        self._resumed = None
-        self._delivered = delivered if epoch == planner.epoch else 0
-        self._batches.skipped = self._delivered
-        self.generator.manual_seed(planner.epoch)
-        for batch in super().__iter__():
-            self._delivered += 1
+        if not self._resumed:
+            self._place = (self.epoch, 0)
+        return self._deliver()
+
+    def _deliver(self) -> Iterator[Any]:
+        epoch, skipped = self.epoch, self._delivered if self._resumed else 0
+        self._resumed = False
+        self._batches.skipped = skipped
+        self.generator.manual_seed(epoch)
+        for delivered, batch in enumerate(super().__iter__(), skipped + 1):
+            self._place = (epoch, delivered)
             yield batch
 
+    @property
+    def _delivered(self) -> int:
+        """Batches of the current epoch that were delivered; trainers may have set it elsewhere."""
+        epoch, delivered = self._place
+        return delivered if epoch == self.epoch else 0
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The sampler's state and the number of batches delivered.
+        """The sampler's state and the number of this epoch's batches delivered.
 
         All values are tensors, so that a checkpoint needs no pickle.
         """
@@ -228,8 +241,8 @@ class ClusterDataLoader(DataLoader[Any]):
         if "delivered" not in state:
             raise ValueError("state lacks delivered, the number of batches")
         self._batches.planner.load_state_dict(from_tensors(state))
-        self._delivered = int(state["delivered"])
-        self._resumed = (self.epoch, self._delivered)
+        self._place = (self.epoch, int(state["delivered"]))
+        self._resumed = True
 
 
 class _Batches:

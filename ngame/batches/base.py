@@ -210,7 +210,8 @@ class BatchSampler(ABC):
         else they are NumPy's. `load_state_dict` takes either.
 
         It includes the clusters or neighbours in use, since their embeddings are gone after a
-        restart; before the first refresh these arrays are empty.
+        restart; before the first refresh these arrays are empty. They are not copied: a refresh
+        makes new ones, and nothing writes into the old.
 
         Raises
         ------

@@ -113,7 +113,10 @@ class EmbeddingBank:
         self._seen[ids] = True
 
     def state_dict(self) -> dict[str, Vectors]:
-        """What a checkpoint needs: `vectors`, and `seen`, bool [n_rows], the rows ever stored."""
+        """What a checkpoint needs: `vectors`, and `seen`, bool [n_rows], the rows ever stored.
+
+        They are the bank's own, not copies: write them before more is stored.
+        """
         return {"vectors": self.vectors, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -4,11 +4,13 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ngame.arrays import as_count, as_ids
 from ngame.negatives.schedule import Number, value_at
@@ -260,8 +262,8 @@ class NegativeQueue:
         return Candidates(self._ids[order], self._vectors[torch.from_numpy(order)], weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs: `ids`, `vectors` and `pushed`."""
-        return {"ids": self._ids, "vectors": self._vectors, "pushed": self._pushed}
+        """What a restart needs: copies of `ids` and `vectors`, and `pushed`."""
+        return {"ids": self._ids.copy(), "vectors": self._vectors.clone(), "pushed": self._pushed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -306,16 +308,39 @@ class EmaEncoder(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, encoder: torch.nn.Module, step: int = 0) -> None:
-        """Follow the encoder by one step; call it after each update of its parameters."""
+        """Follow the encoder by one step; call it after each update of its parameters.
+
+        It may be wrapped: in `DataParallel`, `DistributedDataParallel`, by `torch.compile`.
+
+        Raises
+        ------
+        ValueError
+            The encoder is another than the one that was copied.
+        """
         momentum = value_at(self.momentum, step)
-        theirs = dict(encoder.named_parameters())
-        for name, parameter in self.encoder.named_parameters():
-            parameter.lerp_(theirs[name].to(parameter), 1 - momentum)
-        buffers = dict(encoder.named_buffers())
-        for name, buffer in self.encoder.named_buffers():
-            buffer.copy_(buffers[name])
+        own, theirs = _tensors(self.encoder), _tensors(encoder)
+        if missing := own.keys() - theirs.keys():
+            raise ValueError(
+                f"encoder lacks {', '.join(sorted(missing))}: expected the one that was copied"
+            )
+        for name, tensor in own.items():
+            if isinstance(tensor, torch.nn.Parameter):
+                tensor.lerp_(theirs[name].to(tensor), 1 - momentum)
+            else:
+                tensor.copy_(theirs[name])
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the copy gives, without a gradient."""
         return self.encoder(*args, **kwargs)
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by the names that they have in the module without its wrappers."""
+    while isinstance(
+        module := getattr(module, "_orig_mod", module),  # of torch.compile
+        (DataParallel, DistributedDataParallel),
+    ):
+        module = module.module
+    named = chain(module.named_parameters(), module.named_buffers())
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}  # of its parts

@@ -36,8 +36,8 @@ class Table(torch.nn.Module):
         return self.dropout(self.table(torch.as_tensor(rows)))
 
 
-def a_loader(model: Table, **options: Any) -> ClusterDataLoader:
-    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+def a_loader(model: Table, *, refresh_every: int = 1, **options: Any) -> ClusterDataLoader:
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, refresh_every=refresh_every)
     refresh = partial(refresh_sampler, encode=model, model=model, chunk_size=16)
     return ClusterDataLoader(range(ROWS), sampler, refresh=refresh, collate_fn=np.array, **options)
 
@@ -96,6 +96,42 @@ def test_a_loader_that_accelerate_rebuilds_is_refreshed_on_time(workers: int) ->
         refreshed.append(run.loader._batches.planner.refreshes)
     assert refreshed == [0, 1, 2, 3]
     assert run.seen == expected.seen
+
+
+@pytest.mark.parametrize("refresh_every", [1, 2])
+@pytest.mark.parametrize("taken", [9, 14])
+def test_accelerate_resumes_with_the_sampler_registered(
+    taken: int, refresh_every: int, tmp_path: Any
+) -> None:
+    """From a checkpoint in an epoch, and at the end of one."""
+    accelerate = pytest.importorskip("accelerate")
+
+    def train(resume: bool) -> Run:
+        run = Run(refresh_every=refresh_every)
+        accelerator = accelerate.Accelerator(cpu=True)
+        model, optimizer, loader = accelerator.prepare(run.model, run.optimizer, run.loader)
+        accelerator.register_for_checkpointing(run.loader.batch_sampler.planner)
+        first, skipped = 0, 0
+        if resume:
+            accelerator.load_state(tmp_path)
+            first, skipped = divmod(taken, len(loader))
+        for epoch in range(first, 5):
+            loader.set_epoch(epoch)
+            batches = accelerator.skip_first_batches(loader, skipped) if skipped else loader
+            skipped = 0
+            for rows in batches:
+                run.seen.append((epoch, rows.tolist()))
+                accelerator.backward((model(rows) ** 3).sum())
+                optimizer.step()
+                optimizer.zero_grad()
+                if len(run.seen) == taken and not resume:
+                    accelerator.save_state(tmp_path)
+        return run
+
+    whole = train(resume=False)
+    second = train(resume=True)
+    assert second.seen == whole.seen[taken:]
+    assert torch.equal(second.model.table.weight, whole.model.table.weight)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -164,6 +200,68 @@ def test_lightning_is_told_to_leave_the_batches_alone(wrapped: bool, hook: bool)
     theirs = torch.utils.data.DistributedSampler(range(64), 2, 0)
     with pytest.raises(ValueError, match=r"as Lightning does.*use_distributed_sampler=False"):
         _update_dataloader(loader, theirs, mode=None)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_lightning_resumes_from_any_checkpoint(refresh_every: int, tmp_path: Any) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Model(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Table()
+            self.seen: list[list[int]] = []
+
+        def training_step(self, rows: Any) -> torch.Tensor:
+            self.seen.append(rows.tolist())
+            return (self.inner.table(torch.as_tensor(rows)) ** 3).sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    class Batches(lightning.LightningDataModule):
+        """As in docs/loops.md."""
+
+        def __init__(self, loader: ClusterDataLoader) -> None:
+            super().__init__()
+            self.loader = loader
+
+        def train_dataloader(self) -> ClusterDataLoader:
+            return self.loader
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return self.loader.state_dict()
+
+        def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+            self.loader.load_state_dict(state)
+
+    def fit(*callbacks: Any, checkpoint: Any = None) -> Model:
+        model = Model()
+        loader = a_loader(model.inner, refresh_every=refresh_every)
+        lightning.Trainer(
+            max_epochs=5,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=bool(callbacks),
+            callbacks=[*callbacks],
+        ).fit(model, datamodule=Batches(loader), ckpt_path=checkpoint)
+        return model
+
+    kept = partial(lightning.pytorch.callbacks.ModelCheckpoint, tmp_path, save_top_k=-1)
+    whole = fit(kept(filename="{epoch}"), kept(filename="{step}", every_n_train_steps=1))
+    for name, taken in (
+        ("epoch=0", 7),
+        ("epoch=1", 14),
+        ("epoch=2", 21),
+        ("step=10", 10),
+        ("step=14", 14),  # after the last batch, before the end of the epoch
+    ):
+        second = fit(checkpoint=tmp_path / f"{name}.ckpt")
+        assert second.seen == whole.seen[taken:], name
+        assert torch.equal(second.inner.table.weight, whole.inner.table.weight), name
 
 
 def test_other_samplers_are_not_rebuilt_either() -> None:
@@ -303,6 +401,63 @@ def test_an_epoch_can_be_abandoned_and_begun_again() -> None:
     whole = [rows.tolist() for rows in loader]
     assert whole[:3] == first
     assert len(whole) == len(loader) == 7
+
+
+def left(state: dict[str, torch.Tensor]) -> tuple[int, list[list[int]]]:
+    """The epoch that a new loader goes on with, and the batches it has left of it."""
+    loader = a_loader(Table())
+    loader.load_state_dict(state)
+    loader.set_epoch(loader.epoch)  # as loops do
+    return loader.epoch, [rows.tolist() for rows in loader]
+
+
+@pytest.mark.parametrize("by_trainer", [False, True])
+def test_a_state_is_of_the_moment_it_is_taken_at(by_trainer: bool) -> None:
+    loader = a_loader(Table())
+    setter = loader.batch_sampler.sampler if by_trainer else loader  # Lightning uses the first
+    first = [rows.tolist() for rows in loader]
+    finished = loader.state_dict()
+    setter.set_epoch(0)
+    again = loader.state_dict()
+    setter.set_epoch(1)
+    between = loader.state_dict()
+    iterator = iter(loader)
+    begun = loader.state_dict()
+    second = [rows.tolist() for rows in iterator]
+    assert len(first) == len(second) == 7
+    assert left(finished) == left(again) == (0, [])
+    assert left(between) == left(begun) == (1, second)
+
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    setter.set_epoch(1)
+    assert left(loader.state_dict()) == (1, second[3:])
+    other = iter(loader)  # the first is abandoned
+    assert left(loader.state_dict()) == (1, second)
+    next(other)
+    assert left(loader.state_dict()) == (1, second[1:])
+    setter.set_epoch(2)
+    next(other)  # a batch of the epoch before
+    epoch, third = left(loader.state_dict())
+    assert epoch == 2
+    assert third == [rows.tolist() for rows in loader]
+    assert len(third) == 7
+
+
+def test_a_loaded_state_is_kept_until_it_is_used() -> None:
+    first = a_loader(Table())
+    next(iter(first))
+    second = a_loader(Table())
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(0)
+    iter(second)  # Lightning calls it before it sets the epoch
+    assert second.state_dict()["delivered"] == 1
+    assert len(list(second)) == 6
+    assert len(list(second)) == 7
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(1)
+    assert second.state_dict()["delivered"] == 0
 
 
 def test_a_loaded_state_says_nothing_about_other_epochs() -> None:

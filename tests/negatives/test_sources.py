@@ -199,6 +199,19 @@ def test_a_queue_goes_on_from_its_state():
         NegativeQueue(4, 2).load_state_dict(queue.state_dict())
 
 
+def test_a_state_of_a_queue_stays_as_it_was():
+    queue = NegativeQueue(3, 2)
+    queue.push([1, 2], torch.ones(2, 2))
+    state = queue.state_dict()
+    queue.push([3, 4], zeros(2))
+    other = NegativeQueue(3, 2)
+    other.load_state_dict(state)
+    other.push([5], zeros(1))
+    assert state["ids"].tolist() == [1, 2, -1]
+    assert state["vectors"].tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert other.offer().ids.tolist() == [1, 2, 5]
+
+
 def test_bad_pushes():
     queue = NegativeQueue(3, 2)
     with pytest.raises(ValueError, match="vectors has shape"):
@@ -240,3 +253,48 @@ def test_following_copies_buffers_and_takes_a_schedule():
     assert encoder.weight.requires_grad
     with pytest.raises(ValueError, match="momentum is 2"):
         EmaEncoder(encoder, 2)
+
+
+def with_a_part_compiled(encoder):
+    return torch.nn.Sequential(torch.compile(encoder[0]), encoder[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's compiler
+@pytest.mark.parametrize("copied_wrapped", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,
+        torch.nn.DataParallel,
+        lambda encoder: torch.compile(torch.nn.DataParallel(encoder)),
+        lambda encoder: torch.nn.DataParallel(torch.compile(encoder)),
+        with_a_part_compiled,
+    ],
+)
+def test_following_an_encoder_that_is_wrapped(wrap, copied_wrapped):
+    encoder = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    wrapped = wrap(encoder)
+    follower = EmaEncoder(wrapped if copied_wrapped else encoder, 0.5)
+    start = encoder[0].weight.detach().clone()
+    with torch.no_grad():
+        encoder[0].weight.add_(1)
+        encoder[1].running_mean.add_(1)
+    follower.update(encoder if copied_wrapped else wrapped)
+    weight = next(follower.parameters())
+    torch.testing.assert_close(weight.data, start + 0.5)
+    assert next(follower.buffers()).tolist() == [1, 1]
+
+
+def test_following_an_encoder_with_a_part_named_module():
+    encoder = torch.nn.ModuleDict({"module": torch.nn.Linear(3, 2), "head": torch.nn.Linear(2, 2)})
+    follower = EmaEncoder(encoder, 0.0)
+    with torch.no_grad():
+        encoder["module"].weight.add_(1)
+    follower.update(encoder)
+    assert torch.equal(follower.encoder["module"].weight, encoder["module"].weight)
+
+
+def test_following_another_encoder():
+    follower = EmaEncoder(torch.nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"encoder lacks bias, weight"):
+        follower.update(torch.nn.Sequential(torch.nn.Linear(3, 2)))

@@ -227,6 +227,19 @@ def test_state_goes_on_with_the_same_batches(make: Any, keyed: bool, tmp_path: A
         assert same(resumed.plan(epoch), sampler.plan(epoch))
 
 
+@pytest.mark.parametrize("make", [of_clusters, of_neighbours])
+def test_a_state_stays_as_it_was(make: Any) -> None:
+    sampler = make()
+    expected = list(sampler)
+    state = sampler.state_dict()
+    sampler.set_epoch(1)
+    sampler.refresh(np.random.default_rng(0).standard_normal((ROWS, 4), dtype=np.float32))
+    list(sampler)
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert list(resumed) == expected
+
+
 def test_state_of_other_keys_is_rejected() -> None:
     state = clustered(300, 32, 8).state_dict()
     with pytest.raises(ValueError, match="rows_left_out 0, this sampler has"):
