@@ -1,6 +1,7 @@
 """The command line, ``ngame COMMAND``; ``ngame --help`` lists the commands."""
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,6 +35,7 @@ from ngame.files import DamagedFileError, atomic_write, say
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
+_COUNTED = "; --self-pairs keep counts it"
 _SHOWN = ("P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100")
 _OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how idle OpenMP threads wait."""
@@ -71,8 +73,13 @@ class _InputError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (see `_STATUS`)."""
     if sys.stderr is None:  # closed: bars and warnings would fail
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = _nowhere()
+    # A terminal's encoding may lack what is printed. PYTHONIOENCODING may ask for something else.
+    if getattr(sys.stdout, "errors", None) in ("strict", "surrogateescape"):
+        _set_output(errors="replace")
     options = _parser().parse_args(arguments)
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
     if getattr(options, "preset", None):
         options.set = [*PRESETS[options.preset], *options.set]
     _let_openmp_sleep()
@@ -102,6 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage = isinstance(error, FileExistsError | BlockingIOError)
         return 4 if isinstance(error, OSError | MemoryError) and not usage else 2
     return 0
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf8")
+
+
+def _set_output(*, encoding: str | None = None, errors: str | None = None) -> None:
+    """Set the encoding of standard output, or what becomes of characters that it lacks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else something that takes any text
+        sys.stdout.reconfigure(encoding=encoding, errors=errors)
 
 
 def _let_openmp_sleep() -> None:
@@ -220,11 +237,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("data", metavar="DATA", help="data set whose test points are the truth")
     evaluate.add_argument(
         "-k",
-        type=_rank,
+        type=_count,
         nargs="+",
         default=[1, 3, 5, 10, 100],
         metavar="K",
         help="cut-offs (default: 1 3 5 10 100)",
+    )
+    evaluate.add_argument(
+        "--self-pairs",
+        choices=("drop", "keep"),
+        help="where points are labels: leave each point's own label out, or treat it as any other "
+        "(default: as the run was told to; drop for a file)",
     )
 
     encode = command("encode", _encode, "Encode texts with the encoder of a run.")
@@ -265,8 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     cluster = command("cluster", _cluster, "Cluster vectors into clusters of equal size.")
     cluster.add_argument("vectors", metavar="FILE.npy", help="float32 or float16 [n, d]")
     sizes = cluster.add_mutually_exclusive_group(required=True)
-    sizes.add_argument("--size", type=int, help="rows a cluster")
-    sizes.add_argument("--clusters", type=int, help="number of clusters")
+    sizes.add_argument("--size", type=_count, help="rows a cluster")
+    sizes.add_argument("--clusters", type=_count, help="number of clusters")
     cluster.add_argument("--seed", type=int, default=0, help="any integer (default: 0)")
     cluster.add_argument("--threads", type=int, default=0, help="0: the CPUs this process may use")
     cluster.add_argument(
@@ -344,15 +367,14 @@ def _train(options: argparse.Namespace) -> None:
     config = Config.load(begun if resuming else options.config, options.set, whole=resuming)
     with started() as ranks:
         if ranks.rank > 0:  # rank 0 speaks for all; errors of any rank still show
-            sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115
+            sys.stdout = _nowhere()
             warnings.simplefilter("ignore")
         dataset = _dataset(options.data)
         print(dataset, flush=True)
         if not resuming:
             points, labels = dataset.train_labels.shape
             config = Config.load(options.config, options.set, points=points, labels=labels)
-        if config.self_pairs == "drop":
-            dataset = _without_self_pairs(dataset)
+        dataset = _without_self_pairs(dataset, config.self_pairs)
         if options.resume and not begun.exists() and ranks.rank == 0:
             say(f"ngame: {options.output} holds no run yet: training begins anew")
         with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
@@ -383,7 +405,7 @@ def _predict(options: argparse.Namespace) -> None:
     drop = None
     if options.data:
         data = _same_labels(_dataset(options.data), model)
-        dataset = _without_self_pairs(data, Path(options.run_folder))
+        dataset = _without_self_pairs(data, _self_pairs(Path(options.run_folder)))
         texts, _, drop = _test_points(dataset)
     elif options.texts:
         texts = _read_lines(options.texts)
@@ -414,6 +436,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.output is None:
         _print_predictions(model, texts, found)
     elif options.output == "-":
+        _set_output(encoding="utf8")
         sys.stdout.writelines(as_jsonl(texts, found, model.label_texts))
     else:
         write_predictions(options.output, texts, found, model.label_texts)
@@ -424,13 +447,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
         model = _model(path)
-        dataset = _without_self_pairs(_same_labels(_dataset(options.data), model), path)
+        data = _same_labels(_dataset(options.data), model)
+        dataset = _without_self_pairs(data, options.self_pairs or _self_pairs(path), _COUNTED)
         texts, truth, drop = _test_points(dataset)
         scores = model.scores(texts, max(options.k), drop=drop)
         _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
         return
     with _reading():
-        dataset = _without_self_pairs(_dataset(options.data))
+        data = _dataset(options.data)
+        dataset = _without_self_pairs(data, options.self_pairs or "drop", _COUNTED)
         texts, truth, drop = _test_points(dataset)
         found = read_predictions(path, texts, dataset.label_texts)
         metrics.warn_of_unlabelled(truth, drop)
@@ -615,6 +640,8 @@ def _folder(path: str) -> str:
 
 
 def _output(path: str) -> str:
+    if path == "-" and sys.stdout is None:
+        raise argparse.ArgumentTypeError("standard output is closed")
     if path != "-" and not path.endswith(SUFFIXES):
         raise argparse.ArgumentTypeError(f"{path} ends in none of {', '.join(SUFFIXES)}")
     return path
@@ -633,17 +660,22 @@ def _byte_count(text: str) -> int:
     units = {"K": 10**3, "M": 10**6, "G": 10**9}
     digits, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "")
     try:
-        return round(float(digits) * units.get(unit, 1))
+        count = round(float(digits) * units.get(unit, 1))
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of bytes, such as 3500M")
+    return count
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
     except ValueError:
-        message = f"{text} is no number of bytes, such as 3500M"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _rank(text: str) -> int:
-    rank = int(text)
-    if rank < 1:
-        raise argparse.ArgumentTypeError(f"{rank} is less than 1")
-    return rank
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is less than 1")
+    return count
 
 
 def _model(folder: Any) -> Any:
@@ -656,16 +688,22 @@ def _dataset(path: str) -> ngame.Dataset:
         return ngame.load_dataset(path)
 
 
-def _without_self_pairs(dataset: ngame.Dataset, run: Path | None = None) -> ngame.Dataset:
-    """Leave out each point's own label, as the run did: it may have been told to keep them."""
+def _self_pairs(run: Path) -> str:
+    """What a run was told to do with each point's own label."""
     from ngame.config import Config
+
+    return Config.load(run / "config.toml", whole=True).self_pairs
+
+
+def _without_self_pairs(dataset: ngame.Dataset, self_pairs: str, hint: str = "") -> ngame.Dataset:
+    """Leave out each point's own label, or "keep" it; `hint` follows what is said."""
     from ngame.data.self_pairs import drop_self_pairs
 
-    if run is not None and Config.load(run / "config.toml", whole=True).self_pairs == "keep":
+    if self_pairs == "keep":
         return dataset
     dataset, count = drop_self_pairs(dataset)
     if count:
-        say(f"{count} points are labels: their own label is left out")
+        say(f"{count} points are labels: their own label is left out{hint}")
     return dataset
 
 
@@ -696,6 +734,8 @@ def _read_lines(path: str) -> list[str]:
     Refuses JSON lines: each would be read as a text, braces and all.
     """
     with _reading():
+        if path == "-" and sys.stdin is None:
+            raise OSError("standard input is closed")
         file = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     *lines, last = file.removeprefix(BOM_UTF8).split(b"\n")
     if last:

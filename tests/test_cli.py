@@ -153,13 +153,15 @@ def test_points_that_are_labels(call, tmp_path):
     links = np.kron(np.eye(20), np.ones((5, 5))) - np.eye(100)
     parts = {"test_texts": texts[70:], "test_labels": links[70:]}
     save_dataset(ngame.Dataset(texts[:70], links[:70], texts, **parts), tmp_path / "data")
-    line = "100 points are labels: their own label is left out\n"
+    line = "100 points are labels: their own label is left out"
+    told = f"{line}; --self-pairs keep counts it\n"
+    line += "\n"
     own = {(row, row + 70) for row in range(30)}
     for name, sets, expected in (("drop", [], line), ("keep", ["--set=self_pairs=keep"], "")):
         run, found = tmp_path / name, tmp_path / f"{name}.npz"
         said = call("train", tmp_path / "data", "-o", run, *SETS, *sets)[2]
         assert said.startswith(expected or "encoder: epoch 1")
-        assert call("evaluate", run, tmp_path / "data")[2] == expected
+        assert call("evaluate", run, tmp_path / "data")[2] == (told if expected else "")
         arguments = "--data", tmp_path / "data", "-o", found
         assert call("predict", run, *arguments, "--scorer", "encoder")[2] == expected
         rows, labels = sp.load_npz(found).nonzero()
@@ -167,7 +169,19 @@ def test_points_that_are_labels(call, tmp_path):
         assert bool(pairs & own) == (name == "keep")
         # A report takes the data for those of the run.
         assert RunReport(run, ngame.load_dataset(tmp_path / "data")).test is not None
-        assert call("evaluate", found, tmp_path / "data")[2].startswith(line)
+        # As the run did, or as is asked for: of a file and of a run alike.
+        ks = "-k", 1, 5, "--self-pairs"
+        assert call("evaluate", found, tmp_path / "data")[2].startswith(told)
+        tables = []
+        for pairs, said in (("drop", told), ("keep", "")):
+            _, out, err = call("evaluate", run, tmp_path / "data", *ks, pairs)
+            assert err == said
+            tables.append([row.split()[1:] for row in out.splitlines() if "encoder" in row])
+            _, out, err = call("evaluate", found, tmp_path / "data", *ks, pairs)
+            assert err == said
+            if pairs == name:
+                assert [row.split()[1:] for row in out.splitlines() if name in row] == tables[-1]
+        assert tables[0] != tables[1]
 
 
 def test_warnings_are_one_line(call, tmp_path):
@@ -263,6 +277,29 @@ def test_predict_into_a_file_and_evaluate(call, run, data, tmp_path, scorer):
     table = call("evaluate", run, data, "-k", 1, 10)[1].splitlines()
     line = next(line for line in table if line.startswith(scorer))
     assert line.split()[1] == precision
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_terminal_cannot_show_is_replaced(run, tmp_path, encoding):
+    """For people. Programs get UTF-8."""
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+
+    def output(*arguments):
+        command = [sys.executable, "-m", "ngame", *arguments]
+        return subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout
+
+    text = "ba \N{FIRE} " + "ke " * 40
+    predict = "predict", run, "--text", text, "-k", "1"
+    assert output(*predict).startswith(b"ba ? ke ke ke ke")
+    assert b" ke ?\n" in output(*predict)  # an ellipsis
+    assert json.loads(output(*predict, "-o", "-"))["text"] == text
+    # A name of bytes that are not UTF-8.
+    (tmp_path / "texts.txt").write_text("ba\n")
+    path = os.fsencode(tmp_path) + b"/\xff.npy"
+    env["PYTHONIOENCODING"] = "utf8"
+    said = output("encode", run, str(tmp_path / "texts.txt"), "-o", path)
+    assert said.endswith(b"/?.npy\n")
+    assert os.path.exists(path)
 
 
 def test_predictions_by_suffix(call, mistake, run, tmp_path):
@@ -556,6 +593,51 @@ def test_wrong_settings(mistake, data, tmp_path):
     assert "no setting seeds" in mistake("demo", "-o", output, "--set", "seeds=1")
 
 
+def test_settings_that_fail_once_the_encoder_is_made(
+    call, mistake, data, tiny_model, tmp_path, monkeypatch
+):
+    """Nothing is trained, so no folder is left to be in the way of the corrected command."""
+    for name in ("empty", "cut"):
+        (tmp_path / name).mkdir()
+    for path in tiny_model.glob("*.*"):
+        shutil.copy(path, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 1000)
+    run = tmp_path / "deep" / "run"
+    run.parent.mkdir()
+    train = "train", data, "-o", run, *SETS
+
+    def failed(*sets):
+        err = mistake(*train, *(f"--set={item}" for item in sets))
+        assert "to go on" not in err
+        return err
+
+    for model, what in (
+        ("./none", "there is no such folder, and the Hugging Face hub gives none of that name"),
+        ("no-such-owner/no-such-model", "We couldn't connect to"),
+        (tmp_path / "empty", "Unrecognized model in"),
+        (tmp_path / "cut", "Error while deserializing header"),
+    ):
+        err = failed(f"encoder.model={model}")
+        assert err.startswith(f"ngame: error: encoder.model is '{model}': ")
+        assert what in err
+    ours = f"encoder.model={tiny_model}"
+    assert "max_length is 9999" in failed(ours, "encoder.max_length=9999")
+    assert "there are none of these" in failed("prediction.scorers=['co_occurrence']")
+    for name, extra, *sets in (("peft", "lora", "encoder.lora_rank=2"), ("transformers", "hf")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            assert f'pip install "ngame[{extra}]"' in failed(ours, *sets)
+    run.mkdir()  # a folder that was there stays
+    failed("encoder.model=./none")
+    assert call(*train)[0] == 0
+    # Nor is a run touched that was there.
+    (run / "checkpoint").rename(tmp_path / "elsewhere")
+    before = sorted(run.rglob("*"))
+    err = mistake(*train, "--resume", "--set=encoder.model=./none")
+    assert "has other settings than those given" in err
+    assert sorted(run.rglob("*")) == before
+
+
 def test_wrong_data(mistake, run, tmp_path):
     missing = tmp_path / "missing"
     for arguments in (
@@ -602,6 +684,19 @@ def test_wrong_numbers(mistake, run):
         assert message in mistake("predict", run, "--text", "ba", "-k", k)
     assert "invalid int value: 'x'" in mistake("predict", run, "--text", "ba", "-k", "x")
     assert "argument -k: 0 is less than 1" in mistake("evaluate", run, "data", "-k", 1, 0)
+    for option, value, message in (
+        ("--size", 0, "0 is less than 1"),
+        ("--clusters", 0, "0 is less than 1"),
+        ("--size", "x", "invalid int value: 'x'"),
+        ("--memory", -5, "-5 is no number of bytes"),
+        ("--memory", "inf", "inf is no number of bytes"),
+        ("--memory", "nan", "nan is no number of bytes"),
+        ("--memory", "1e400G", "1e400G is no number of bytes"),
+        ("--memory", "0.3", "0.3 is no number of bytes"),
+    ):
+        more = ["--size=2"] if option == "--memory" else []
+        err = mistake("cluster", "x.npy", "-o", "c.npz", option, value, *more)
+        assert f"argument {option}: {message}" in err
 
 
 def test_not_a_run(mistake, data, tmp_path):
@@ -761,6 +856,36 @@ def test_what_cannot_be_said_ends_nothing(data, tmp_path, stderr):
     assert ended.stdout.startswith(b"<Dataset")
     assert b"encoder: epoch" not in ended.stdout
     assert (tmp_path / "run" / "fusion.json").exists()
+
+
+def test_streams_that_are_closed(run, data, tmp_path):
+    """Work is done and files are written; only what is to be read or written there fails."""
+
+    def shell(line):
+        command = [sys.executable, "-m", "ngame"]
+        return subprocess.run(
+            ["sh", "-c", f"{shlex.join(command)} {line}"], capture_output=True, text=True
+        )
+
+    found, trained = tmp_path / "found.tsv", tmp_path / "run"
+    for line in (
+        f"predict {run} --text ba",
+        f"predict {run} --data {data} -o {found}",
+        f"train {data} -o {trained} {shlex.join(SETS)}",
+        "--version",
+    ):
+        ended = shell(f"{line} >&-")
+        assert ended.returncode == 0, ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert found.exists()
+    assert (trained / "fusion.json").exists()
+    ended = shell(f"predict {run} --text ba -o - >&-")
+    assert ended.stderr.endswith("argument -o/--output: standard output is closed\n")
+    assert ended.returncode == 2
+    for line in (f"predict {run} --texts -", f"encode {run} - -o {tmp_path}/x.npy"):
+        ended = shell(f"{line} <&-")
+        assert ended.stderr == "ngame: error: standard input is closed\n"
+        assert (ended.returncode, ended.stdout) == (3, "")
 
 
 def test_a_full_disk_under_the_output(run):

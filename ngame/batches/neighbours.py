@@ -140,7 +140,8 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         ----------
         source : array [n_rows, k] of integers, CSR matrix [n_rows, n_rows], or embeddings
             Ids, nearest first, -1 for none, as `haversine_neighbours` gives them; only the first
-            `neighbour_range` columns are kept. Or the pair of scores and ids that `topk_arrays`
+            `neighbour_range` columns are kept; int32 ids of just these are not copied, a mapped
+            file stays one. Or the pair of scores and ids that `topk_arrays`
             and ``torch.topk`` give, the scores of which are not used. Or a graph, whose stored
             entries are edges, larger for nearer rows. Or a float32 or float16 array [n_rows, D],
             whose rows' neighbours are found exactly, by cosine. Or a torch tensor instead of an

@@ -121,17 +121,19 @@ class TransformerEncoder(Encoder):
         name = os.fspath(model)
         if os.path.isdir(name):
             name = os.path.abspath(name)  # an adapter keeps the name of its model
-        adapter = transformers.utils.find_adapter_config_file(name)
-        base = name if adapter is None else lora.base_of(adapter)
-        if adapter is not None or lora_rank:
-            lora.require_peft()
         if lora_rank:
             as_count(lora_rank, "lora_rank")
+        base = name
         try:
+            adapter = transformers.utils.find_adapter_config_file(name)
+            if adapter is not None or lora_rank:
+                lora.require_peft()
+            if adapter is not None:
+                base = lora.base_of(adapter)
             config = transformers.AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:  # their messages may not name the model
-            of = "" if adapter is None else f", to which the adapter {name} belongs,"
-            raise OSError(f"model {base}{of} cannot be read: {error}") from error
+            of = "" if base == name else f", to which the adapter {name} belongs,"
+            raise OSError(f"model {base}{of} cannot be read: {_absent(base)}{error}") from error
         if config.is_encoder_decoder:
             raise ValueError(f"model {base} is an encoder-decoder, expected one or the other")
         if pooling is None:
@@ -464,6 +466,13 @@ def _pooling(name: str) -> str | None:
                 except ValueError as error:
                     raise ValueError(f"model {name}: {error}: choose one") from None
     return None
+
+
+def _absent(name: str) -> str:
+    """That a model is in no folder; messages of transformers speak of the hub alone."""
+    if os.path.isdir(name):
+        return ""
+    return "there is no such folder, and the Hugging Face hub gives none of that name: "
 
 
 def _file(name: str, path: str) -> Path | None:

@@ -395,7 +395,8 @@ def _batches(run: RunReport) -> str:
         return ""
     sizes = run.config.encoder_stage.sizes()
     size = sizes[max(sizes)]
-    planned = size if size > 1 else _SIZE_IF_RANDOM
+    batch = min(run.config.encoder_stage.batch_size, len(model.point_vectors))
+    planned = min(size if size > 1 else _SIZE_IF_RANDOM, batch)  # larger ones would be cut
     views = batches(model, run.config, planned, _SHOWN_POINTS)
     titles = "Random batch", f"Clustered batch, clusters of {planned}"
     text = ""

@@ -96,8 +96,9 @@ def train(
     TypeError
         `dataset` or `config` is of another type, or `encoder` lacks a member of `ngame.Encoder`.
     ValueError
-        The run to resume had other settings or other data; fewer than two training points have a
-        label; the encoder returns vectors of a wrong shape, or NaN or infinity.
+        The run to resume had other settings or other data; `encoder.model` cannot be read; fewer
+        than two training points have a label; the encoder returns vectors of a wrong shape, or NaN
+        or infinity.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -113,6 +114,7 @@ def train(
         raise ValueError("folder is empty, expected the name of one, or None")
     folder = Path(folder) if folder is not None else None
     with _torch_threads(config.threads), torch.random.fork_rng(devices=[]):
+        _check_scorers(dataset, config)
         run = Run(dataset, config, folder, resume, encoder)
         try:
             with run.stop:
@@ -127,7 +129,6 @@ def train(
 
 
 def _train(run: Run) -> Model:
-    _check_scorers(run)
     in_full = run.config.classifier_stage.labels == "all"
     train_encoder(run)
     encoded = EncodedTexts(run)
@@ -346,16 +347,16 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
     return model
 
 
-def _check_scorers(run: Run) -> None:
+def _check_scorers(dataset: Dataset, config: Config) -> None:
     """Some scorer must be left, before hours of training rather than after them."""
-    on = {*run.config.prediction.scorers} - {"co_occurrence"}
-    if run.config.classifier_stage.epochs == 0:
+    on = {*config.prediction.scorers} - {"co_occurrence"}
+    if config.classifier_stage.epochs == 0:
         on.discard("classifier")
-    if not titles_apart(run.dataset.label_titles, run.dataset.label_texts):
+    if not titles_apart(dataset.label_titles, dataset.label_texts):
         on.discard("tfidf_title")
     if not on:
         raise ValueError(
-            f"prediction.scorers is {list(run.config.prediction.scorers)}, and there are none of "
+            f"prediction.scorers is {list(config.prediction.scorers)}, and there are none of "
             "these: classifier needs classifier_stage.epochs above 0, tfidf_title needs labels "
             "with titles and content, co_occurrence needs another scorer"
         )

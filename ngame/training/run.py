@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -158,8 +159,9 @@ class Run:
         # Last of the checks: an error in settings or data must leave no folder behind.
         self._lock: IO[str] | None = None
         self.folder = folder if self.ranks.rank == 0 else None
+        there, begun = folder is not None and folder.exists(), True
         if self.folder is not None:
-            self._lock = _prepare_folder(self.folder, config, dataset, resume)
+            self._lock, begun = _prepare_folder(self.folder, config, dataset, resume)
         self.stop = Stop(self.ranks)
         self.stage: Stage | None = None
         self.log: list[dict[str, Any]] = []
@@ -190,7 +192,11 @@ class Run:
             made = checked is None and isinstance(self.encoder, TransformerEncoder)
             if made and config.encoder.shard and self.ranks.size > 1:
                 self._empty = shard(cast(TransformerEncoder, self.encoder), self.ranks)
-        except BaseException:
+        except BaseException as error:
+            # An error that resuming cannot mend must leave no folder behind either.
+            passing = not isinstance(error, Exception) or isinstance(error, OSError | MemoryError)
+            if self.folder is not None and not begun and not passing:
+                _abandon(self.folder, keep=there)
             self.close()
             raise
         self.points = Points(trained, texts.take(trained), truth.take(trained))
@@ -302,7 +308,13 @@ def _make_encoder(
         many = settings.members > 1
         encoder = Ensemble.of(bag, texts, settings.members, config.seed) if many else bag
     else:
-        encoder = _transformer(settings, config.seed, device)
+        try:
+            encoder = _transformer(settings, config.seed, device)
+        except (ImportError, MemoryError):
+            raise
+        # Any other: safetensors and tokenizers raise classes of their own, and plain Exception.
+        except Exception as error:
+            raise ValueError(f"encoder.model is {settings.model!r}: {error}") from error
     if start is not None:
         with atomic_folder(start) as aside:
             encoder.save(aside)
@@ -340,8 +352,13 @@ def _tokenize(encoder: Encoder, texts: Sequence[str], folder: Path | None, name:
     return tokens
 
 
-def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool) -> IO[str]:
-    """Lock a folder that is free or holds this run; write the config and the data's digest."""
+def _prepare_folder(
+    folder: Path, config: Config, dataset: Dataset, resume: bool
+) -> tuple[IO[str], bool]:
+    """Lock a folder that is free or holds this run; write the config and the data's digest.
+
+    Returns the lock, and whether the folder held the run.
+    """
     if not (folder / _LOCK).exists():
         _check_folder(folder, resume)  # before the lock, which leaves a file
     # Before the check where there is one: a run in use cannot be resumed yet, so that comes first.
@@ -352,10 +369,11 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
         data = digest(dataset)
         config_file = folder / "config.toml"
         digest_file = folder / "data.json"
-        if config_file.exists():
-            begun = Config.load(config_file, whole=True)
-            begun = replace(begun, checkpoint_minutes=config.checkpoint_minutes)
-            if different := differences(begun, config):
+        begun = config_file.exists()
+        if begun:
+            own = Config.load(config_file, whole=True)
+            own = replace(own, checkpoint_minutes=config.checkpoint_minutes)
+            if different := differences(own, config):
                 raise ValueError(
                     f"{config_file} has other settings than those given: {different}; resume with "
                     "its own, by --resume alone"
@@ -370,7 +388,19 @@ def _prepare_folder(folder: Path, config: Config, dataset: Dataset, resume: bool
     except BaseException:
         lock.close()
         raise
-    return lock
+    return lock, begun
+
+
+def _abandon(folder: Path, *, keep: bool) -> None:
+    """Remove what was written into a folder that was free; and the folder, unless `keep`."""
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not keep:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

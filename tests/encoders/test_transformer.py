@@ -277,7 +277,7 @@ def test_bad_texts(encoder: TransformerEncoder) -> None:
 
 
 def test_no_such_model(tmp_path: Path) -> None:
-    for model in ("no-such-owner/no-such-model", tmp_path):
+    for model in ("no-such-owner/no-such-model", "./no-such-folder", tmp_path):
         with pytest.raises(OSError, match=f"model {model} cannot be read"):
             TransformerEncoder(model)
 

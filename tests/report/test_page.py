@@ -120,6 +120,18 @@ def test_comparison(dataset, run, tmp_path):
         assert line in loss
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("batch", [1, 16])
+def test_clusters_that_are_shown_fit_the_batch(dataset, run, tmp_path, batch):
+    """Nobody chose clusters of 32 here; larger than batches, they would be cut."""
+    folder = tmp_path / "small"
+    shutil.copytree(run, folder)
+    sets = "encoder_stage.cluster_size=1", f"encoder_stage.batch_size={batch}"
+    tiny.config(*sets).save(folder / "config.toml")
+    text = written([folder], tmp_path, dataset)
+    assert f"Clustered batch, clusters of {batch}<" in text
+
+
 def test_wrong_data_and_folders(dataset, run, tmp_path):
     with pytest.raises(ValueError, match="is not the data of"):
         written([run], tmp_path, tiny.dataset(points=200))
