@@ -50,6 +50,7 @@ def train(data, encoder, epochs=3, rate=5e-5):
             optimizer.step()
             optimizer.zero_grad()
         accelerator.print(f"epoch {epoch}: {len(loader)} batches a process")
+    accelerator.end_training()  # leaves the process group, whose threads may crash at exit
 
 
 if __name__ == "__main__":
