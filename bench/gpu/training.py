@@ -125,14 +125,12 @@ def measure(dataset: Dataset, model: str, steps: Steps, device: str, *sets: str)
             clock.mark()
             yield batch
         clock.mark()
-        taken_ms = clock.intervals()
-        # The median: a step that records a graph takes a tenth of a second more, and a long
-        # training has few such.
-        seconds = statistics.median(taken_ms) / 1e3
+        each = clock.intervals()
+        # The median: steps that record a graph take much longer, and a long training has few.
+        seconds = statistics.median(each) / 1e3
         print(
-            f"batch {steps.batch_size}: {1e3 * seconds:.2f} ms a step, "
-            f"{statistics.mean(taken_ms):.2f} with the {recorded(run) - shapes} graphs that were "
-            f"recorded after {shapes}",
+            f"batch {steps.batch_size}: {1e3 * seconds:.2f} ms a step, the median; the mean is "
+            f"{statistics.mean(each):.2f}, {recorded(run) - shapes} graphs were recorded meanwhile",
             flush=True,
         )
         kinds = [ProfilerActivity.CUDA] if device == "cuda" else [ProfilerActivity.CPU]
