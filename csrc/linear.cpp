@@ -12,6 +12,8 @@
 namespace ngame {
 namespace {
 
+constexpr int64_t kWithout = 10;
+
 struct Weight {
   int32_t column;
   float value;
@@ -101,15 +103,19 @@ class Trainer {
   }
 
   // Visits the rows in random orders until none moves much. Rows that stay at 0, most of those that
-  // the label is told from, are put behind the others and visited again when these have settled.
+  // the label is told from, are put behind the others and visited again when these have settled,
+  // or after `kWithout` passes without them: what settles without them may be far from the goal.
+  // All visits together are at most those of so many passes over all rows.
   void descend(int64_t label) {
     Random random(splitmix(problem_.seed) ^ static_cast<uint64_t>(label));
     const double ridge = 0.5 / problem_.cost;
     size_t active = rows_.size();
-    bool whole = true;
-    for (int64_t pass = 0; pass < problem_.passes; ++pass) {
+    int64_t without = 0;
+    auto visits = problem_.passes * static_cast<int64_t>(rows_.size());
+    for (bool whole = true; visits > 0;) {
       cancel_.check();
       if (!whole) random.shuffle(std::span(rows_).first(active));
+      visits -= static_cast<int64_t>(active);
       double most = 0;
       for (size_t place = 0; place < active;) {
         Row& row = rows_[place];
@@ -131,14 +137,10 @@ class Trainer {
         }
         ++place;
       }
-      if (most > problem_.tolerance) {
-        whole = false;
-      } else if (whole) {
-        return;
-      } else {
-        whole = true;
-        active = rows_.size();
-      }
+      if (most <= problem_.tolerance && whole) return;
+      without = whole ? 0 : without + 1;
+      whole = most <= problem_.tolerance || without == kWithout;
+      if (whole) active = rows_.size();
     }
   }
 

@@ -55,7 +55,8 @@ def linear_classifiers(
     cost : float
         Above 0. Larger values fit the points more closely.
     tolerance : float
-        Above 0. Training ends where no point has a slope of more than this.
+        Above 0. Training ends where no point has a slope of more than this, or after a hundred
+        passes: a large cost needs more than that, and then gets the weights so far.
     least : float
         Weights below this share of the label's largest one are left out; 0 keeps all.
     seed : int
@@ -81,9 +82,8 @@ def linear_classifiers(
     Notes
     -----
     Dual coordinate descent (Hsieh et al., "A dual coordinate descent method for large-scale linear
-    SVM", ICML 2008), at most a hundred passes over the points of a label. One classifier a label,
-    small weights left out: DiSMEC (Babbar and Schölkopf, WSDM 2017). Negatives from a shortlist:
-    Slice (Jain et al., WSDM 2019) and its kind.
+    SVM", ICML 2008). One classifier a label, small weights left out: DiSMEC (Babbar and Schölkopf,
+    WSDM 2017). Negatives from a shortlist: Slice (Jain et al., WSDM 2019) and its kind.
 
     Memory beyond input and output: for each thread 4 bytes a column, and 8 an entry and 60 a point
     of those that one label is trained on.

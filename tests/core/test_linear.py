@@ -80,6 +80,24 @@ def test_rough_weights_are_nearly_the_best():
     assert not np.array_equal(rough, other)
 
 
+@pytest.mark.parametrize(("cost", "factor"), [(2.0, 1.01), (8.0, 1.01), (100.0, 2.5)])
+def test_rows_put_aside_are_not_forgotten(cost, factor):
+    """A hundred passes come near the best, and a smaller tolerance makes nothing worse."""
+    x, relevant, _ = case(7, points=400, columns=150)
+    dense, own = x.toarray().astype(float), relevant.toarray().T > 0
+
+    def objectives(**options):
+        weights = train(x, relevant, cost=cost, **options).toarray().astype(float)
+        scores = dense @ weights.T
+        over = np.where(own, np.maximum(1 - scores, 0), np.maximum(scores, 0))
+        return (weights**2).sum(axis=1) / 2 + cost * (over**2).sum(axis=0)
+
+    best = objectives()
+    rough, fine = (objectives(passes=100, tolerance=tolerance) for tolerance in (1e-1, 1e-5))
+    assert (fine < factor * best).all()
+    assert (fine <= rough).all()
+
+
 def test_small_weights_are_left_out():
     x, relevant, _ = case(2)
     whole = train(x, relevant).toarray()
