@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -33,7 +33,7 @@ from torch.utils.data import RandomSampler
 
 from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
-from ngame.arrays import as_list
+from ngame.arrays import as_list, renamed
 from ngame.batches import ClusterBatchSampler
 from ngame.encoders.bank import EmbeddingBank
 from ngame.loss import CooIndex
@@ -172,8 +172,10 @@ class RefreshCallback(SamplerCallback):
     """Refresh the training batches with embeddings by the model in training.
 
     At the start of each epoch for which a refresh is due, a column of the data set is encoded with
-    the prompt it has in training; or, at no cost, the vectors come from a bank. Every checkpoint
-    holds the state of the batches, as `ngame.adapters.transformers.SamplerCallback` says.
+    the prompt and the route (`router_mapping`) it has in training; or, at no cost, the vectors come
+    from a bank. Every checkpoint holds the state of the batches, as
+    `ngame.adapters.transformers.SamplerCallback` says. The vectors of a `SparseEncoder` are dense
+    here: as many numbers a row as its vocabulary has entries.
 
     Parameters
     ----------
@@ -186,6 +188,11 @@ class RefreshCallback(SamplerCallback):
         vector of an anchor that training has not visited yet is zero.
     loss : MaskedMultipleNegativesRankingLoss, or its cached form, optional
         One with sources, whose step and queues are to be saved and restored, too.
+
+    Raises
+    ------
+    TypeError
+        When training begins: the model gives a text no single vector, as a `CrossEncoder`.
     """
 
     def __init__(
@@ -206,6 +213,17 @@ class RefreshCallback(SamplerCallback):
             )
         self.memory = None if loss is None else loss.memory
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that the model can encode; then as `SamplerCallback` does."""
+        model = kwargs["model"]
+        encodes = hasattr(model, "encode") and not isinstance(model, MultiVectorEncoder)
+        if self.bank is None and not encodes:
+            raise TypeError(
+                f"the model is a {type(model).__name__}, which gives a text no vector to cluster: "
+                "let another model encode, by the RefreshCallback of ngame.adapters.transformers"
+            )
+        super().on_train_begin(args, state, control, **kwargs)
+
     def refresh(self, sampler: RefreshableSampler, dataset: Any, model: Any, args: Any) -> None:
         """Refresh one sampler with the embeddings of a column of its data set."""
         if self.bank is not None:
@@ -215,15 +233,20 @@ class RefreshCallback(SamplerCallback):
         column = self._column or columns[0]
         if column not in columns:
             raise ValueError(f"column is {column}, the data set has {', '.join(columns)}")
-        # The trainer adds a data set's name to its rows if prompts may depend on it.
-        prompt = _prompt(args.prompts, dataset[0].get("dataset_name"), column)
+        # The trainer adds a data set's name to its rows if prompts or routes may depend on it.
+        name = dataset[0].get("dataset_name")
+        options: dict[str, Any] = {"prompt": _prompt(args.prompts, name, column)}
+        if task := _task(args.router_mapping, name, column):
+            options["task"] = task
+        if isinstance(model, SparseEncoder):
+            options["convert_to_sparse_tensor"] = False
         refresh_sampler(
             sampler,
             lambda rows: model.encode(
                 dataset[rows.tolist()][column],
-                prompt=prompt,
                 batch_size=self._batch_size,
                 show_progress_bar=False,
+                **options,
             ),
             model=model,
             chunk_size=_ROWS_AT_ONCE,
@@ -255,8 +278,18 @@ def _prompt(prompts: Any, dataset_name: str | None, column: str) -> str:
     return prompts or ""
 
 
+def _task(routes: Any, dataset_name: str | None, column: str) -> Any:
+    """The route of a column, for any form of the trainer's `router_mapping`; None without one."""
+    routes = routes or {}
+    if any(isinstance(each, Mapping) for each in routes.values()):
+        routes = routes.get(dataset_name, {})
+    return routes.get(column)
+
+
 class SharedTexts:
     """Texts drawn at random each step as negatives of all rows, encoded with the gradient.
+
+    A model with a `Router` encodes them by the route of the positives, which are the second column.
 
     Parameters
     ----------
@@ -295,13 +328,14 @@ class SharedTexts:
                 "columns: they are the texts of all positives, by id"
             )
 
-    def features(self, model: Any, ids: Ids) -> dict[str, Any]:
-        """Features of the texts with these ids, on the model's device."""
+    def features(self, model: Any, ids: Ids, task: str | None = None) -> dict[str, Any]:
+        """Features of the texts with these ids, on the model's device; `task` is their route."""
         texts = [self._texts[number] for number in ids.tolist()]
-        features = model.preprocess(texts, prompt=self._prompt)
+        features = model.preprocess(texts, prompt=self._prompt, task=task)
         device = next(model.parameters()).device
-        features = batch_to_device(features, device)
-        return dict(features)
+        features = dict(batch_to_device(features, device))
+        # As the trainer's collator does: the model finds the route there.
+        return features if task is None else {**features, "task": task}
 
     def candidates(self, drawn: Drawn, vectors: torch.Tensor, batch: Ids) -> Candidates:
         """What all rows are offered; of what the batch has itself, nothing."""
@@ -341,7 +375,8 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         the comparisons that each left out, the first that of `positives`, if there are any.
     sources : sequence of `SharedTexts`, `NegativeQueue`, or callables
         More negatives, for all rows. A queue gets the positives of each training batch when the
-        next one begins. A callable takes the step and gives `ngame.negatives.Candidates`.
+        next one begins, at the full width where a ``MatryoshkaLoss`` cuts them. A callable takes
+        the step and gives `ngame.negatives.Candidates`.
     bank : EmbeddingBank, optional
         Stores the vectors of the anchors by their ids during training; only with `positives`.
         `RefreshCallback` clusters these instead of encoding all anchors again.
@@ -361,8 +396,8 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         `filters` or `sources` is no sequence.
     ValueError
         `SharedTexts` has more or fewer texts than there are positives; the labels of a batch do not
-        have the shape above; there is a bank but no `positives`, or it has another width than the
-        vectors, as inside a ``MatryoshkaLoss`` without their full width.
+        have the shape above; there is a bank but no `positives`; or the bank or a queue has another
+        width than the vectors, as inside a ``MatryoshkaLoss`` without their full width.
     IndexError
         A label is out of range for `positives`.
     """
@@ -382,7 +417,8 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             raise ValueError("bank is given without positives, whose rows are the ids of anchors")
         self.filters: list[Filter] = as_list(filters, "filters")
         if positives is not None:
-            self.filters.insert(0, KnownPositives(positives))
+            with renamed(labels="positives"):
+                self.filters.insert(0, KnownPositives(positives))
         self.sources: list[Source] = as_list(sources, "sources")
         for source in self.sources:
             if isinstance(source, SharedTexts) and positives is not None:
@@ -415,11 +451,13 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         """
         memory = self.memory
         if memory.begin(features, self.model.training):
+            task = next((each.get("task") for each in features[1:2]), None)  # of the positives
             for source in self.sources:
                 if isinstance(source, SharedTexts):
                     drawn = source.draw(memory.step)
                     if len(drawn.ids):
-                        memory.drawn.append((source, drawn, source.features(self.model, drawn.ids)))
+                        texts = source.features(self.model, drawn.ids, task)
+                        memory.drawn.append((source, drawn, texts))
         return [each for _, _, each in memory.drawn]
 
     def compute_loss_from_embeddings(
@@ -609,6 +647,7 @@ class LossMemory:
 
     def __init__(self, queues: list[NegativeQueue]) -> None:
         self._queues = queues
+        self._widths = [queue.offer().vectors.shape[1] for queue in queues]
         self._begun = 0
         self._waiting: tuple[Ids, torch.Tensor] | None = None
         self._features: Callable[[], torch.Tensor | None] = lambda: None
@@ -633,16 +672,27 @@ class LossMemory:
         return True
 
     def remember(self, ids: Ids, positives: torch.Tensor) -> None:
-        """Keep a training batch's positives for the queues, the first time it is asked to."""
-        if self.first and self._training and self._queues:
+        """Keep a training batch's positives for the queues: of several calls, the widest.
+
+        Some of the calls for a batch may get vectors that MatryoshkaLoss has cut.
+        """
+        kept = -1 if self._waiting is None else self._waiting[1].shape[1]
+        if self._training and self._queues and positives.shape[1] > kept:
             self._waiting = ids, positives.detach()
         self.first = False
 
     def _push(self) -> None:
-        if self._waiting is not None:
-            for queue in self._queues:
-                queue.push(*self._waiting)
-        self._waiting = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            width = waiting[1].shape[1]
+            for queue, expected in zip(self._queues, self._widths, strict=True):
+                if width != expected:
+                    raise ValueError(
+                        f"the positives have {width} columns, the queue {expected}: make the queue "
+                        "as wide as the model's vectors; or, where MatryoshkaLoss cuts them, give "
+                        "it the full width too and n_dims_per_step=-1, or leave the queue out"
+                    )
+                queue.push(*waiting)
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs: `step`, the training batches so far, and the queues' states."""
@@ -663,6 +713,7 @@ class LossMemory:
             As in `NegativeQueue.load_state_dict`.
         """
         self._begun = int(state["step"])
+        self._waiting = None
         for number, queue in enumerate(self._queues):
             queue.load_state_dict(take_prefix(state, f"{number}."))
 

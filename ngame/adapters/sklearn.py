@@ -83,7 +83,8 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X holds something other than strings, or `settings` is one string.
         ValueError
             There are fewer than two texts, X and y differ in length, y is neither classes nor an
-            indicator matrix, or a setting is wrong.
+            indicator matrix, `label_texts` has another length than `classes_`, or a setting is
+            wrong.
         """
         if isinstance(self.settings, str):
             raise TypeError("settings is a str, expected a sequence of them")
@@ -102,6 +103,11 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             shape = len(ids), len(self.classes_)
             labels = sp.csr_matrix((ones, ids, offsets), shape=shape)
         label_texts = self.classes_.astype(str) if self.label_texts is None else self.label_texts
+        if len(label_texts) != len(self.classes_):
+            raise ValueError(
+                f"label_texts has {len(label_texts)} entries, y has {len(self.classes_)} "
+                + ("columns" if self.multilabel_ else "classes")
+            )
         mean = round(labels.sum() / len(texts)) if self.multilabel_ else 1
         given = self.n_labels if self.multilabel_ else None
         self.n_labels_ = max(1, mean) if given is None else as_count(given, "n_labels")
@@ -140,12 +146,15 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return predicted
 
     def score(self, X: Any, y: Any) -> float:
-        """P@1: the share of texts whose best label is right. Of classes, this is the accuracy."""
+        """P@1: the share of texts whose best label is right. Of classes, this is the accuracy.
+
+        Where y is multilabel, labels that are not 0 are right.
+        """
         check_is_fitted(self)
         best = self._found(X, 1).indices
         check_consistent_length(best, y)
         if self.multilabel_:
-            return float(sp.csr_matrix(y)[np.arange(len(best)), best].mean())
+            return float((sp.csr_matrix(y) != 0)[np.arange(len(best)), best].mean())
         return float((self.classes_[best] == column_or_1d(y)).mean())
 
     def _found(self, X: Any, k: int) -> sp.csr_matrix:

@@ -1,11 +1,13 @@
 """NGAME batches in the `Trainer` of transformers 5.23, with accelerate 1.15."""
 
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +22,17 @@ from ngame.encoders.bank import EmbeddingBank
 from ngame.files import write_tensors
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 
+_STARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+"""The state that each sampler and `memory` of a callback had before its first training."""
+
 
 class BatchSamplerMixin:
     """A `Trainer` that takes its training batches from a batch sampler.
 
     Name it before the trainer among the bases: ``class Mine(BatchSamplerMixin, Trainer)``. The
     trainer's own batches serve for evaluation. Set `per_device_train_batch_size` to the sampler's
-    batch size, since the trainer reports it.
+    batch size, since the trainer reports it, and leave out `dataloader_drop_last`: a warning says
+    where they differ. `auto_find_batch_size` cannot make the batches smaller.
 
     Parameters
     ----------
@@ -43,12 +49,14 @@ class BatchSamplerMixin:
     TypeError
         From `train`: the data set is iterable only.
     ValueError
-        From `train`: the sampler does not fit the data set or the number of processes.
+        From `train`: the sampler does not fit the data set or the number of processes; or its
+        batches do not fit into memory, and `auto_find_batch_size` is on.
     """
 
     accelerator: Any
     args: Any
     train_dataset: Any
+    _train_batch_size: int
 
     def __init__(self, *args: Any, batch_sampler: RefreshableSampler, **kwargs: Any) -> None:
         refuse_class(batch_sampler, "batch_sampler")
@@ -65,6 +73,7 @@ class BatchSamplerMixin:
                 f"the data set has {len(loader.dataset)} rows, the batch sampler {sampler.n_rows}"
             )
         check_processes(sampler, self.accelerator.num_processes, "the batch sampler's drop_last")
+        self._check_arguments(sampler)
         return self.accelerator.prepare(
             DataLoader(
                 loader.dataset,
@@ -79,20 +88,44 @@ class BatchSamplerMixin:
             )
         )
 
+    def _check_arguments(self, sampler: RefreshableSampler) -> None:
+        """Say where the trainer's arguments are not what its batches are."""
+        differ = self._train_batch_size != sampler.batch_size
+        if differ and self.args.auto_find_batch_size:
+            raise ValueError(
+                f"auto_find_batch_size wants batches of {self._train_batch_size} rows, those of "
+                f"the batch sampler have {sampler.batch_size}, whatever fits into memory: set it "
+                "to False, and make the sampler with a batch_size that fits"
+            )
+        if differ:
+            warnings.warn(
+                f"the trainer reports batches of {self._train_batch_size} rows, those of the batch "
+                f"sampler have {sampler.batch_size}: set per_device_train_batch_size accordingly",
+                stacklevel=3,
+            )
+        if self.args.dataloader_drop_last and not sampler.drop_last:
+            warnings.warn(
+                "dataloader_drop_last is True, but the last batch is kept: make the batch sampler "
+                "with drop_last=True",
+                stacklevel=3,
+            )
+
 
 class SamplerCallback(TrainerCallback, ABC):
     """Refreshes, saves and restores the batches; a subclass defines `refresh`.
 
     Every batch sampler in the training loader that can be refreshed is refreshed at the start of
     each epoch it is due for. Its state is saved in every checkpoint as ``ngame.safetensors``, so a
-    resumed run has the same batches as an uninterrupted one.
+    resumed run has the same batches as an uninterrupted one. A further training that begins anew,
+    with the same trainer or another, begins with the sampler as it was before the first.
 
     Attributes
     ----------
     bank : EmbeddingBank or None
         The bank that `refresh` takes vectors from, if any; it is saved and restored too.
     memory : object with `state_dict` and `load_state_dict`, or None
-        What else is saved and restored.
+        What else is saved and restored. Of several processes each saves its own: those after the
+        first in ``ngame.rank1.safetensors`` and so on.
 
     Raises
     ------
@@ -100,7 +133,8 @@ class SamplerCallback(TrainerCallback, ABC):
         When training begins: its data loader has no batch sampler that can be refreshed; or there
         are a bank and several processes, each of which would fill its own.
     FileNotFoundError
-        When training is resumed: the checkpoint in `output_dir` lacks its ``ngame.safetensors``.
+        When training is resumed: the checkpoint lacks its ``ngame.safetensors``, or that of this
+        process.
     """
 
     bank: EmbeddingBank | None = None
@@ -141,16 +175,18 @@ class SamplerCallback(TrainerCallback, ABC):
                     f"{type(sampler).__name__} with an earlier start_epoch",
                     stacklevel=2,
                 )
+        for part in [*samplers, *([] if self.memory is None else [self.memory])]:
+            if part not in _STARTS:
+                _STARTS[part] = part.state_dict()
+            elif not state.global_step:
+                part.load_state_dict(_STARTS[part])
         if state.global_step:
-            path = _state_file(args, state)
-            if not path.exists():
-                raise FileNotFoundError(
-                    f"there is no {path}: the checkpoint was not written to its end, or without "
-                    "RefreshCallback, or the run is resumed from outside of output_dir"
-                )
-            tensors = load_file(path)
+            folder = _resumed_folder(args, state)
+            tensors = _read(folder / "ngame.safetensors")
             for number, sampler in enumerate(samplers):
                 sampler.load_state_dict(from_tensors(take_prefix(tensors, f"{number}.")))
+            if self.memory is not None and args.process_index:
+                tensors |= _read(folder / _rank_file(args))
             for name, kept in self._kept():
                 kept.load_state_dict(from_tensors(take_prefix(tensors, f"{name}.")))
 
@@ -164,13 +200,17 @@ class SamplerCallback(TrainerCallback, ABC):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the state of the batches next to the trainer's."""
+        folder = _saved_folder(args, state)
         if args.should_save:
             parts = {
                 str(number): to_tensors(sampler.state_dict())
                 for number, (sampler, _) in enumerate(clustered(kwargs["train_dataloader"]))
             }
             parts |= {name: to_tensors(kept.state_dict()) for name, kept in self._kept()}
-            write_tensors(_state_file(args, state), with_prefixes(**parts))
+            write_tensors(folder / "ngame.safetensors", with_prefixes(**parts))
+        if self.memory is not None and args.process_index:
+            memory = to_tensors(self.memory.state_dict())
+            write_tensors(folder / _rank_file(args), with_prefixes(memory=memory))
 
     def _kept(self) -> Iterator[tuple[str, Any]]:
         """What is saved beside the batches, with its name in the file."""
@@ -243,5 +283,41 @@ def check_processes(sampler: RefreshableSampler, processes: int, option: str) ->
         )
 
 
-def _state_file(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "ngame.safetensors"
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}: the checkpoint was not written to its end, or without "
+            "RefreshCallback, or by fewer processes"
+        )
+    return load_file(path)
+
+
+def _rank_file(args: Any) -> str:
+    return f"ngame.rank{args.process_index}.safetensors"
+
+
+def _saved_folder(args: Any, state: Any) -> Path:
+    """The checkpoint that the trainer has just saved: of a hyperparameter search, in a trial's."""
+    trainer, values = _calling_trainer()
+    output = trainer._get_output_dir(values.get("trial")) if trainer else args.output_dir
+    return Path(output) / f"checkpoint-{state.global_step}"
+
+
+def _resumed_folder(args: Any, state: Any) -> Path:
+    """The checkpoint that the trainer has just loaded, which may be anywhere."""
+    given = _calling_trainer()[1].get("resume_from_checkpoint")
+    return Path(given or Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _calling_trainer() -> tuple[Any, Mapping[str, Any]]:
+    """The trainer that called a callback, and the local variables of its function; or None.
+
+    A callback is told neither the trainer, nor the folder that it writes to or resumes from.
+    """
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if hasattr(type(caller), "_get_output_dir"):
+            return caller, frame.f_locals
+        frame = frame.f_back
+    return None, {}

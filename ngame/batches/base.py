@@ -289,6 +289,7 @@ class RefreshedBatchSampler(BatchSampler):
         super().__init__(**common)
         self.refreshes = 0
         self._refreshed_epoch = -1
+        self._started_over = False
         self._schedule = schedule  # the size that holds from each epoch on, sorted by epoch
         self._refresh_every = as_count(refresh_every, "refresh_every")
         self._warned = False
@@ -321,13 +322,26 @@ class RefreshedBatchSampler(BatchSampler):
                 stacklevel=3,
             )
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next iteration plans; cheap, and safe to repeat.
+
+        Going back to `start_epoch` or before it begins a new training: the next refresh is due at
+        `start_epoch` and counts as the first. Until then the clusters or neighbours stay, so that
+        an epoch can also be looked at again.
+        """
+        before = self.epoch
+        super().set_epoch(epoch)
+        back = self._started_over or self.epoch < before
+        self._started_over = back and self.epoch <= (self.start_epoch or 0)
+
     def due(self, epoch: int) -> bool:
         """Whether to call `refresh` before an epoch is planned.
 
         True if the epoch is not random and there was no refresh yet, `refresh_every` says so, or
-        the size changes; False if there was a refresh for this epoch already.
+        the size changes; False if there was a refresh for this epoch already, in this training.
         """
-        if self._size_at(epoch) == 1 or epoch == self._refreshed_epoch:
+        refreshed = epoch == self._refreshed_epoch and not self._started_over
+        if self._size_at(epoch) == 1 or refreshed:
             return False
         return self._source is None or self._scheduled(epoch)
 
@@ -349,11 +363,14 @@ class RefreshedBatchSampler(BatchSampler):
     def _refreshed(self, name: str, source: object) -> None:
         setattr(self, name, source)
         self._dropped -= {name}
-        self.refreshes += 1
+        self.refreshes = 1 if self._started_over else self.refreshes + 1
         self._refreshed_epoch = self.epoch
+        self._started_over = False
 
     def _seeds(self, *place: int) -> np.random.SeedSequence:
-        return super()._seeds(*place, self.refreshes)
+        # A random epoch must be the same in a second training, which has clusters from the first.
+        first = self._size_at(place[1]) == 1 if place[0] == PLAN else self._started_over
+        return super()._seeds(*place, 0 if first else self.refreshes)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -379,6 +396,7 @@ class RefreshedBatchSampler(BatchSampler):
         super()._load(state)
         self.refreshes = int(state["refreshes"])
         self._refreshed_epoch = int(state["refreshed_epoch"])
+        self._started_over = False
 
 
 class _EpochProxy:

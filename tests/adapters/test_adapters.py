@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,20 @@ pytest.importorskip("sentence_transformers")
 
 from datasets import Dataset, DatasetDict
 from sentence_transformers import (
+    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
+    SparseEncoder,
 )
+from sentence_transformers.base.modules import Router
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ngame.adapters.sentence_transformers import (
@@ -383,6 +389,55 @@ def test_column_that_is_not_there(tiny_model: Path, tmp_path: Path) -> None:
         trainer.train()
 
 
+def routed(tiny_model: Path) -> SentenceTransformer:
+    """A model whose routes differ."""
+    routes = {}
+    for name in ("doc", "query"):
+        encoder = Transformer(str(tiny_model))
+        for weight in encoder.parameters():
+            weight.data += 0.2 * torch.randn_like(weight)
+        routes[name] = [encoder, Pooling(encoder.get_embedding_dimension())]
+    return SentenceTransformer(modules=[Router(routes, default_route="doc")], device="cpu")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_anchors_are_encoded_by_their_route(tiny_model: Path, nested: bool) -> None:
+    dataset, model = pairs(), routed(tiny_model)
+    routes: Any = {"anchor": "query", "positive": "doc"}
+    if nested:
+        dataset = dataset.add_column("dataset_name", ["qa"] * ROWS)
+        routes = {"qa": routes, "other": {"anchor": "doc"}}
+    args = SentenceTransformerTrainingArguments(router_mapping=routes)
+    found: list[Any] = []
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    sampler.refresh = found.append  # type: ignore[method-assign, assignment]
+    TextRefreshCallback().refresh(sampler, dataset, model, args)
+    expected = model.encode(list(dataset["anchor"]), task="query")
+    assert np.allclose(found[0], expected, atol=1e-5)
+    assert not np.allclose(found[0], model.encode(list(dataset["anchor"])), atol=1e-2)
+
+
+def test_vectors_of_a_sparse_encoder_are_clustered(tiny_model: Path) -> None:
+    dense = Transformer(str(tiny_model))
+
+    class Logits(torch.nn.Module):
+        def forward(self, features: Any) -> Any:
+            return {**features, "token_embeddings": features["token_embeddings"] - 0.5}
+
+    model = SparseEncoder(modules=[dense, Logits(), SpladePooling()], device="cpu")
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4)
+    TextRefreshCallback().refresh(
+        sampler, pairs(), model, SentenceTransformerTrainingArguments(use_cpu=True)
+    )
+    assert sampler.refreshes == 1
+
+
+def test_model_without_vectors_is_refused_when_training_begins(tiny_model: Path) -> None:
+    model = CrossEncoder(str(tiny_model), num_labels=1, device="cpu")
+    with pytest.raises(TypeError, match=r"the model is a CrossEncoder, .* no vector to cluster"):
+        TextRefreshCallback().on_train_begin(None, None, None, model=model)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [
@@ -632,6 +687,88 @@ def test_plain_trainer_killed_and_resumed(
     assert torch.equal(second.model.table.weight, whole.model.table.weight)
 
 
+@pytest.mark.parametrize("start_epoch", [0, 1])
+def test_second_training_begins_as_the_first(tmp_path: Path, start_epoch: int) -> None:
+    """With the same trainer, and with another that has the same sampler."""
+    options: Any = {"cluster_size": 4, "start_epoch": start_epoch, "refresh_every": 2}
+    sampler = ClusterBatchSampler(ROWS, BATCH, **options)
+    x, other = np.random.default_rng(0).standard_normal((2, ROWS, 4), dtype=np.float32)
+
+    def made(sampler: ClusterBatchSampler) -> Any:
+        trainer = table_run(tmp_path, sampler=sampler, num_train_epochs=start_epoch + 1)
+        callback(trainer, RefreshCallback)._encode = lambda rows: x[rows]
+        return trainer
+
+    def trained(trainer: Any) -> list[list[int]]:
+        trainer.model.batches.clear()
+        trainer.train()
+        return list(trainer.model.batches)
+
+    trainer = made(sampler)
+    callback(trainer, RefreshCallback)._encode = lambda rows: other[rows]
+    trained(trainer)
+    callback(trainer, RefreshCallback)._encode = lambda rows: x[rows]
+    expected = trained(made(ClusterBatchSampler(ROWS, BATCH, **options)))
+    assert trained(trainer) == expected
+    assert trained(made(sampler)) == expected
+
+
+def test_clusters_given_before_training_serve_every_training(tmp_path: Path) -> None:
+    sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, start_epoch=0, refresh_every=9)
+    sampler.refresh(np.random.default_rng(0).standard_normal((ROWS, 3), dtype=np.float32))
+    clusters = sampler.clusters
+    assert clusters is not None
+    order = clusters.order.copy()
+    for _ in range(2):
+        table_run(tmp_path, sampler=sampler, num_train_epochs=1).train()
+        assert np.array_equal(sampler.clusters.order, order)
+
+
+def test_state_is_that_of_the_checkpoint_resumed_from(tmp_path: Path) -> None:
+    def run(folder: str, seed: int = 0, **more: Any) -> Any:
+        sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, seed=seed)
+        options = {"save_strategy": "steps", "save_steps": 8, **more}
+        return table_run(tmp_path / folder, sampler=sampler, **options)
+
+    whole = run("first")
+    whole.train()
+    run("second", 1).train()  # has a checkpoint of the same number
+    resumed = run("second")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-8"))
+    assert resumed.model.batches == whole.model.batches[8:]
+
+
+def test_trials_keep_their_states_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.hp_params", vars)  # knows optuna's trials only
+    trainer = table_run(tmp_path, save_strategy="epoch", num_train_epochs=2)
+    trainer.hp_search_backend = "optuna"
+    trainer.hp_name = lambda trial: f"trial-{trial.number}"
+    trainer._hp_search_setup = lambda trial: None
+    for number in range(2):
+        trainer._trial = SimpleNamespace(number=number)
+        trainer.train(trial=trainer._trial)
+    found = sorted(path.parent.relative_to(tmp_path) for path in tmp_path.rglob("ngame.*"))
+    assert found == [Path(f"trial-{n}/checkpoint-{step}") for n in (0, 1) for step in (12, 6)]
+
+
+def test_arguments_that_are_not_those_of_the_batches(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="reports batches of 16 rows, .* sampler have 8: set per_"):
+        table_run(tmp_path, per_device_train_batch_size=16).get_train_dataloader()
+    with pytest.warns(UserWarning, match="drop_last is True, but the last batch is kept"):
+        table_run(tmp_path, dataloader_drop_last=True).get_train_dataloader()
+    trainer = table_run(tmp_path, auto_find_batch_size=True)
+    tried: list[int] = []
+
+    def compute_loss(model: Any, inputs: Any, **_: Any) -> Any:
+        tried.append(len(inputs["rows"]))
+        raise RuntimeError("CUDA out of memory.")
+
+    trainer.compute_loss = compute_loss
+    with pytest.raises(ValueError, match=r"wants batches of \d rows, .* batch sampler have 8"):
+        trainer.train()
+    assert tried == [8]
+
+
 def test_plain_trainer_needs_no_callback_for_groups(tmp_path: Path) -> None:
     sampler = GroupBatchSampler(np.arange(ROWS) % 3, BATCH, per_group=4)
     trainer = table_run(tmp_path, sampler=sampler)
@@ -683,7 +820,7 @@ dist.init_process_group("gloo")
 rank, folder = dist.get_rank(), Path(sys.argv[1])
 sampler = ClusterBatchSampler(ROWS, 4, cluster_size=4, drop_last=True)
 options = {"num_train_epochs": 6, "ddp_backend": "gloo"}
-trainer = table_run(folder, sampler=sampler, **options)
+trainer = table_run(folder, sampler=sampler, per_device_train_batch_size=4, **options)
 trainer.train()
 trained = trainer.model.batches
 text_trainer = text_run(folder, sys.argv[2], dataloader_drop_last=True, **options)
@@ -692,6 +829,24 @@ found = {"table": trained, "text": text_trainer.loss.batches}
 (folder / f"{rank}.json").write_text(json.dumps(found))
 with pytest.raises(ValueError, match="drop_last is False with 2 processes"):
     table_run(folder, **options).train()
+def queued():  # every process has a queue of its own
+    more = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    trainer = text_run(
+        folder / "queue", sys.argv[2], dataloader_drop_last=True, **options | more
+    )
+    trainer.loss = Recording(trainer.model, sources=[NegativeQueue(40, 16)])
+    trainer.pop_callback(Vectors)
+    trainer.add_callback(TextRefreshCallback(loss=trainer.loss))
+    return trainer
+
+whole, resumed = queued(), queued()
+whole.train()
+resumed.train(resume_from_checkpoint=str(folder / "queue" / "checkpoint-3"))
+for ours, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+    assert torch.equal(ours, theirs)
+expected = whole.loss.memory.state_dict()
+for name, value in resumed.loss.memory.state_dict().items():
+    assert np.array_equal(value, expected[name]), name
 trainer = table_run(folder, sampler=sampler, **options)
 callback(trainer, RefreshCallback).bank = EmbeddingBank(ROWS, 6)
 with pytest.raises(ValueError, match="a bank, and 2 processes"):

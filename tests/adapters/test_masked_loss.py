@@ -281,6 +281,18 @@ def test_prompt_of_the_texts_drawn(model: SentenceTransformer) -> None:
     assert ids.shape[1] == bare.shape[1] + 2
 
 
+def test_texts_drawn_take_the_route_of_the_positives(model: SentenceTransformer) -> None:
+    shared = SharedTexts(TEXTS, 3)
+    loss = Masked(model, sources=[shared])
+    given = features(model)
+    (bare,) = loss.begin(given)
+    assert "task" not in bare
+    given = [{**each, "task": task} for each, task in zip(given, ("query", "doc"), strict=True)]
+    given[0]["input_ids"] = given[0]["input_ids"].clone()  # another batch
+    (drawn,) = loss.begin(given)
+    assert drawn["task"] == "doc"
+
+
 def test_evaluation_draws_the_same_and_stores_nothing(model: SentenceTransformer) -> None:
     queue = NegativeQueue(30, 16)
     loss = Masked(model, sources=[SharedTexts(TEXTS, 6), queue])
@@ -295,6 +307,37 @@ def test_evaluation_draws_the_same_and_stores_nothing(model: SentenceTransformer
     loss(features(model), torch.arange(ROWS))
     assert loss.memory.step == 1
     assert len(queue) == ROWS
+
+
+class Cut(Masked):
+    """The loss, called as MatryoshkaLoss does: for vectors cut to several widths."""
+
+    widths: tuple[int, ...] = ()
+
+    def forward(self, sentence_features: Any, labels: Any) -> torch.Tensor:
+        given = [*sentence_features]
+        self.begin(given)
+        full = [self.model(each)["sentence_embedding"] for each in given]
+        return torch.stack(
+            [
+                self.compute_loss_from_embeddings([each[:, :width] for each in full], labels)
+                for width in self.widths
+            ]
+        ).sum()
+
+
+def test_queue_gets_the_widest_of_a_batch(model: SentenceTransformer) -> None:
+    queue = NegativeQueue(30, 16)
+    loss = Cut(model, sources=[queue])
+    loss.widths = 8, 16, 4
+    for step in range(2):
+        loss(features(model, first=step), torch.arange(ROWS))
+    assert len(queue) == ROWS
+    loss.widths = 8, 4
+    loss(features(model, first=2), torch.arange(ROWS))
+    message = "positives have 8 columns, the queue 16.*MatryoshkaLoss.*n_dims_per_step=-1"
+    with pytest.raises(ValueError, match=message):
+        loss(features(model, first=3), torch.arange(ROWS))
 
 
 def test_memory_goes_on_from_its_state(model: SentenceTransformer) -> None:
@@ -326,6 +369,8 @@ def test_arguments_are_checked_when_the_loss_is_made(model: SentenceTransformer)
             kind(model, sp.csr_matrix((5, 9)), sources=[SharedTexts(TEXTS, 6)])
     with pytest.raises(TypeError, match="texts is a str"):
         SharedTexts("red", 6)
+    with pytest.raises(TypeError, match="positives is a csc matrix"):
+        Masked(model, sp.csc_matrix((5, 9)))  # type: ignore[arg-type]
 
 
 def test_of_one_anchor_twice_neither_positive_is_a_negative() -> None:

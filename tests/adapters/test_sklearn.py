@@ -115,6 +115,7 @@ def test_multilabel(given: str) -> None:
     model = ngame.train(data, ngame.Config.load(sets=SETTINGS, points=300, labels=tiny.LABELS))
     expected = ngame.metrics.evaluate(model.predict(DATA.test_texts, 1), truth, ks=[1])["P@1"]
     assert fitted.score(DATA.test_texts, truth) == pytest.approx(expected)
+    assert fitted.score(DATA.test_texts, 3 * truth) == pytest.approx(expected)
     assert expected > 0.5
 
 
@@ -177,6 +178,11 @@ def test_bad_parameters() -> None:
         classifier(label_texts=["a", "b"]).fit(TEXTS, FIRST)
     with pytest.raises(ValueError, match="n_labels is 0, expected 1 or more"):
         classifier(n_labels=0).fit(TEXTS, DATA.train_labels)
+    with pytest.raises(ValueError, match="label_texts has 1 entries, y has 2 classes"):
+        classifier(label_texts=["one"]).fit(TEXTS[:4], [0, 1, 0, 1])
+    message = f"label_texts has 1 entries, y has {DATA.train_labels.shape[1]} columns"
+    with pytest.raises(ValueError, match=message):
+        classifier(label_texts=["one"]).fit(TEXTS, DATA.train_labels)
     with pytest.raises(ValueError, match="scorer is 'best'"):
         classifier(scorer="best").fit(TEXTS, FIRST).predict(TEXTS)
     for method in ("predict", "decision_function"):

@@ -472,6 +472,21 @@ def test_a_loaded_state_says_nothing_about_other_epochs() -> None:
     assert len(list(second)) == 7
 
 
+def test_second_loop_over_a_loader_is_the_first_again() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 4), dtype=np.float32)
+    sampler = ClusterBatchSampler(40, 8, cluster_size=4, refresh_every=2)
+    loader = ClusterDataLoader(range(40), sampler, refresh=lambda planner: planner.refresh(x))
+    runs = []
+    for _ in range(2):
+        batches = []
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            batches += [batch.tolist() for batch in loader]
+        runs.append((batches, sampler.refreshes))
+    assert runs[0] == runs[1]
+    assert sampler.refreshes == 1
+
+
 def test_without_refresh_the_caller_refreshes() -> None:
     sampler = ClusterBatchSampler(ROWS, BATCH, cluster_size=4, start_epoch=0)
     loader = ClusterDataLoader(range(ROWS), sampler, collate_fn=list)

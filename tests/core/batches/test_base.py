@@ -88,6 +88,57 @@ def test_refresh_does_not_act_on_an_iteration_that_runs(make: Any) -> None:
     assert list(sampler) != planned
 
 
+def second_kinds() -> list[Any]:
+    return [
+        lambda: ClusterBatchSampler(96, 8, cluster_size=4, refresh_every=2),
+        lambda: ClusterBatchSampler(96, 8, cluster_size=4, start_epoch=0, refresh_every=3),
+        lambda: ClusterBatchSampler(96, 8, schedule={0: 1, 2: 4, 3: 8}),
+        lambda: NeighbourBatchSampler(96, 8, nearest=2, drawn=1, start_epoch=1, refresh_every=4),
+    ]
+
+
+def training(sampler: Any, epochs: int, x: Any) -> tuple[list[int], list[Any]]:
+    """The epochs of the refreshes of a plain loop, and its batches."""
+    refreshed, batches = [], []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        if sampler.due(epoch):
+            sampler.refresh(x * (1 + np.arange(4) * epoch).astype(np.float32))
+            refreshed.append(epoch)
+        batches.append(list(sampler))
+    return refreshed, batches
+
+
+@pytest.mark.parametrize("make", second_kinds())
+@pytest.mark.parametrize("epochs", [2, 3, 5])
+def test_second_training_has_the_batches_of_a_new_sampler(make: Any, epochs: int) -> None:
+    x, other = np.random.default_rng(0).standard_normal((2, 96, 4), dtype=np.float32)
+    sampler = make()
+    training(sampler, epochs, other)
+    assert training(sampler, 5, x) == training(make(), 5, x)
+
+
+def test_going_back_loses_nothing() -> None:
+    x = np.random.default_rng(0).standard_normal((96, 4), dtype=np.float32)
+    sampler = ClusterBatchSampler(96, 8, cluster_size=4, refresh_every=5)
+    _, (first, second) = training(sampler, 2, x)
+    before = sampler.state_dict()
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) == second
+    after = sampler.state_dict()
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    resumed = ClusterBatchSampler(96, 8, cluster_size=4, refresh_every=5)
+    resumed.load_state_dict(after)
+    assert not resumed.due(1)
+    assert list(resumed) == second
+    sampler.set_epoch(2)  # and on with the training
+    assert not sampler.due(2)
+    sampler.refresh(x)
+    assert sampler.refreshes == 2
+
+
 # ---- Keys ------------------------------------------------------------------------------------
 
 

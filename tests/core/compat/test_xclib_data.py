@@ -185,6 +185,33 @@ def test_dense_text(tmp_path):
             data_utils.read_gen_dense(write(tmp_path / "x.txt", content))
 
 
+def test_dense_text_by_the_arguments_of_pyxclib(tmp_path):
+    path = write(tmp_path / "x.txt", b"a title\n1, 2\n3,4\n5,6\n")
+    expected = [[1, 2], [3, 4], [5, 6]]
+    assert data_utils.read_gen_dense(path, skip_header=1).tolist() == expected
+    assert data_utils.read_gen_dense(path, "float64", ",", 1).tolist() == expected
+    with pytest.raises(ValueError, match=r"x.txt:1: expected 2 numbers"):
+        data_utils.read_gen_dense(path)
+    path = write(tmp_path / "x.txt", b"1;2\n3;x\n")
+    with pytest.raises(ValueError, match=r"x.txt:2: expected 2 numbers"):
+        data_utils.read_gen_dense(path, delimiter=";")
+    # With commas, or after skipped lines, there is no header: the first row is one of numbers.
+    path = write(tmp_path / "x.txt", b"1,2\n3,4\n")
+    assert data_utils.read_gen_dense(path).tolist() == [[1, 2], [3, 4]]
+    path = write(tmp_path / "x.txt", b"2 2\n1 2\n3 4\n")
+    assert data_utils.read_gen_dense(path, skip_header=1, delimiter=None).shape == (2, 2)
+    with pytest.raises(TypeError, match="delimiter is a int"):
+        data_utils.read_gen_dense(path, delimiter=3)
+
+
+def test_sparse_text_by_the_arguments_of_pyxclib(tmp_path):
+    path = write(tmp_path / "x.txt", b"1:1 3:0.5\n2:1\n")
+    found = data_utils.read_gen_sparse(str(path), 4, "float64", False, header=False)
+    assert found.toarray().tolist() == [[1, 0, 0.5, 0], [0, 1, 0, 0]]
+    with pytest.raises(ValueError, match="offset and length are not supported"):
+        data_utils.read_gen_sparse(path, offset=3)
+
+
 def test_a_column_given_twice_in_general_files(tmp_path):
     path = write(tmp_path / "x.txt", b"1 3\n1:1 1:2\n")
     with pytest.raises(ValueError, match=r"x.txt:2: id 1 is given twice"):

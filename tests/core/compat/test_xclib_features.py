@@ -83,6 +83,11 @@ def test_labels_are_normalized_and_indexed():
     ids, values = SparseLabels("", None, Y=sp.csr_matrix(VALUES), normalize=True)[0]
     assert (ids.tolist(), values.tolist()) == ([0, 2, 3], [0.75, 0.25, 1])
     assert LabelsBase("", None, Y=VALUES, _format="csc").data.format == "csc"
+    Y = sp.csr_array(VALUES)  # whose rows have one dimension
+    assert [part.tolist() for part in SparseLabels("", None, Y)[0]] == [
+        part.tolist() for part in SparseLabels("", None, sp.csr_matrix(VALUES))[0]
+    ]
+    assert DenseLabels("", None, Y)[0].tolist() == VALUES[0].tolist()
 
 
 @pytest.mark.parametrize("kind", [LabelsBase, DenseLabels, SparseLabels])

@@ -356,6 +356,11 @@ def test_moved_columns_and_rows(kind):
     assert found.toarray().tolist() == [[0] * 3, [0, 0, 3], [0] * 3, [1, 2, 0]]
     assert (sparse._map_rows(X, [3, 1], (4, 3)) != found).nnz == 0
     assert sparse._map_cols(X, [0, 0, 1], (2, 2)).toarray().tolist() == [[3, 0], [0, 3]]
+    for oformat in ("csr", "csc", "lil", "coo"):
+        found = sparse._map_cols(X, [4, 0, 2], (2, 5), oformat)
+        assert found.format == oformat
+        assert found.toarray().tolist() == [[2, 0, 0, 0, 1], [0, 0, 3, 0, 0]]
+        assert sparse._map_rows(X, [3, 1], (4, 3), oformat=oformat).format == oformat
 
 
 def test_moved_columns_reject():
@@ -364,7 +369,21 @@ def test_moved_columns_reject():
         sparse._map_cols(X, [0, 1, 2], (2, 3))
     with pytest.raises(IndexError, match=r"mapping has 3, shape is \(2, 3\)"):
         sparse._map_cols(X, [0, 3], (2, 3))
+    with pytest.raises(ValueError, match="oformat is 'bsr', expected csr, csc, lil or coo"):
+        sparse._map(X, [0, 1], (2, 2), oformat="bsr")
     with pytest.raises(ValueError, match="axis is 2, expected 0 or 1"):
         sparse._map(X, [0, 1], (2, 2), axis=2)
     with pytest.raises(TypeError, match="X is a ndarray"):
         sparse._map(np.eye(2), [0, 1], (2, 2))
+
+
+@pytest.mark.parametrize("kind", [sp.csr_array, sp.csc_array, sp.coo_array])
+def test_sparse_arrays_count_like_matrices(kind):
+    given = np.array([[1, 2, 0], [0, 4, 3]], np.float32)
+    X, Y = sp.csr_array(np.eye(2, dtype=np.float32)), kind(given)
+    for axis in (0, 1):
+        expected = sparse.frequency(sp.csr_matrix(given), axis=axis)
+        assert sparse.frequency(Y, axis=axis).tolist() == expected.tolist()
+    expected = [[1, 0], [1, 2], [0, 3]]
+    assert sparse.compute_centroid(X, Y, "mean").toarray().tolist() == expected
+    assert dense.compute_centroid(X.toarray(), Y, "mean", binarize=False).tolist() == expected

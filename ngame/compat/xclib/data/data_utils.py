@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from ngame.arrays import as_count
 from ngame.compat.xclib.utils.sparse import ZeroBased, from_zero
 from ngame.data.lines import json_objects
 from ngame.data.sparse_text import read_sparse_text, split_labelled_text, write_sparse_text
@@ -105,7 +106,16 @@ def write_sparse_file(X: Any, filename: File, header: bool = True) -> None:
 
 
 def read_gen_sparse(
-    file: File, dtype: npt.DTypeLike = "float32", safe_read: bool = True
+    file: File,
+    n_features: int | None = None,
+    dtype: npt.DTypeLike = "float32",
+    zero_based: ZeroBased = True,
+    query_id: bool = False,
+    offset: int = 0,
+    length: int = -1,
+    header: bool = True,
+    force_header: bool = True,
+    safe_read: bool = True,
 ) -> sp.csr_matrix:
     """Read a sparse matrix: ``.npz`` as SciPy writes it, ``.txt`` as `read_sparse_file` reads it.
 
@@ -114,8 +124,8 @@ def read_gen_sparse(
     file : path
         The case of its suffix does not matter.
     dtype : of the values
-    safe_read : bool
-        A column twice in a row of a ``.txt`` file is an error; otherwise its values are summed.
+    n_features, zero_based, query_id, offset, length, header, force_header, safe_read
+        As in `read_sparse_file`; without effect on ``.npz``.
 
     Raises
     ------
@@ -130,19 +140,39 @@ def read_gen_sparse(
     if suffix == ".npz":
         return sp.csr_matrix(sp.load_npz(file), dtype=dtype)
     if suffix == ".txt":
-        return read_sparse_file(file, dtype=dtype, safe_read=safe_read)
+        return read_sparse_file(
+            file,
+            n_features,
+            dtype,
+            zero_based,
+            query_id,
+            offset,
+            length,
+            header,
+            force_header,
+            safe_read,
+        )
     raise ValueError(f"{os.fspath(file)}: suffix {suffix!r}, expected .npz or .txt")
 
 
-def read_gen_dense(file: File, dtype: npt.DTypeLike = "float32") -> npt.NDArray[Any]:
+def read_gen_dense(
+    file: File,
+    dtype: npt.DTypeLike = "float32",
+    delimiter: str | None = ",",
+    skip_header: int = 0,
+) -> npt.NDArray[Any]:
     """Read a dense array: ``.npy``, or ``.txt`` of a row of numbers a line.
 
     Parameters
     ----------
     file : path
-        The case of its suffix does not matter. A ``.txt`` file may begin with a line
-        ``rows columns``.
+        The case of its suffix does not matter. Without `skip_header`, a ``.txt`` file may begin
+        with a line ``rows columns``.
     dtype : of the array
+    delimiter : str, optional
+        Parts the numbers of a line; blanks and tabs do where it is None or not in the line.
+    skip_header : int
+        Lines to leave out at the beginning of a ``.txt`` file.
 
     Raises
     ------
@@ -152,28 +182,35 @@ def read_gen_dense(file: File, dtype: npt.DTypeLike = "float32") -> npt.NDArray[
 
     Notes
     -----
-    pyxclib reads ``.pkl`` too. A pickle can run any code, so it is refused here.
+    pyxclib reads ``.pkl`` too. A pickle can run any code, so it is refused here. Its `delimiter`
+    may also be widths of columns, and what is no number becomes NaN; here both are errors.
     """
+    if not isinstance(delimiter, str | None):
+        raise TypeError(f"delimiter is a {type(delimiter).__name__}, expected a str or None")
+    skip_header = as_count(skip_header, "skip_header", 0)
     suffix = Path(file).suffix.lower()
     if suffix == ".npy":
         array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
         return array.astype(dtype, copy=False)
     if suffix == ".txt":
-        return _read_dense_text(os.fspath(file)).astype(dtype, copy=False)
+        array = _read_dense_text(os.fspath(file), delimiter, skip_header)
+        return array.astype(dtype, copy=False)
     raise ValueError(f"{os.fspath(file)}: suffix {suffix!r}, expected .npy or .txt")
 
 
-def _read_dense_text(name: str) -> npt.NDArray[np.float64]:
+def _read_dense_text(name: str, delimiter: str | None, skip_header: int) -> npt.NDArray[np.float64]:
     with open(name, "rb") as file:
         lines = file.read().removeprefix(BOM_UTF8).rstrip().splitlines()
-    parts = [line.split() for line in lines]
-    # Two integers are a header if they say what follows.
-    first = 0
-    if parts and [b"%d" % (len(parts) - 1), b"%d" % len(parts[-1])] == parts[0]:
-        first = 1
-    width = len(parts[first]) if len(parts) > first else 0
-    array = np.empty((len(parts) - first, width))
-    for row, words in enumerate(parts[first:]):
+    mark = delimiter.encode() if delimiter else None
+    parts = [line.split(mark if mark and mark in line else None) for line in lines[skip_header:]]
+    first = skip_header
+    # Two integers with a blank between them are a header if they say what follows.
+    said = parts and not skip_header and not (mark and mark in lines[0])
+    if said and [b"%d" % (len(parts) - 1), b"%d" % len(parts[-1])] == parts[0]:
+        parts, first = parts[1:], 1
+    width = len(parts[0]) if parts else 0
+    array = np.empty((len(parts), width))
+    for row, words in enumerate(parts):
         try:
             array[row] = np.array(words, np.float64).reshape(width)
         except ValueError:

@@ -58,7 +58,8 @@ class LabelsBase:
     @data.setter
     def data(self, Y: Any) -> None:
         if Y is not None:
-            Y = (Y if sp.issparse(Y) else sp.csr_matrix(Y)).asformat(self._format)
+            # Rows of SciPy's sparse arrays have one dimension.
+            Y = (Y if sp.isspmatrix(Y) else sp.csr_matrix(Y)).asformat(self._format)
         self.Y = Y
 
     def frequency(self, axis: int = 0) -> Ids | None:

@@ -35,7 +35,7 @@ def frequency(X: Any, axis: int = 0, copy: bool = False) -> npt.NDArray[np.int64
     pyxclib binarises the caller's matrix unless `copy`, and counts in its dtype, which in float32
     ends at 2**24. Here X is not changed, so `copy` has no effect.
     """
-    return np.asarray(_stored(X, "X").getnnz(axis=axis), np.int64)
+    return _counts(_stored(X, "X"), axis)
 
 
 def rank(X: Any) -> sp.csr_matrix:
@@ -329,7 +329,7 @@ def compute_centroid(
     Y = _stored(Y, "Y")
     if X.shape[0] != Y.shape[0]:
         raise ValueError(f"X has {X.shape[0]} rows, Y has {Y.shape[0]}")
-    counts = np.maximum(Y.getnnz(axis=0), 1)
+    counts = np.maximum(_counts(Y, 0), 1)
     centroids = (binarize(Y, copy=True) if _binarize else Y).T @ X
     if reduction == "mean":
         scale = (1 / counts).astype(np.result_type(centroids.dtype, np.float32))
@@ -340,17 +340,17 @@ def compute_centroid(
     return centroids.tocsr() if sp.issparse(centroids) else centroids
 
 
-def _map_rows(X: Any, mapping: Any, shape: tuple[int, int]) -> sp.csr_matrix:
+def _map_rows(X: Any, mapping: Any, shape: tuple[int, int], oformat: str = "csr") -> Any:
     """Move row i of X to row ``mapping[i]`` of a matrix of `shape`; otherwise as `_map`."""
-    return _map(X, mapping, shape, axis=0)
+    return _map(X, mapping, shape, 0, oformat)
 
 
-def _map_cols(X: Any, mapping: Any, shape: tuple[int, int]) -> sp.csr_matrix:
+def _map_cols(X: Any, mapping: Any, shape: tuple[int, int], oformat: str = "csr") -> Any:
     """Move column i of X to column ``mapping[i]`` of a matrix of `shape`; otherwise as `_map`."""
-    return _map(X, mapping, shape, axis=1)
+    return _map(X, mapping, shape, 1, oformat)
 
 
-def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1) -> sp.csr_matrix:
+def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1, oformat: str = "csr") -> Any:
     """Move the columns (`axis` 1) or rows (0) of a sparse matrix to other places.
 
     Parameters
@@ -360,10 +360,11 @@ def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1) -> sp.csr_
         The new place of each.
     shape : (rows, columns) of the result
     axis : 0 or 1
+    oformat : "csr", "csc", "lil" or "coo"
 
     Returns
     -------
-    csr_matrix, indices sorted
+    sparse matrix of that format, indices sorted
         Columns or rows that get one place are added.
 
     Raises
@@ -371,7 +372,7 @@ def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1) -> sp.csr_
     TypeError
         X is no sparse matrix, or `mapping` holds no integers.
     ValueError
-        `axis` is another, or `mapping` has another length.
+        `axis` or `oformat` is another, or `mapping` has another length.
     IndexError
         A new place is out of range.
 
@@ -381,6 +382,8 @@ def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1) -> sp.csr_
     """
     if axis not in (0, 1):
         raise ValueError(f"axis is {axis}, expected 0 or 1")
+    if oformat not in ("csr", "csc", "lil", "coo"):
+        raise ValueError(f"oformat is {oformat!r}, expected csr, csc, lil or coo")
     entries = _stored(X, "X").tocoo()
     places = as_ids(mapping, "mapping")
     if len(places) != X.shape[axis]:
@@ -392,7 +395,7 @@ def _map(X: Any, mapping: Any, shape: tuple[int, int], axis: int = 1) -> sp.csr_
     at = (rows, places[columns]) if axis else (places[rows], columns)
     matrix = sp.csr_matrix((entries.data, at), shape=shape)
     matrix.sort_indices()
-    return matrix
+    return matrix.asformat(oformat)
 
 
 def from_zero(ids: npt.NDArray[np.int64], zero_based: ZeroBased) -> npt.NDArray[np.int64]:
@@ -450,6 +453,12 @@ def _stored(X: Any, name: str, copy: bool = False) -> Any:
         kind = f"{X.format} matrix" if sp.issparse(X) else type(X).__name__
         raise TypeError(f"{name} is a {kind}, expected a scipy.sparse CSR, CSC or COO matrix")
     return X.copy() if copy else X
+
+
+def _counts(X: Any, axis: int) -> npt.NDArray[np.int64]:
+    """The stored entries of every column (`axis` 0) or row (1)."""
+    matrix = getattr(sp, f"{X.format}_matrix")(X)  # SciPy's sparse arrays do not count them
+    return np.asarray(matrix.getnnz(axis=axis), np.int64)
 
 
 def _floats(X: Any) -> Any:
