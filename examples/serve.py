@@ -2,6 +2,10 @@
 
 RUN=my-run uvicorn --app-dir examples serve:app
 curl localhost:8000/predict -d '{"texts": ["solve a linear system"], "k": 5}'
+
+The answer: {"kind": "probability", "labels": [[["numpy.linalg.solve", 0.93], ...]]}, a list for
+each text, best first, empty for a blank text. Where the run has no probabilities, the kind is
+"score": fused scores, which only rank the labels of one text.
 """
 
 import asyncio
@@ -17,6 +21,7 @@ import ngame
 
 folder = os.environ.get("RUN") or sys.exit("RUN is not set, expected the folder of a run")
 model = ngame.Model.load(folder)
+calibrated = model.fusions["all"].calibration is not None
 model.predict(["warm up"], 1)  # the first search prepares the indexes
 one_at_a_time = asyncio.Lock()  # a prediction uses all processors
 
@@ -24,23 +29,28 @@ one_at_a_time = asyncio.Lock()  # a prediction uses all processors
 async def predict(request):
     try:
         given = await request.json()
-        texts, k = given.get("texts"), given.get("k", 5)
+        if not isinstance(given, dict) or not {"texts"} <= given.keys() <= {"texts", "k"}:
+            raise ValueError("the body is not an object with texts and perhaps k")
+        texts, k = given["texts"], given.get("k", 5)
         if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
-            raise TypeError("texts is not a list of strings")
+            raise ValueError("texts is not a list of strings")
         if type(k) is not int or k < 1:
             raise ValueError("k is not a number from 1 on")
         async with one_at_a_time:
             return JSONResponse(await asyncio.to_thread(best, texts, k))
-    except (AttributeError, TypeError, ValueError) as error:
-        return JSONResponse({"error": str(error)}, status_code=400)
+    except (ValueError, RecursionError) as error:  # JSON's own are ValueErrors, too
+        wanted = 'expected JSON such as {"texts": ["a text"], "k": 5}'
+        return JSONResponse({"error": f"{error}; {wanted}"}, status_code=400)
 
 
 def best(texts, k):
-    rows = ((row, np.argsort(-row.data)) for row in model.predict(texts, k))
-    return [
-        [[model.label_texts[row.indices[at]], float(row.data[at])] for at in order]
-        for row, order in rows
-    ]
+    labels = [[] for _ in texts]
+    asked = [place for place, text in enumerate(texts) if text.strip()]
+    found = model.predict([texts[place] for place in asked], k, probabilities=calibrated)
+    for place, row in zip(asked, found, strict=True):
+        order = np.argsort(-row.data, kind="stable")
+        labels[place] = [[model.label_texts[row.indices[at]], float(row.data[at])] for at in order]
+    return {"kind": "probability" if calibrated else "score", "labels": labels}
 
 
 app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])

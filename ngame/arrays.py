@@ -49,6 +49,11 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
     """
     if on_gpu(value):
         raise TypeError(f"{name} is on a CUDA device, expected an array on the host")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, and nothing here reads its mask: leave out what is masked, "
+            f"or give it a value by {name}.filled(value)"
+        )
     if hasattr(value, "detach"):
         value = value.detach()
         if str(value.dtype) == "torch.bfloat16":

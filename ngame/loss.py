@@ -23,6 +23,7 @@ class CooIndex(NamedTuple):
     """Positions of entries in a matrix: `rows` and `columns`, int64 tensors of the same length.
 
     `shape` is that of the matrix, where it is known: the losses check that the scores have it.
+    `CooIndex.of` makes one of a CSR matrix, such as `ngame.label_pool` gives.
     """
 
     rows: torch.Tensor
@@ -31,7 +32,16 @@ class CooIndex(NamedTuple):
 
     @classmethod
     def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "CooIndex":
-        """Positions of the stored entries of a CSR matrix, row by row."""
+        """Positions of the stored entries of a CSR matrix, row by row.
+
+        Raises
+        ------
+        TypeError
+            `matrix` is something else.
+        """
+        if not sp.issparse(matrix) or matrix.format != "csr":
+            kind = type(matrix).__name__
+            raise TypeError(f"matrix is a {kind}, expected a scipy.sparse CSR matrix or array")
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         columns = matrix.indices.astype(np.int64)
         places = torch.from_numpy(rows), torch.from_numpy(columns)
@@ -47,14 +57,29 @@ class CooIndex(NamedTuple):
         shape = None if self.shape is None else (rows.stop - rows.start, self.shape[1])
         return CooIndex(self.rows[within] - rows.start, self.columns[within], shape)
 
-    def check_shape(self, name: str, rows: int, columns: int) -> None:
-        """ValueError if these are positions in a matrix of another shape."""
-        if self.shape is not None and self.shape != (rows, columns):
-            raise ValueError(
-                f"{name} has positions in a matrix of shape {list(self.shape)}, the scores have "
-                f"shape {[rows, columns]}: expected a score for each point and each label of the "
-                "batch's pool, in the pool's order"
-            )
+
+def check_index(index: CooIndex, name: str, rows: int, columns: int) -> None:
+    """Check positions in a score matrix of shape [rows, columns], an argument of this name.
+
+    Raises
+    ------
+    TypeError
+        It is no `CooIndex`.
+    ValueError
+        It has positions in a matrix of another shape.
+    """
+    if not isinstance(index, CooIndex):
+        raise TypeError(
+            f"{name} is a {type(index).__name__}, expected a CooIndex: CooIndex.of({name}) of a "
+            f"CSR matrix, CooIndex(*torch.nonzero({name}).T) of a tensor mask, or what "
+            "ngame.negatives.batch_labels gives"
+        )
+    if index.shape is not None and index.shape != (rows, columns):
+        raise ValueError(
+            f"{name} has positions in a matrix of shape {list(index.shape)}, the scores have "
+            f"shape {[rows, columns]}: expected a score for each point and each label of the "
+            "batch's pool, in the pool's order"
+        )
 
 
 def triplet(
@@ -88,6 +113,8 @@ def triplet(
 
     Raises
     ------
+    TypeError
+        `known` or `targets` is no `CooIndex`, such as a CSR matrix or a mask.
     ValueError
         The temperature is not positive, `negatives` is below 1, or `known` or `targets` are
         positions in a matrix of another shape.
@@ -127,6 +154,8 @@ def decoupled_softmax(
 
     Raises
     ------
+    TypeError
+        `known` or `targets` is no `CooIndex`, such as a CSR matrix or a mask.
     ValueError
         The temperature is not positive, or `known` or `targets` are positions in a matrix of
         another shape.
@@ -147,8 +176,8 @@ def _check_temperature(temperature: float) -> None:
 def _check_shapes(scores: torch.Tensor, known: CooIndex, targets: CooIndex) -> None:
     if scores.ndim != 2:
         raise ValueError(f"scores has shape {list(scores.shape)}, expected two dimensions")
-    known.check_shape("known", *scores.shape)
-    targets.check_shape("targets", *scores.shape)
+    check_index(known, "known", *scores.shape)
+    check_index(targets, "targets", *scores.shape)
 
 
 def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:

@@ -109,6 +109,18 @@ def mine_hard_negatives(
     [[1, 2], [0, 2]]
     >>> mine_hard_negatives(x[:2], x, positives, 2, margin=0.1)[1].tolist()
     [[2, 3], [2, 3]]
+
+    With a progress bar, where there are millions of queries: slices of them, with their rows of a
+    CSR matrix. They have the same negatives, unless these are drawn at random.
+
+    >>> import scipy.sparse as sp
+    >>> from tqdm import tqdm
+    >>> known = sp.eye(4, format="csr")
+    >>> starts = tqdm(range(0, 4, 2), disable=None)  # slices of a hundred thousand or so
+    >>> parts = [mine_hard_negatives(x[at : at + 2], x, known[at : at + 2], 2) for at in starts]
+    >>> scores, ids = map(np.concatenate, zip(*parts))
+    >>> ids.tolist()
+    [[1, 2], [0, 2], [1, 0], [2, 1]]
     """
     queries, items = as_matrix(queries, "queries"), as_matrix(items, "items")
     _refuse_lists_of_ids(positives, len(queries))

@@ -88,8 +88,9 @@ def topk_arrays(
     TypeError
         A dtype is neither float32 nor float16.
     ValueError
-        Shapes differ, k is not in 1 .. m, `metric` is unknown, or a row has NaN, infinity, or, for
-        "dot", values whose products overflow float32 (the message names the first).
+        Shapes differ, k is not in 1 .. m, `metric` is unknown, or a row has NaN or infinity (the
+        message names the first); or, for "dot", the longest query times the longest item is beyond
+        float32.
     IndexError
         A pair of `drop` is out of range.
     ConnectionError
@@ -101,6 +102,16 @@ def topk_arrays(
     >>> scores, ids = topk_arrays(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), 1)
     >>> ids.tolist()
     [[0], [1]]
+
+    With a progress bar, where there are millions of queries: slices of them over an `ExactIndex`.
+
+    >>> from tqdm import tqdm
+    >>> queries, index = np.eye(6, dtype=np.float32), ExactIndex(np.eye(6, dtype=np.float32))
+    >>> starts = tqdm(range(0, len(queries), 4), disable=None)  # slices of ten thousand or so
+    >>> parts = [index.search(queries[at : at + 4], 1) for at in starts]
+    >>> scores, ids = map(np.concatenate, zip(*parts))
+    >>> ids.ravel().tolist()
+    [0, 1, 2, 3, 4, 5]
     """
     if group is not None:
         index = ExactIndex(items, metric, threads=threads, group=group)
@@ -442,7 +453,8 @@ def topk(
 ) -> Any:
     """Find the k items with the highest score for every query, as a sparse matrix.
 
-    Parameters, errors and ranking are those of `topk_arrays`.
+    Parameters, errors and ranking are those of `topk_arrays`, which also shows how to search with
+    a progress bar; `scipy.sparse.vstack` puts the parts together.
 
     Returns
     -------

@@ -87,6 +87,15 @@ def test_dir_lists_what_is_public():
         assert inspect.ismodule(getattr(ngame, name)), name
 
 
+def test_dir_lists_what_is_loaded_when_asked_for():
+    code = "import ngame.negatives as n; print(*dir(n)); assert {*n.__all__} <= {*dir(n)}"
+    listed = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert {"Candidates", "ContrastiveLoss", "EmaEncoder", "NegativeQueue", "Guide"} <= {*listed}
+    assert not {"Any", "TYPE_CHECKING", "import_module"} & {*listed}
+    told = import_module("ngame.negatives").__doc__
+    assert [name for name in import_module("ngame.negatives").__all__ if name not in told] == []
+
+
 def test_unknown_names_are_told():
     with pytest.raises(AttributeError, match="module 'ngame' has no attribute 'balanced_cluster'"):
         _ = ngame.balanced_cluster

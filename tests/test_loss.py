@@ -30,6 +30,27 @@ def test_bad_temperatures(loss, temperature):
         run(loss, [[0.5, 0.6]], [[1, 0]], temperature=temperature)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_matrices_where_positions_are_wanted(loss):
+    """What `label_pool` gives, a mask and a pair of tensors are no positions."""
+    scores, right = torch.zeros(2, 2), entries(np.eye(2))
+    given = {
+        "csr_matrix": sp.csr_matrix(np.eye(2)),
+        "Tensor": torch.eye(2, dtype=torch.bool),
+        "ndarray": np.eye(2, dtype=bool),
+        "tuple": tuple(right[:2]),
+    }
+    for kind, wrong in given.items():
+        for name, arguments in (("known", (wrong, right)), ("targets", (right, wrong))):
+            says = rf"^{name} is a {kind}, expected a CooIndex: CooIndex\.of\({name}\) "
+            with pytest.raises(TypeError, match=says):
+                loss(scores, *arguments)
+    mask = given["Tensor"]
+    assert loss(scores, CooIndex.of(given["csr_matrix"]), CooIndex(*torch.nonzero(mask).T)) > 0
+    with pytest.raises(TypeError, match=r"matrix is a Tensor, expected a scipy.sparse CSR matrix"):
+        CooIndex.of(mask)
+
+
 def test_no_negatives_to_look_at():
     with pytest.raises(ValueError, match="negatives is 0, expected 1 or more"):
         run(triplet, [[0.5, 0.6]], [[1, 0]], negatives=0)

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from ngame.encoders.base import Encoder
 from ngame.encoders.encode import evaluating
 from ngame.encoders.graphs import Graphs
 from ngame.encoders.modules import POOLINGS, Module, pooling_module, pooling_of, write_modules
-from ngame.files import write_json
+from ngame.files import read_json, write_json
 from ngame.transfer import sent
 
 # Texts tokenized per call: enough to keep the tokenizer's threads busy, few enough that the Python
@@ -96,10 +96,10 @@ class TransformerEncoder(Encoder):
     OSError
         There is no such model, or its configuration cannot be read.
     ValueError
-        The model is an encoder-decoder, has no fast tokenizer, pools in another way, or cannot
-        compute activations again; `graphs` and `checkpointing` are both true; `max_length` is too
-        small for one token beside the special ones, or longer than the model supports; or the
-        adapter has another rank.
+        The model is the bag encoder of a run or an encoder-decoder, has no fast tokenizer, pools in
+        another way, or cannot compute activations again; `graphs` and `checkpointing` are both
+        true; `max_length` is too small for one token beside the special ones, or longer than the
+        model supports; or the adapter has another rank.
     """
 
     def __init__(
@@ -132,6 +132,11 @@ class TransformerEncoder(Encoder):
                 base = lora.base_of(adapter)
             config = transformers.AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:  # their messages may not name the model
+            if _is_bag(name):
+                raise ValueError(
+                    f"{name} holds the bag encoder of a run, from which no other run can go on: "
+                    "expected a transformer"
+                ) from error
             of = "" if base == name else f", to which the adapter {name} belongs,"
             raise OSError(f"model {base}{of} cannot be read: {_absent(base)}{error}") from error
         if config.is_encoder_decoder:
@@ -473,6 +478,15 @@ def _absent(name: str) -> str:
     if os.path.isdir(name):
         return ""
     return "there is no such folder, and the Hugging Face hub gives none of that name: "
+
+
+def _is_bag(name: str) -> bool:
+    """Whether it is a folder of `BagEncoder.save` or of `Ensemble.save`."""
+    for path in (Path(name, "config.json"), Path(name, "0", "config.json")):
+        with suppress(OSError, ValueError):
+            settings = read_json(path)
+            return isinstance(settings, dict) and {"dim", "layers", "dropout"} <= settings.keys()
+    return False
 
 
 def _file(name: str, path: str) -> Path | None:

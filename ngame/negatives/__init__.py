@@ -8,6 +8,19 @@ steps (`NegativeQueue`), mined lists. So every filter acts on every source (`Kno
 copy. `ContrastiveLoss` takes them in the field's forms; any of its numbers may be a `Schedule`.
 Where a score matrix suffices, `batch_labels` and `ngame.loss.decoupled_softmax` do the same.
 
+=================  =============================================================================
+what               names
+=================  =============================================================================
+the loss           `ContrastiveLoss`; `Progressive` weighs its positives; `grad_cache`, for batches
+                   larger than memory
+labels of a batch  `batch_labels`, which gives `BatchLabels`
+what is offered    `Candidates`; the ids `EMPTY` and `ANONYMOUS`
+sources            `SharedRandom`, which gives `Drawn`; `NegativeQueue`; `EmaEncoder`; `HardMixer`
+filters            `KnownPositives`, `Guide`, `SelfGuide`, `NearCopies`; one of your own is a
+                   `Filter`, which gets a `Comparison`
+numbers            `Schedule`; `Number` is that or a float; `value_at`
+=================  =============================================================================
+
 A step of your own loop: labels drawn at random join those of the batch.
 
 >>> import numpy as np, scipy.sparse as sp, torch
@@ -78,6 +91,10 @@ _LAZY = {
 }
 
 __all__ = sorted([*_LAZY, "Number", "Schedule", "value_at"])
+
+
+def __dir__() -> list[str]:
+    return sorted({*filter(lambda name: name.startswith("__"), globals()), *__all__})
 
 
 def __getattr__(name: str) -> Any:

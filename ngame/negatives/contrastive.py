@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ngame.arrays import as_list, refuse_class
-from ngame.loss import MASKED, CooIndex, mean_over_rows
+from ngame.loss import MASKED, CooIndex, check_index, mean_over_rows
 from ngame.negatives.filters import Comparison, Filter, Side, stored
 from ngame.negatives.mixing import HardMixer, MixingDraws
 from ngame.negatives.schedule import Number, value_at
@@ -180,13 +180,15 @@ class ContrastiveLoss(torch.nn.Module):
         Raises
         ------
         TypeError
-            `queries`, `items` or a source is something other than `Candidates`.
+            `queries`, `items` or a source is something other than `Candidates`, or `targets`
+            something other than a `CooIndex`.
         ValueError
-            Shapes do not agree.
+            Shapes do not agree, widths of the vectors included, unless a `similarity` is given.
         """
         sources = as_list(sources, "sources")
-        named = {f"sources[{place}]": source for place, source in enumerate(sources)}
-        for name, given in {"queries": queries, "items": items, **named}.items():
+        offered = {f"sources[{place}]": source for place, source in enumerate(sources)}
+        named = {"queries": queries, "items": items, **offered}
+        for name, given in named.items():
             if not isinstance(given, Candidates):
                 refuse_class(given, name)
                 kind = type(given).__name__
@@ -199,12 +201,17 @@ class ContrastiveLoss(torch.nn.Module):
                 raise ValueError(f"items has {len(items)} rows, queries {rows}: give targets")
             own = torch.arange(rows, device=queries.vectors.device)
             targets = CooIndex(own, own)
-        targets.check_shape("targets", rows, len(items))
+        check_index(targets, "targets", rows, len(items))
         if (queries.ids < 0).any() or (items.ids[targets.columns.cpu().numpy()] < 0).any():
             raise ValueError("queries and labelled positives need ids from 0 up")
         for source in sources:
             if not source.shared and len(source.ids) != rows:
                 raise ValueError(f"a source has {len(source.ids)} rows, queries {rows}")
+        if self.similarity is None:  # another than dot products may take two widths
+            widths = {name: int(given.vectors.shape[-1]) for name, given in named.items()}
+            if len(set(widths.values())) > 1:
+                found = ", ".join(f"{name} {width}" for name, width in widths.items())
+                raise ValueError(f"vectors differ in width: {found}")
         batch = _Batch(self, queries, items, targets, sources, step)
         device = queries.vectors.device
         self._masked = [torch.zeros((), device=device) for _ in self.filters]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ngame.arrays import as_count, as_ids
+from ngame.arrays import as_count, as_ids, refuse_class
 from ngame.negatives.schedule import Number, value_at
 
 EMPTY = -1
@@ -297,10 +297,18 @@ class EmaEncoder(torch.nn.Module):
     encoder : torch.nn.Module
         Copied as it is now.
     momentum : float or Schedule, from 0 to 1
+
+    Raises
+    ------
+    TypeError
+        `encoder` is no module, such as a function.
+    ValueError
+        The momentum is out of range.
     """
 
     def __init__(self, encoder: torch.nn.Module, momentum: Number = 0.999) -> None:
         super().__init__()
+        _check_module(encoder)
         if not 0 <= value_at(momentum, 0) <= 1:
             raise ValueError(f"momentum is {momentum}, expected from 0 to 1")
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
@@ -314,15 +322,25 @@ class EmaEncoder(torch.nn.Module):
 
         Raises
         ------
+        TypeError
+            The encoder is no module.
         ValueError
-            The encoder is another than the one that was copied.
+            The encoder is another than the one that was copied, by its names or shapes; nothing
+            was changed.
         """
+        _check_module(encoder)
         momentum = value_at(self.momentum, step)
         own, theirs = _tensors(self.encoder), _tensors(encoder)
         if missing := own.keys() - theirs.keys():
             raise ValueError(
                 f"encoder lacks {', '.join(sorted(missing))}: expected the one that was copied"
             )
+        for name, tensor in own.items():
+            if tensor.shape != theirs[name].shape:
+                raise ValueError(
+                    f"{name} of encoder has shape {list(theirs[name].shape)}, the copy's has "
+                    f"{list(tensor.shape)}: expected the encoder that was copied"
+                )
         for name, tensor in own.items():
             if isinstance(tensor, torch.nn.Parameter):
                 tensor.lerp_(theirs[name].to(tensor), 1 - momentum)
@@ -333,6 +351,12 @@ class EmaEncoder(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the copy gives, without a gradient."""
         return self.encoder(*args, **kwargs)
+
+
+def _check_module(encoder: Any) -> None:
+    refuse_class(encoder, "encoder")
+    if not isinstance(encoder, torch.nn.Module):
+        raise TypeError(f"encoder is a {type(encoder).__name__}, expected a torch.nn.Module")
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

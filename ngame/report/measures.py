@@ -29,6 +29,7 @@ K = 5
 """Predictions of a point that count in measures of labels."""
 _DEPTH = 10  # predictions of a point that any measure reads
 _TEST_POINTS = 10_000  # at most, drawn at random
+_CALIBRATED_POINTS = 2_000  # of these, at most, whose probabilities are compared with the truth
 _DUPLICATES, _SAME = (
     2_000,
     0.95,
@@ -47,12 +48,14 @@ class ScoredPoints:
     ----------
     texts : n texts
     truth : csr_matrix [n, L]
+    dropped : csr_matrix [n, L], pairs that are not predicted
     found : ids [n, 10] of each scorer, -1 where there are fewer
     scores : of the fused predictions, best first, 0 where there are fewer
     """
 
     texts: list[str]
     truth: sp.csr_matrix
+    dropped: sp.csr_matrix
     found: dict[str, Ids]
     scores: npt.NDArray[np.float32]
 
@@ -122,8 +125,20 @@ class RunReport:
         found = model.scores(texts, drop=drop if drop.nnz else None)
         ids = {str(name): best_ids(matrix, _DEPTH) for name, matrix in found.items()}
         return ScoredPoints(
-            texts, truth.targets[rows], ids, _best_scores(found["fused"], ids["fused"])
+            texts, truth.targets[rows], drop, ids, _best_scores(found["fused"], ids["fused"])
         )
+
+    @cached_property
+    def reliability(self) -> "Reliability | None":
+        """How often the test points' predictions are right; None without probabilities."""
+        model, test = self.model, self.test
+        if model is None or test is None or model.fusions["all"].calibration is None:
+            return None
+        step = -(-len(test.texts) // _CALIBRATED_POINTS) or 1
+        rows = slice(None, None, step)
+        drop = test.dropped[rows]
+        found = model.predict(test.texts[rows], drop=drop if drop.nnz else None, probabilities=True)
+        return Reliability.of(found, test.truth[rows])
 
     @cached_property
     def point_texts(self) -> list[str] | None:
@@ -281,7 +296,7 @@ def worst_labels(counts: LabelCounts, most: int) -> list[int]:
 
 
 def confused_labels(ids: Ids, truth: sp.csr_matrix, most: int) -> list[tuple[int, int, int, int]]:
-    """Pairs of labels that are mistaken for each other most often.
+    """Pairs of labels that are mistaken for each other most often, at two points or more.
 
     Returns
     -------
@@ -296,8 +311,41 @@ def confused_labels(ids: Ids, truth: sp.csr_matrix, most: int) -> list[tuple[int
         for label in missed:
             count[label, first] += 1
             example.setdefault((label, first), int(row))
-    ordered = sorted(count.items(), key=lambda item: (-item[1], item[0]))
+    # Pairs seen once, of which small test sets have many, are chance.
+    repeated = [item for item in count.items() if item[1] > 1]
+    ordered = sorted(repeated, key=lambda item: (-item[1], item[0]))
     return [(*pair, points, example[pair]) for pair, points in ordered[:most]]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often predictions are right, by the tenth of probability that the model gave them.
+
+    Attributes
+    ----------
+    points : test points
+    predictions : how many there are in each tenth, int64 [10]
+    said : the mean of their probabilities, float64 [10]; nan where there are none
+    right : the share of them that is right
+    """
+
+    points: int
+    predictions: npt.NDArray[np.int64]
+    said: npt.NDArray[np.float64]
+    right: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, found: sp.csr_matrix, truth: sp.csr_matrix) -> "Reliability":
+        """Compare probabilities, float csr_matrix [n, L], with the truth."""
+        rows = np.repeat(np.arange(found.shape[0]), np.diff(found.indptr))
+        is_right = np.asarray(truth[rows, found.indices]).ravel() > 0
+        tenths = np.minimum((10 * found.data).astype(np.int64), 9)
+        predictions, said, right = (
+            np.bincount(tenths, values, minlength=10) for values in (None, found.data, is_right)
+        )
+        return cls(
+            found.shape[0], predictions, _share(said, predictions), _share(right, predictions)
+        )
 
 
 @dataclass(frozen=True)

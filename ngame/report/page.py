@@ -86,6 +86,7 @@ def write_report(
         _scores(runs, names),
         _curves(runs, names),
         _frequencies(runs, names),
+        *_each(runs, names, "Probabilities", _probabilities),
         *_each(runs, names, "Labels", _labels),
         *_each(runs, names, "Missing positives", _missing),
         *_each(runs, names, "Batches", _batches),
@@ -305,6 +306,28 @@ def _frequencies(runs: Sequence[RunReport], names: Sequence[str]) -> str:
     )
 
 
+def _probabilities(run: RunReport) -> str:
+    """How often predictions are right, by the probability that the model gave them."""
+    found = run.reliability
+    if found is None:
+        return ""
+    rows = [
+        [
+            f"{10 * tenth} to {10 * (tenth + 1)}",
+            f"{found.predictions[tenth]:,}",
+            _percent(found.said[tenth]),
+            _percent(found.right[tenth]),
+        ]
+        for tenth in range(10)
+    ]
+    return _table(
+        ["probability, %", "predictions", "said on average, %", "right, %"], rows, {1, 2, 3}
+    ) + _note(
+        f"The predictions for {found.points:,} test points. A label that a point should have and "
+        "the data lack counts as wrong."
+    )
+
+
 def _labels(run: RunReport) -> str:
     test, model = run.test, run.model
     if test is None or model is None:
@@ -332,9 +355,13 @@ def _labels(run: RunReport) -> str:
         [labels[label], labels[other], str(points), _short(test.texts[row])]
         for label, other, points, row in confused_labels(ids, test.truth, _EXAMPLES)
     ]
-    text += "<h3>Most confused labels</h3>" + _table(
-        ["missed", "wrong, and predicted first", "test points", "for example"], confused, {2}
-    )
+    text += "<h3>Most confused labels</h3>"
+    if confused:
+        text += _table(
+            ["missed", "wrong, and predicted first", "test points", "for example"], confused, {2}
+        )
+    else:
+        text += "<p>No two labels were confused at more than one test point.</p>"
     order = np.lexsort((np.arange(len(labels)), -counts.true))
     order = order[counts.true[order] + counts.predicted[order] > 0][:_LABELS]
     rows = [
@@ -364,9 +391,9 @@ def _missing(run: RunReport) -> str:
         return ""
     found = missing_positives(model)
     text = (
-        "<p>By the propensity model of extreme classification (Jain et al., 2016), which knows "
-        f"only how frequent labels are, <b>{100 * found.by_propensity:.0f} %</b> of the "
-        "true pairs are missing from the training data. "
+        "<p>The propensity model of extreme classification (Jain et al., 2016) estimates that "
+        f"<b>{100 * found.by_propensity:.0f} %</b> of the true pairs are missing from the training "
+        "data. It knows only how frequent labels are, and its constants come from other data. "
     )
     if found.by_duplicates is None:
         text += "Too few points say the same for an estimate from the labels themselves.</p>"

@@ -117,6 +117,8 @@ def train(
         _check_scorers(dataset, config)
         run = Run(dataset, config, folder, resume, encoder)
         try:
+            if run.ranks.rank == 0:
+                _warn_of_clusters_never_reached(config)
             with run.stop:
                 model = _train(run)
         except (KeyboardInterrupt, SystemExit):
@@ -360,6 +362,21 @@ def _check_scorers(dataset: Dataset, config: Config) -> None:
             "these: classifier needs classifier_stage.epochs above 0, tfidf_title needs labels "
             "with titles and content, co_occurrence needs another scorer"
         )
+
+
+def _warn_of_clusters_never_reached(config: Config) -> None:
+    """Warn of a stage that asks for clusters and ends before the first epoch that has them."""
+    for name in ("encoder_stage", "classifier_stage"):
+        stage: StageConfig = getattr(config, name)
+        first = min((epoch for epoch, size in stage.sizes().items() if size > 1), default=0)
+        if 0 < stage.epochs <= first:
+            setting = "schedule" if stage.schedule else "start_epoch"
+            warnings.warn(
+                f"all batches of the {name.removesuffix('_stage')} stage are random: it ends "
+                f"before epoch {first}, the first with clusters (counted from 0). Set an earlier "
+                f"{name}.{setting}, or more epochs",
+                stacklevel=3,
+            )
 
 
 def _fit_lexical(run: Run, model: Model) -> Lexical | None:

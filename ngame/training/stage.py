@@ -25,6 +25,9 @@ from ngame.training.optimizer import Optimizer, ParameterGroup
 from ngame.training.run import Run
 from ngame.training.shards import gathered, parts
 
+# Where there is no terminal for the bar, at least so many seconds pass between lines in an epoch.
+_LINE_SECONDS = 60.0
+
 
 class _Loss(Protocol):
     def __call__(
@@ -86,7 +89,7 @@ class Stage:
         self.best = -math.inf
         self.best_weights: dict[str, torch.Tensor] = {}
         self.timer = RefreshTimer()
-        self._trained = 0.0
+        self._trained = self._said = 0.0
 
     def seeds(self, *batch: int) -> np.random.SeedSequence:
         """The seeds of a batch of the current epoch; without a batch, those of the stage."""
@@ -153,6 +156,7 @@ class Stage:
         self.run.stage = self
         total = self.config.epochs * len(self.sampler)
         shown = None if self.run.ranks.rank == 0 else True
+        self._said = time.monotonic()
         with tqdm(total=total, desc=self.name, disable=shown, unit="batch") as self.bar:
             self.bar.update(self.epoch * len(self.sampler) + self.batch)
             while self.epoch < self.config.epochs:
@@ -238,9 +242,19 @@ class Stage:
 
     def _show_progress(self) -> None:
         self.bar.update()
-        if self.bar.n % 20 == 0 and not self.bar.disable:
-            loss_so_far = self.run.ranks.size * self.total_loss.item() / self.batch
-            self.bar.set_postfix_str(self._status(loss_so_far, self.run.log))
+        if not self.bar.disable:
+            if self.bar.n % 20 == 0:
+                self.bar.set_postfix_str(self._status(self._loss_so_far(), self.run.log))
+            return
+        batches = len(self.sampler)  # after the last one comes the epoch's own line
+        due = time.monotonic() - self._said >= _LINE_SECONDS and self.batch < batches
+        if due and self.run.ranks.rank == 0:
+            self._said = time.monotonic()
+            status = self._status(self._loss_so_far(), [])
+            say(f"{self.name}: {status}, batch {self.batch} of {batches}")
+
+    def _loss_so_far(self) -> float:
+        return self.run.ranks.size * self.total_loss.item() / self.batch
 
     def _status(self, loss: float, log: Sequence[Mapping[str, Any]]) -> str:
         status = f"epoch {self.epoch + 1}/{self.config.epochs}, loss {loss:.4f}"
@@ -283,6 +297,7 @@ class Stage:
             status = self._status(self.run.log[-1]["loss"], self.run.log[-1:])
             took = f"{self.timer.seconds:.0f} s"
             say(f"{self.name}: {status}, {took}")
+            self._said = time.monotonic()
         if self.run.config.keep == "best" and measured and measured["P@1"] > self.best:
             self.best = measured["P@1"]
             self.best_weights = {k: v.detach().clone() for k, v in self._weights().items()}

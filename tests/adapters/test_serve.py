@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -58,7 +59,8 @@ def test_without_a_run() -> None:
 
 
 def post(address: str, data: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(address, json.dumps(data).encode())
+    body = data if isinstance(data, bytes) else json.dumps(data).encode()
+    request = urllib.request.Request(address, body)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -84,29 +86,57 @@ def test_forty_requests_at_eight_in_parallel(server: Any) -> None:
     model = ngame.Model.load(run)
     assert [status for status, _ in answers] == [200] * 40
     for texts, (_, found) in zip(asked, answers, strict=True):
-        for row, labels in zip(model.predict(texts, 3), found, strict=True):
-            order = np.argsort(-row.data)
+        assert found["kind"] == "probability"
+        expected = model.predict(texts, 3, probabilities=True)
+        for row, labels in zip(expected, found["labels"], strict=True):
+            order = np.argsort(-row.data, kind="stable")
             assert [text for text, _ in labels] == [
                 model.label_texts[i] for i in row.indices[order]
             ]
-            np.testing.assert_allclose([score for _, score in labels], row.data[order], rtol=1e-3)
+            given = [probability for _, probability in labels]
+            np.testing.assert_allclose(given, row.data[order], rtol=1e-3)
+            assert 0 <= min(given) <= max(given) <= 1
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "says"),
     [
-        *("text", [], {}, {"texts": "a"}, {"texts": [1]}, {"texts": ["a"], "k": 0}),
-        {"texts": ["lone \ud800"]},
+        (b"texts=a", "Expecting value: line 1 column 1"),
+        (b"\xff", "can't decode byte 0xff"),
+        (b"[" * 100_000, "recursion"),
+        *((given, "the body is not an object with texts") for given in ("text", [], {}, 5, None)),
+        ({"texts": ["a"], "K": 3}, "the body is not an object with texts and perhaps k"),
+        ({"texts": "a"}, "texts is not a list of strings"),
+        ({"texts": [1]}, "texts is not a list of strings"),
+        ({"texts": ["a"], "k": 0}, "k is not a number from 1 on"),
+        ({"texts": ["lone \ud800"]}, "texts[0] holds a lone surrogate"),
     ],
 )
-def test_bad_requests(server: Any, given: Any) -> None:
+def test_bad_requests(server: Any, given: Any, says: str) -> None:
     status, answer = post(server[1], given)
     assert status == 400
-    assert answer["error"]
+    assert says in answer["error"]
+    assert answer["error"].endswith('; expected JSON such as {"texts": ["a text"], "k": 5}')
 
 
 def test_no_texts_and_more_labels_than_there_are(server: Any) -> None:
-    assert post(server[1], {"texts": []}) == (200, [])
-    status, (labels,) = post(server[1], {"texts": ["ba"], "k": 1000})
+    none: list[Any] = []
+    assert post(server[1], {"texts": []}) == (200, {"kind": "probability", "labels": none})
+    status, answer = post(server[1], {"texts": ["", "ba", " \n"], "k": 1000})
     assert status == 200
-    assert len(labels) == tiny.LABELS
+    assert [len(labels) for labels in answer["labels"]] == [0, tiny.LABELS, 0]
+
+
+def test_a_run_without_probabilities(server: Any, tmp_path: Path) -> None:
+    run = tmp_path / "RUN"
+    shutil.copytree(server[0], run)
+    fusions = json.loads((run / "fusion.json").read_text())
+    fusions["all"]["calibration"] = None  # as with few held-out points
+    (run / "fusion.json").write_text(json.dumps(fusions))
+    code = "import json, serve; print(json.dumps(serve.best(['ba', ''], 2)))"
+    env = {**os.environ, "RUN": str(run), "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}
+    answer = json.loads(subprocess.check_output([sys.executable, "-c", code], env=env))
+    row = ngame.Model.load(run).predict(["ba"], 2)
+    assert answer["kind"] == "score"
+    scores = [[score for _, score in labels] for labels in answer["labels"]]
+    assert scores == [pytest.approx(sorted(row.data, reverse=True)), []]

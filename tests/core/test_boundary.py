@@ -69,6 +69,21 @@ def test_only_csr_is_taken(call):
             ANY_ORDER[call](other)
 
 
+def test_masked_arrays_are_refused():
+    """Their masks would be dropped without a word."""
+    x = np.ma.masked_array(np.eye(3, dtype=np.float32), mask=np.eye(3))
+    truth = sp.csr_matrix(np.eye(3, dtype=np.float32))
+    for call, name in (
+        (lambda: ngame.topk(x, x.data, 1), "queries"),
+        (lambda: ngame.topk(x.data, x, 1), "items"),
+        (lambda: ngame.balanced_clusters(x, size=1), "x"),
+        (lambda: ngame.metrics.evaluate(x, truth, ks=[1]), "predictions"),
+        (lambda: ngame.metrics.evaluate(truth, x, ks=[1]), "truth"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name} is a masked array, .*\b{name}\.filled\("):
+            call()
+
+
 def test_values_of_another_length():
     matrix = broken()
     matrix.data = np.ones(2, np.float32)

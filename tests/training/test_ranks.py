@@ -163,6 +163,7 @@ def test_sharded_minilm_has_the_losses_of_one_that_each_rank_has(tmp_path):
         configs.append(tmp_path / f"{shard}.toml")
         tiny.config(
             "encoder_stage.epochs=1",
+            "encoder_stage.cluster_size=1",
             "encoder_stage.batch_size=21",  # the last batch of 43 points has one
             "encoder_stage.learning_rate=1e-4",
             "classifier_stage.epochs=0",

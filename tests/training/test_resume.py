@@ -114,7 +114,8 @@ def test_killed_again_and_again(tmp_path, sets):
 
 
 def config(*sets):
-    return tiny.config("checkpoint_minutes=0", "encoder_stage.epochs=1", *sets)
+    one_epoch = "encoder_stage.epochs=1", "encoder_stage.cluster_size=1"
+    return tiny.config("checkpoint_minutes=0", *one_epoch, *sets)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Both stages of training, on a small data set."""
 
 import math
+import re
 import warnings
 from typing import ClassVar
 
@@ -350,7 +351,11 @@ class RecordingBank(EmbeddingBank):
     ("sets", "epochs_stored"),
     [
         (["encoder_stage.cluster_size=1"], []),
-        (["encoder_stage.start_epoch=4"], []),
+        pytest.param(
+            ["encoder_stage.start_epoch=4"],
+            [],
+            marks=pytest.mark.filterwarnings("ignore:all batches of the encoder stage are random"),
+        ),
         (["encoder_stage.start_epoch=1"], [3]),
         (["encoder_stage.start_epoch=0"], [1 + 3]),  # the first refresh encodes all rows
         (["encoder_stage.refresh_every=2"], [3]),
@@ -428,6 +433,37 @@ def test_hard_negative_recall(dataset, monkeypatch):
     values = {(name, positives): value for name, positives, value in compared}
     assert len(values) == 3
     assert values["encoder", "one"] < values["encoder", "all"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "setting"),
+    [
+        (["encoder_stage.epochs=1"], "encoder_stage.start_epoch"),
+        (["encoder_stage.schedule={0 = 1, 2 = 4}"], "encoder_stage.schedule"),
+    ],
+)
+def test_clusters_that_are_never_reached(dataset, log, sets, setting):
+    says = (
+        r"^all batches of the encoder stage are random: it ends before epoch \d, the first with "
+        rf"clusters \(counted from 0\)\. Set an earlier {re.escape(setting)}, or more epochs$"
+    )
+    with pytest.warns(UserWarning, match=says):
+        ngame.train(dataset, tiny.config(*sets, *ENCODER_ONLY))
+    assert {entry["cluster_size"] for entry in log()} == {1}
+
+
+def test_a_long_epoch_says_where_it_is(dataset, monkeypatch, capfd):
+    """Without a terminal: a line an epoch, and one about every minute within it."""
+    ngame.train(dataset, tiny.config(*ENCODER_ONLY))
+    short = capfd.readouterr().err.splitlines()
+    assert len(short) == 2
+    monkeypatch.setattr(stage_module, "_LINE_SECONDS", 0.0)
+    ngame.train(dataset, tiny.config(*ENCODER_ONLY))
+    lines = capfd.readouterr().err.splitlines()
+    said = [re.search(r"^encoder: epoch (\d)/2, loss \d\.\d+, batch (\d) of 8$", s) for s in lines]
+    places = [tuple(map(int, one.groups())) for one in said if one]
+    assert places == [(epoch, batch) for epoch in (1, 2) for batch in range(1, 8)]
+    assert len(lines) == len(places) + 2
 
 
 @tiny.few_held_out
@@ -523,7 +559,11 @@ def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
     gradients = {}
     for accumulate in (1, 3):
         found.clear()
-        sets = ("encoder_stage.epochs=1", f"encoder_stage.accumulate={accumulate}")
+        sets = (
+            "encoder_stage.epochs=1",
+            "encoder_stage.cluster_size=1",
+            f"encoder_stage.accumulate={accumulate}",
+        )
         ngame.train(dataset, tiny.config(*sets, *ENCODER_ONLY))
         gradients[accumulate] = list(found)
     assert len(gradients[1]) == 8
@@ -584,6 +624,7 @@ def test_texts_are_encoded_once_by_a_frozen_encoder(dataset, epochs):
             "encoder_stage.epochs=0",
             f"classifier_stage.epochs={epochs}",
             "classifier_stage.cluster_size=4",
+            "classifier_stage.start_epoch=0",
         ),
         encoder=encoder,
     )
