@@ -7,13 +7,16 @@ import os
 import platform
 import shlex
 import sys
+import tomllib
 import warnings
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,6 +27,7 @@ import ngame
 from ngame import metrics
 from ngame.arrays import as_threads, text_fault
 from ngame.config import PRESETS, SCORERS
+from ngame.data.formats import Tagged, read_matrices, read_tagged
 from ngame.data.predictions import (
     SUFFIXES,
     as_jsonl,
@@ -31,7 +35,7 @@ from ngame.data.predictions import (
     read_predictions,
     write_predictions,
 )
-from ngame.files import DamagedFileError, atomic_write, say
+from ngame.files import DamagedFileError, atomic_write, read_json, reading, say
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
@@ -41,6 +45,8 @@ _OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how idle OpenMP threads wait."""
 _TEXTS_AT_ONCE = 1 << 16
 """Texts that are encoded before their vectors are written."""
+_LEAST_LABELLED = 3
+"""Training points of which propensities can be told: ln N must be more than 1."""
 _WIDTH = 100
 """Columns that a table may take."""
 
@@ -184,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", metavar="FILE", help="TOML file of settings")
     _settings(train)
-    train.add_argument("--resume", action="store_true", help="continue the run in RUN")
+    train.add_argument(
+        "--resume", action="store_true", help="continue the run in RUN, with its settings"
+    )
 
     predict = command("predict", _predict, "Predict labels of texts.")
     predict.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
@@ -195,11 +203,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="one text a line, - for standard input; blank lines get no labels",
     )
-    source.add_argument("--data", metavar="DATA", help="the test points of a data set")
+    source.add_argument(
+        "--data",
+        metavar="DATA",
+        help="the test points of a data set; of a .jsonl that is not the run's own data, all rows",
+    )
     predict.add_argument(
         "-k",
         type=int,
-        help="labels a text (default: 10; in a .npz as many as the run keeps, 100 by default)",
+        help="labels a text (default: 10; in a .npz, or with --threshold, as many as the run "
+        "keeps, 100 by default)",
     )
     predict.add_argument(
         "--scorer",
@@ -213,6 +226,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say how likely each label is right, calibrated on held-out points, instead of the "
         "fused score, which only ranks the labels of one text",
+    )
+    predict.add_argument(
+        "--threshold",
+        type=_share,
+        metavar="P",
+        help="keep only labels with a probability of at least P; needs --probabilities",
     )
     predict.add_argument(
         "-o",
@@ -232,9 +251,15 @@ def _parser() -> argparse.ArgumentParser:
         "predictions",
         metavar="RUN|FILE",
         help="folder of a run, or predictions of the test points: .jsonl, .tsv or .npz, as `ngame "
-        "predict --data DATA -o FILE` writes them, or a .npz of arrays ids and scores",
+        "predict --data DATA -o FILE` writes them, a .npz of arrays ids and scores, or a .txt of "
+        "sparse text",
     )
-    evaluate.add_argument("data", metavar="DATA", help="data set whose test points are the truth")
+    evaluate.add_argument(
+        "data",
+        metavar="DATA",
+        help="data set whose test points are the truth; for a run also a .jsonl of other points, "
+        "all of which are scored, and for a file a folder of trn_X_Y.txt and tst_X_Y.txt alone",
+    )
     evaluate.add_argument(
         "-k",
         type=_count,
@@ -242,6 +267,15 @@ def _parser() -> argparse.ArgumentParser:
         default=[1, 3, 5, 10, 100],
         metavar="K",
         help="cut-offs (default: 1 3 5 10 100)",
+    )
+    evaluate.add_argument(
+        "--propensity",
+        type=_positive,
+        nargs=2,
+        default=[0.55, 1.5],
+        metavar=("A", "B"),
+        help="of PSP and PSN (default: 0.55 1.5; usual are 0.6 2.6 for Amazon products and 0.5 0.4 "
+        "for Wikipedia)",
     )
     evaluate.add_argument(
         "--self-pairs",
@@ -359,16 +393,22 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     from ngame.config import Config
     from ngame.ranks import started
+    from ngame.training.run import check_folder
 
     begun = Path(options.output) / "config.toml"
-    # A run resumes with its own settings; settings on the command line, if any, must be the same.
-    resuming = options.resume and begun.exists() and not (options.config or options.set)
-    # Read before the data, which can take long, so that mistakes in the settings show at once.
-    config = Config.load(begun if resuming else options.config, options.set, whole=resuming)
+    resuming = options.resume and begun.exists()
+    # Settings and the folder come before the data, which can take long: mistakes show at once.
+    if resuming:  # with its own settings; those given, if any, must be the same
+        given = _as_sets(options.config) if options.config else []
+        config = Config.load(begun, [*given, *options.set], whole=True)
+    else:
+        config = Config.load(options.config, options.set)
     with started() as ranks:
         if ranks.rank > 0:  # rank 0 speaks for all; errors of any rank still show
             sys.stdout = _nowhere()
             warnings.simplefilter("ignore")
+        else:
+            check_folder(Path(options.output), options.resume)
         dataset = _dataset(options.data)
         print(dataset, flush=True)
         if not resuming:
@@ -388,12 +428,39 @@ def _train(options: argparse.Namespace) -> None:
         _print_table(model.metrics)
 
 
+def _as_sets(path: str) -> list[str]:
+    """The settings of a TOML file as ``key=value``, each by its dotted key."""
+    from ngame.config import Config
+
+    Config.load(path)  # names the file in what is wrong with it
+    found = []
+
+    def collect(table: Mapping[str, Any], prefix: str) -> None:
+        for key, value in table.items():
+            if not isinstance(value, Mapping):
+                found.append(f"{prefix}{key}={json.dumps(value, ensure_ascii=False)}")
+            elif key == "schedule":  # one setting
+                sizes = ", ".join(f"{epoch} = {size}" for epoch, size in value.items())
+                found.append(f"{prefix}{key}={{{sizes}}}")
+            else:
+                collect(value, f"{prefix}{key}.")
+
+    collect(tomllib.loads(Path(path).read_text(encoding="utf8")), "")
+    return found
+
+
 @contextmanager
 def _naming_resume(*command: str) -> Iterator[None]:
     """If training is stopped, or fails for want of space or memory, say how it goes on."""
     try:
         yield
-    except (FileExistsError, BlockingIOError, FileNotFoundError, ConnectionError):
+    except (
+        FileExistsError,
+        BlockingIOError,
+        FileNotFoundError,
+        NotADirectoryError,
+        ConnectionError,
+    ):
         raise  # nothing has begun, or another process speaks
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         say(f"ngame: to go on: {shlex.join(command)}")
@@ -401,12 +468,13 @@ def _naming_resume(*command: str) -> Iterator[None]:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    if options.threshold is not None and not options.probabilities:
+        raise ValueError("--threshold is a probability: it needs --probabilities")
     model = _model(options.run_folder)
     drop = None
     if options.data:
-        data = _same_labels(_dataset(options.data), model)
-        dataset = _without_self_pairs(data, _self_pairs(Path(options.run_folder)))
-        texts, _, drop = _test_points(dataset)
+        texts, _, drop = _points_of(options.data, model, Path(options.run_folder))
+        drop = _predictable(drop, model)
     elif options.texts:
         texts = _read_lines(options.texts)
     else:
@@ -417,7 +485,7 @@ def _predict(options: argparse.Namespace) -> None:
             if text_fault(text):  # Python reads arguments so that each byte can be told
                 raise ValueError(f"--text {text!a} is not UTF-8")
     k = options.k
-    if k is None and not (options.output or "").endswith(".npz"):
+    if k is None and options.threshold is None and not (options.output or "").endswith(".npz"):
         k = 10
     rows = [row for row, text in enumerate(texts) if text or options.data]
     found = model.predict(
@@ -427,6 +495,10 @@ def _predict(options: argparse.Namespace) -> None:
         drop=drop,
         probabilities=options.probabilities,
     )
+    if options.threshold is not None:
+        likely = found.data >= options.threshold
+        offsets = np.append(0, np.cumsum(likely))[found.indptr]
+        found = sp.csr_matrix((found.data[likely], found.indices[likely], offsets), found.shape)
     if len(rows) < len(texts):
         counts = np.zeros(len(texts), np.int64)
         counts[rows] = np.diff(found.indptr)
@@ -447,20 +519,29 @@ def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
         model = _model(path)
-        data = _same_labels(_dataset(options.data), model)
-        dataset = _without_self_pairs(data, options.self_pairs or _self_pairs(path), _COUNTED)
-        texts, truth, drop = _test_points(dataset)
-        scores = model.scores(texts, max(options.k), drop=drop)
-        _print_table(model.evaluate(scores, truth, ks=options.k, drop=drop), every=True)
+        points = _points_of(options.data, model, path, options.self_pairs, _COUNTED)
+        drop = _predictable(points.drop, model)
+        scores = model.scores(points.texts, max(options.k), drop=drop)
+        _print_table(_metrics(scores, points, model.point_labels, options), every=True)
         return
     with _reading():
-        data = _dataset(options.data)
-        dataset = _without_self_pairs(data, options.self_pairs or "drop", _COUNTED)
-        texts, truth, drop = _test_points(dataset)
-        found = read_predictions(path, texts, dataset.label_texts)
-        metrics.warn_of_unlabelled(truth, drop)
-        weights = metrics.inverse_propensity(dataset.train_labels)
-        scored = metrics.evaluate(found, truth, ks=options.k, inverse_propensity=weights, drop=drop)
+        matrices = read_matrices(options.data)
+        label_texts: Sequence[str | None]
+        if matrices is None:
+            data = _dataset(options.data)
+            dataset = _without_self_pairs(data, options.self_pairs or "drop", _COUNTED)
+            points, label_texts = _test_points(dataset), dataset.label_texts
+            labelled, drop = dataset.train_labels, dataset.drop_train
+        else:
+            labelled, truth, drop, drop_test = matrices
+            points = _Points([None] * truth.shape[0], truth, drop_test)
+            label_texts = [None] * truth.shape[1]
+        found = read_predictions(path, points.texts, label_texts)
+        # As training does: of points that have a label left, the only ones that it keeps.
+        if drop is not None:
+            labelled = ngame.drop_pairs(labelled, drop)
+        labelled = labelled[np.diff(labelled.indptr) > 0]
+        scored = _metrics({path.name: found}, points, labelled, options)
     most = int(np.diff(found.indptr).max())
     beyond = [str(k) for k in sorted({*options.k}) if min(k, found.shape[1]) > most]
     if beyond:
@@ -469,7 +550,46 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{', '.join(beyond)} count the missing ones as wrong",
             stacklevel=2,
         )
-    _print_table({path.name: scored}, every=True)
+    _print_table(scored, every=True)
+
+
+def _metrics(
+    found: Mapping[str, sp.csr_matrix],
+    points: "_Points",
+    labelled: sp.csr_matrix,
+    options: argparse.Namespace,
+) -> dict[str, dict[str, float]]:
+    """All metrics of predictions by name, with propensities of the labelled training points.
+
+    The truth may have more labels, which count as labels without a training point.
+    """
+    metrics.warn_of_unlabelled(points.truth, points.drop)
+    n_labels, weights = points.truth.shape[1], None
+    if labelled.shape[0] < _LEAST_LABELLED:
+        warnings.warn(
+            f"{labelled.shape[0]} training points have a label: PSP and PSN, which need at least "
+            f"{_LEAST_LABELLED}, are left out",
+            stacklevel=2,
+        )
+    else:
+        weights = metrics.inverse_propensity(_widened(labelled, n_labels), *options.propensity)
+    return {
+        name: metrics.evaluate(
+            _widened(matrix, n_labels),
+            points.truth,
+            ks=options.k,
+            inverse_propensity=weights,
+            drop=points.drop,
+        )
+        for name, matrix in found.items()
+    }
+
+
+def _widened(matrix: sp.csr_matrix, columns: int) -> sp.csr_matrix:
+    """The matrix with empty columns behind its own."""
+    return sp.csr_matrix(
+        (matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns)
+    )
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -668,6 +788,27 @@ def _byte_count(text: str) -> int:
     return count
 
 
+def _positive(text: str) -> float:
+    number = _number(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no positive number")
+    return number
+
+
+def _share(text: str) -> float:
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid number: {text!r}") from None
+
+
 def _count(text: str) -> int:
     try:
         count = int(text)
@@ -710,29 +851,152 @@ def _without_self_pairs(dataset: ngame.Dataset, self_pairs: str, hint: str = "")
 def _same_labels(dataset: ngame.Dataset, model: Any) -> ngame.Dataset:
     """Check that the labels are the run's: their ids are what is compared."""
     ours, theirs = model.label_texts, dataset.label_texts
+    cure = (
+        "; the labels of a folder are told by their ids: give the points as one .jsonl of texts "
+        "and label names, which are matched with the run's"
+    )
     if len(ours) != len(theirs):
-        raise _InputError(f"{dataset.name} has {len(theirs)} labels, the run {len(ours)}")
+        raise _InputError(f"{dataset.name} has {len(theirs)} labels, the run {len(ours)}{cure}")
     for label, (text, expected) in enumerate(zip(theirs, ours, strict=True)):
         if text != expected:
             raise _InputError(
-                f"label {label} of {dataset.name} is {text!r}, that of the run {expected!r}"
+                f"label {label} of {dataset.name} is {text!r}, that of the run {expected!r}{cure}"
             )
     return dataset
 
 
-def _test_points(dataset: ngame.Dataset) -> tuple[list[str], sp.csr_matrix, Any]:
+class _Points(NamedTuple):
+    """Points to score: texts, labels CSR [n, labels], and pairs to leave out of both sides."""
+
+    texts: Sequence[Any]
+    truth: sp.csr_matrix
+    drop: Any
+
+
+def _points_of(
+    data: str, model: Any, run: Path, self_pairs: str | None = None, hint: str = ""
+) -> _Points:
+    """The points of a data set that a run has not seen, with the labels' ids of the run.
+
+    Of the run's own data, and of folders, they are the test points. Of another file they are all
+    rows but those that the run was trained on; labels that the run does not have follow its own.
+    """
+    own = _self_pairs(run)
+    if Path(data).is_dir():
+        dataset = _dataset(data)
+    else:
+        with _reading():
+            tagged = read_tagged(data)
+        found = _own_data(tagged, run, own)
+        if found is None:
+            with _reading():
+                dataset = _by_name(tagged, model, run)
+            dataset = _without_self_pairs(dataset, self_pairs or own, hint)
+            return _Points(dataset.train_texts, dataset.train_labels, dataset.drop_train)
+        dataset = found
+    dataset = _without_self_pairs(_same_labels(dataset, model), self_pairs or own, hint)
+    return _test_points(dataset)
+
+
+def _own_data(tagged: Tagged, run: Path, self_pairs: str) -> ngame.Dataset | None:
+    """The file as the data set that the run was trained on, or None where it is another one."""
+    from ngame.data.self_pairs import drop_self_pairs
+    from ngame.training.run import digest
+
+    if not (run / "data.json").exists():
+        return None
+    before = read_json(run / "data.json")
+    points, labels = len(tagged.texts) - int(tagged.is_test.sum()), len(tagged.label_texts)
+    with reading(run / "data.json"):  # sizes first: without training points there is no split
+        if points == 0 or (points, labels) != (before["points"], before["labels"]):
+            return None
+    dataset = tagged.dataset()
+    seen = drop_self_pairs(dataset)[0] if self_pairs == "drop" else dataset
+    return dataset if digest(seen) == before else None
+
+
+def _by_name(tagged: Tagged, model: Any, run: Path) -> ngame.Dataset:
+    """Rows that the run was not trained on, as training points; labels by their texts."""
+    rows = _unseen_rows(tagged, model, run)
+    counts = Counter(model.label_texts)
+    for name in tagged.label_texts:
+        if counts[name] > 1:
+            raise ValueError(f"{counts[name]} labels of the run are {name!r}: names do not tell")
+    ids = {name: label for label, name in enumerate(model.label_texts)}
+    unknown = [name for name in tagged.label_texts if name not in ids]
+    if len(unknown) == len(tagged.label_texts):
+        raise ValueError(
+            f"no label of {tagged.name} is one of the run's, such as {model.label_texts[0]!r}"
+        )
+    ids |= {name: len(ids) + place for place, name in enumerate(unknown)}
+    labels = tagged.labels[rows]
+    columns = np.array([ids[name] for name in tagged.label_texts])[labels.indices]
+    if lost := int((columns >= len(model.label_texts)).sum()):
+        warnings.warn(
+            f"the run does not know {len(unknown)} labels of {tagged.name} ({lost} pairs), and "
+            "cannot predict them",
+            stacklevel=2,
+        )
+    truth = sp.csr_matrix((labels.data, columns, labels.indptr), shape=(len(rows), len(ids)))
+    texts = [tagged.texts[row] for row in rows]
+    return ngame.Dataset(texts, truth, [*model.label_texts, *unknown], name=tagged.name)
+
+
+def _unseen_rows(tagged: Tagged, model: Any, run: Path) -> list[int]:
+    """Rows of which the run was not trained on the text, as far as its encoder reads it."""
+    from ngame.data.tokens import Tokens
+
+    if not (run / "tokens" / "points.offsets.npy").exists():
+        warnings.warn(
+            f"{run}/tokens is gone: if the run was trained on rows of {tagged.name}, they are "
+            "scored like others",
+            stacklevel=2,
+        )
+        return list(range(len(tagged.texts)))
+
+    def contents(tokens: Tokens) -> Iterator[bytes]:
+        return (tokens.ids[first:last].tobytes() for first, last in pairwise(tokens.offsets))
+
+    read = list(contents(model.encoder.tokenize(tagged.texts)))
+    wanted, seen = set(read), set()
+    for name in ("points", "validation"):
+        if (run / "tokens" / f"{name}.offsets.npy").exists():
+            seen |= wanted.intersection(contents(Tokens.load(run / "tokens" / name)))
+    rows = [row for row, content in enumerate(read) if content not in seen]
+    if not rows:
+        raise ValueError(f"the run was trained on all {len(read)} rows of {tagged.name}")
+    if len(rows) < len(read):
+        warnings.warn(
+            f"the run was trained on {len(read) - len(rows)} of {len(read)} rows of "
+            f"{tagged.name}: they are left out",
+            stacklevel=2,
+        )
+    return rows
+
+
+def _predictable(drop: Any, model: Any) -> Any:
+    """The pairs to leave out of predictions, which are of the run's labels alone."""
+    return None if drop is None else drop[drop[:, 1] < len(model.label_texts)]
+
+
+def _test_points(dataset: ngame.Dataset) -> _Points:
     if dataset.test_texts is None or dataset.test_labels is None:
         file = bool(dataset.path) and not Path(dataset.path).is_dir()
         cure = ": of a file, about one line in ten is one" if file else ": a folder has them in tst"
         raise _InputError(f"{dataset.name} has no test points{cure}")
-    return dataset.test_texts, dataset.test_labels, dataset.drop_test
+    return _Points(dataset.test_texts, dataset.test_labels, dataset.drop_test)
 
 
 def _read_lines(path: str) -> list[str]:
     """The lines of a file, or of standard input for "-", without the space around them.
 
-    Refuses JSON lines: each would be read as a text, braces and all.
+    Refuses JSON lines and tables: each line would be read as a text, braces and all.
     """
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        raise _InputError(
+            f"{path} is a table, expected plain text, one a line: write its column of texts to a "
+            f".txt file (docs/formats.md says how), or give every line as it is, by - < {path}"
+        )
     with _reading():
         if path == "-" and sys.stdin is None:
             raise OSError("standard input is closed")

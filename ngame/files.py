@@ -84,12 +84,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(aside, path)
     except OSError as error:
+        reason = error.strerror or _reason(aside) or error
         with suppress(OSError):
             aside.unlink()
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise OSError(f"{path} cannot be written: {reason}") from error
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _reason(path: Path) -> str | None:
+    """Why a file cannot be written, if an error does not say: NumPy and safetensors lose it."""
+    try:
+        with open(path, "ab") as file:
+            file.write(bytes(1 << 16))  # more than what is left of a last block
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 @contextmanager

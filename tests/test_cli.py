@@ -26,6 +26,7 @@ import tiny
 import ngame
 from ngame.cli import main
 from ngame.data.formats import save_dataset
+from ngame.data.sparse_text import write_sparse_text
 from ngame.files import lock_file
 from ngame.report.measures import RunReport
 from ngame.training.checkpoint import Checkpoint
@@ -122,6 +123,18 @@ def test_train_and_resume(call, mistake, data, run, tmp_path):
     assert "already holds a run: resume it" in mistake("train", data, "-o", run, *SETS)
     err = mistake("train", data, "-o", run, "--resume", *SETS, "--set=seed=9")
     assert "config.toml has other settings than those given: seed is 0, not 9; resume" in err
+    # What is not given is the run's own, and how a run is computed may change.
+    err = mistake("train", data, "-o", run, "--resume", "--set=seed=9")
+    assert "config.toml has other settings than those given: seed is 0, not 9; resume" in err
+    free = ("--set=threads=2", "--set=checkpoint_minutes=3", "--set=device=cpu")
+    assert call("train", data, "-o", run, "--resume", *free)[0] == 0
+    config = tmp_path / "some.toml"
+    config.write_text("threads = 1\nseed = 9\n[encoder_stage]\nschedule = {0 = 4}\n")
+    err = mistake("train", data, "-o", run, "--resume", "--config", config)
+    assert "seed is 0, not 9, encoder_stage.schedule is {}, not {0 = 4}; resume" in err
+    config.write_text("threads = 1\n[encoder]\ndim = 16\n")
+    assert call("train", data, "-o", run, "--resume", "--config", config)[0] == 0
+    assert ngame.Config.load(Path(run) / "config.toml").threads == 1
 
 
 def test_train_with_a_file_of_settings(call, data, tmp_path):
@@ -146,6 +159,12 @@ def test_train_on_texts_with_tags(call, tmp_path):
     out = call("predict", tmp_path / "run", "--text", whole.train_texts[0], "-k", 3)[1]
     labels = [line.split(maxsplit=1)[1] for line in out.splitlines()[1:4]]
     assert set(labels) <= set(whole.label_texts)
+    # The test points of its own file are scored, wherever that is now.
+    moved = path.rename(tmp_path / "elsewhere.jsonl")
+    _, out, err = call("evaluate", tmp_path / "run", moved, "-k", 1)
+    scored = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert err == ""
+    assert float(out.splitlines()[-1].split()[1]) == round(100 * scored["fused"]["P@1"], 2)
 
 
 def test_points_that_are_labels(call, tmp_path):
@@ -184,6 +203,55 @@ def test_points_that_are_labels(call, tmp_path):
         assert tables[0] != tables[1]
 
 
+def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, tmp_path):
+    """All rows but those that were trained on; what the run does not know counts as missed."""
+    old, new = tiny.dataset(), tiny.dataset(seed=1)
+    rows = [(text, new.test_labels[row].indices[:1]) for row, text in enumerate(new.test_texts)]
+    path, more = tmp_path / "new.jsonl", [["unknown"]] * 3 + [[]] * 57
+    lines = [{"text": text, "labels": ["other"]} for text in old.train_texts[:7]]
+    for (text, ids), extra in zip(rows, more, strict=True):
+        names = [new.label_texts[label] for label in ids if label < 20]
+        lines.append({"text": text, "labels": [*names, *extra]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len({name for line in lines for name in line["labels"]}) < 24
+
+    status, out, err = call("evaluate", run, path, "-k", 1, 10)
+    assert status == 0
+    unlabelled = sum(not line["labels"] for line in lines)
+    assert err.splitlines() == [
+        "ngame: warning: the run was trained on 7 of 67 rows of new: they are left out",
+        "ngame: warning: the run does not know 2 labels of new (3 pairs), and cannot predict them",
+        f"ngame: warning: {unlabelled} of 60 test points have no label and count as wrong",
+    ]
+    model = ngame.Model.load(run)
+    found = model.predict(new.test_texts, 10)
+    truth = [
+        [*ids[ids < 20], *[24] * len(extra)] for (_, ids), extra in zip(rows, more, strict=True)
+    ]
+    best = [row.indices[np.argsort(-row.data, kind="stable")].tolist() for row in found]
+    hits = [len({*truth[row]} & {*best[row]}) / max(1, len(truth[row])) for row in range(60)]
+    table = dict(zip(out.splitlines()[0].split(), out.splitlines()[8].split()[1:], strict=True))
+    assert out.splitlines()[8].startswith("fused")
+    assert float(table["R@10"]) == pytest.approx(100 * np.mean(hits), abs=0.005)
+
+    output = tmp_path / "found.jsonl"
+    assert call("predict", run, "--data", path, "-k", 10, "-o", output)[0] == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["text"] for line in lines] == new.test_texts
+    assert [line["ids"] for line in lines] == best
+
+    path.write_text('{"text": "ba", "labels": ["nobody\'s"]}\n')
+    assert "no label of new is one of the run's" in mistake("evaluate", run, path, status=3)
+    line = {"text": old.train_texts[0], "labels": old.label_texts[:1]}
+    path.write_text(json.dumps(line) + "\n")
+    err = mistake("evaluate", run, path, status=3)
+    assert "the run was trained on all 1 rows of new" in err
+    shutil.copytree(run, tmp_path / "small", ignore=shutil.ignore_patterns("tokens"))
+    status, _, err = call("evaluate", tmp_path / "small", path)
+    assert status == 0
+    assert "small/tokens is gone: if the run was trained on rows of new, they are scored" in err
+
+
 def test_warnings_are_one_line(call, tmp_path):
     whole = tiny.dataset()
     y = whole.train_labels.tolil()
@@ -193,6 +261,24 @@ def test_warnings_are_one_line(call, tmp_path):
     assert status == 0
     warned = [line for line in err.splitlines() if not line.startswith(("encoder:", "classifier:"))]
     assert warned == ["ngame: warning: 1 of 300 training points have no label and are dropped"]
+    # Nor does it count for propensities, of a run or of a file.
+    data, found = tmp_path / "data", tmp_path / "found.npz"
+    call("predict", tmp_path / "run", "--data", data, "-o", found)
+    tables = []
+    for more in ([], ["--propensity", 0.6, 2.6]):
+        rows = [
+            call("evaluate", what, data, "-k", 1, *more)[1].splitlines()[-1].split()[1:]
+            for what in (tmp_path / "run", found)
+        ]
+        assert rows[0] == rows[1]
+        tables.append(rows[0])
+    assert tables[0][:6] == tables[1][:6]
+    weights = ngame.metrics.inverse_propensity(y[[*range(7), *range(8, 300)]].tocsr(), 0.6, 2.6)
+    psp = ngame.metrics.evaluate(
+        sp.load_npz(found), whole.test_labels, ks=[1], inverse_propensity=weights
+    )["PSP@1"]
+    assert float(tables[1][6]) == round(100 * psp, 2)
+    assert tables[0][6:] != tables[1][6:]
 
 
 def test_predict_texts(call, run, data, tmp_path):
@@ -217,6 +303,24 @@ def test_predict_texts(call, run, data, tmp_path):
     assert call("predict", run, "--texts", listed, "-k", 4)[1] == out
     assert out.count("\n") == 2 * (1 + 4 + 1)
     assert call("predict", run, "--text", texts[0])[1].count("\n") == 1 + 10 + 1
+
+
+def test_predict_what_is_likely(call, mistake, run):
+    texts = [f"--text={text}" for text in tiny.dataset().test_texts[:9]]
+    command = "predict", run, *texts, "--probabilities", "-o", "-"
+    every = [json.loads(line) for line in call(*command, "-k", 20)[1].splitlines()]
+    chosen = sorted(score for line in every for score in line["scores"])[-30]
+    status, out, _ = call(*command, "--threshold", chosen)
+    assert status == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert sum(len(line["ids"]) for line in lines) == 30
+    for line, all_of_it in zip(lines, every, strict=True):
+        assert line["scores"] == [score for score in all_of_it["scores"] if score >= chosen]
+        assert line["ids"] == all_of_it["ids"][: len(line["ids"])]
+    err = mistake("predict", run, "--text=ba", "--threshold=0.5")
+    assert "--threshold is a probability: it needs --probabilities" in err
+    for value in ("2", "nan", "x"):
+        assert "argument --threshold: " in mistake("predict", run, "--text=a", "--threshold", value)
 
 
 def test_only_line_feeds_end_lines(call, run, tmp_path, monkeypatch):
@@ -369,6 +473,33 @@ def test_evaluate_beyond_what_was_predicted(call, run, data, tmp_path):
     # Every label was predicted: no warning.
     call("predict", run, "--data", data, "-k", 24, "--scorer", "encoder", "-o", path)
     assert call("evaluate", path, data, "-k", 24, 100)[2] == ""
+
+
+def test_evaluate_without_texts(call, run, data, tmp_path):
+    """Sparse text alone: predictions, labels and pairs to leave out."""
+    whole = ngame.load_dataset(data)
+    bare, found = tmp_path / "bare", tmp_path / "found.npz"
+    bare.mkdir()
+    write_sparse_text(bare / "trn_X_Y.txt", whole.train_labels)
+    write_sparse_text(bare / "tst_X_Y.txt", whole.test_labels)
+    np.savetxt(bare / "filter_labels_test.txt", whole.drop_test, fmt="%d")
+    call("predict", run, "--data", data, "-o", found)
+    write_sparse_text(tmp_path / "found.txt", sp.load_npz(found))
+    tables = [
+        call("evaluate", tmp_path / name, folder, "-k", 1, 5)[1].replace(name, "").split()
+        for name in ("found.npz", "found.txt")
+        for folder in (data, bare)
+    ]
+    assert tables[0] == tables[1] == tables[2] == tables[3]
+    # Too few points to tell propensities from.
+    write_sparse_text(bare / "trn_X_Y.txt", whole.train_labels[:1])
+    _, out, err = call("evaluate", found, bare, "-k", 1)
+    assert err == (
+        "ngame: warning: 1 training points have a label: PSP and PSN, which need at least 3, are "
+        "left out\n"
+    )
+    assert "P@1" in out
+    assert "PSP" not in out
 
 
 def test_tables_fit_100_columns(call, run, data, tmp_path):
@@ -675,6 +806,12 @@ def test_wrong_texts(mistake, run, tmp_path):
     for arguments in (("encode", run, path, "-o", output), ("predict", run, "--texts", path)):
         err = mistake(*arguments, status=3)
         assert "texts.txt has JSON lines (of text, labels), expected plain text, one a line" in err
+    for name in ("texts.csv", "texts.TSV"):
+        path.with_name(name).write_text("title,tags\nba,ke\n")
+        for arguments in (("encode", run), ("predict", run, "--texts")):
+            more = ("-o", output) if arguments[0] == "encode" else ()
+            err = mistake(*arguments, path.with_name(name), *more, status=3)
+            assert f"{name} is a table, expected plain text, one a line: write its column" in err
     err = mistake("encode", run, tmp_path / "nothing.txt", "-o", output, status=3)
     assert err == f"ngame: error: {tmp_path}/nothing.txt: no such file or directory\n"
 
@@ -720,9 +857,8 @@ def test_damaged_arrays(mistake, data, tmp_path, content):
 
 def test_wrong_arrays(mistake, data, tmp_path):
     sp.save_npz(tmp_path / "p.npz", sp.csr_matrix(np.ones((60, 5), np.float32)))
-    assert "truth has shape (60, 24), predictions has (60, 5)" in mistake(
-        "evaluate", tmp_path / "p.npz", data, status=3
-    )
+    err = mistake("evaluate", tmp_path / "p.npz", data, status=3)
+    assert "p.npz has 60 rows and 5 labels, the data have 60 test points and 24 labels" in err
     output = tmp_path / "c.npz"
     x = np.ones((5, 2), np.float32)
     x[3, 1] = np.nan
@@ -943,6 +1079,23 @@ def test_the_first_moment_of_two_that_start_together(mistake, run, data):
     assert err.endswith(f"{run} is in use by process {os.getpid()} on {platform.node()}\n")
 
 
+def test_an_output_that_is_a_file(mistake, data, tmp_path):
+    """It is said before the data are read, and nothing can be resumed there."""
+    (tmp_path / "tickets.csv").touch()
+    for resume in ([], ["--resume"]):
+        err = mistake("train", "no-data", "-o", tmp_path / "tickets.csv", *resume)
+        assert err == (
+            f"ngame: error: {tmp_path}/tickets.csv is a file, expected a folder or a name that is "
+            "free\n"
+        )
+    err = mistake("train", data, "-o", tmp_path / "tickets.csv" / "run", status=4)
+    assert err == f"ngame: error: {tmp_path}/tickets.csv/run: not a directory\n"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    err = mistake("train", "no-data", "-o", tmp_path / "notes")
+    assert "notes is not empty and is not a run: choose another folder" in err
+
+
 def test_an_output_without_a_name(mistake, data, run):
     for command in (["train", data, "-o", ""], ["demo", "-o", " "], ["export", run, ""]):
         assert "the name of the folder is empty" in mistake(*command)
@@ -1028,7 +1181,9 @@ def test_other_labels_are_not_scored(mistake, run, tmp_path):
         folder.parent.mkdir()
         save_dataset(other, folder)
         for arguments in (("evaluate", run), ("predict", run, "--data")):
-            assert message in mistake(*arguments, folder, status=3)
+            err = mistake(*arguments, folder, status=3)
+            assert message in err
+            assert "give the points as one .jsonl of texts and label names" in err
 
 
 def test_predictions_of_another_kind(mistake, data, tmp_path):
@@ -1044,7 +1199,7 @@ def test_predictions_of_another_kind(mistake, data, tmp_path):
     err = mistake("evaluate", tmp_path / "text.npz", data, status=3)
     assert f"text.npz cannot be read: it is not {wanted}" in err
     err = mistake("evaluate", tmp_path / "vectors.npy", data, status=3)
-    assert "vectors.npy cannot be read: it ends in none of .jsonl, .tsv, .npz, as the files" in err
+    assert "vectors.npy cannot be read: it ends in none of .jsonl, .tsv, .npz, .txt, as" in err
     err = mistake("evaluate", tmp_path / "clusters.npz", data, status=3)
     assert f"clusters.npz cannot be read as {wanted}: its arrays are order, offsets" in err
     err = mistake("evaluate", tmp_path / "found.jsonl", data, status=3)

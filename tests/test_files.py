@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import resource
 import stat
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -153,3 +155,20 @@ def test_tensors_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match=r"a\.safetensors cannot be written"):
         write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
     assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_what_numpy_loses_is_found_again(tmp_path):
+    """Why an array cannot be written: `tofile` counts, and does not say."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write():
+        with atomic_write(tmp_path / "x.npy") as aside, open(aside, "wb") as file:
+            np.ones(100_000).tofile(file)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"x\.npy cannot be written: File too large$"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    assert names(tmp_path) == []

@@ -30,6 +30,7 @@ _RAW = {
     "val": ("val",),
     "lbl": ("lbl", "label", "labels"),
 }
+_SCORED = ("trn", "tst")
 _SUPPORTED = (
     "a folder with trn.json.gz (or .json, .jsonl), or with trn_X_Y.txt and either "
     "raw_data/train.raw.txt or trn_X_Xf.txt, or with train.txt; or one file of texts with tags, "
@@ -44,8 +45,8 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     ``val``, each as ``.json.gz``, ``.json``, ``.jsonl.gz`` or ``.jsonl``: one JSON object a line,
     the line's number, from 0, is the row or label id. A text is ``title`` and ``content`` joined by
     a space; either may be missing or null. ``target_ind`` lists a point's label ids;
-    ``target_rel``, if there, must be of the same length and is not used. Where there is a
-    ``trn_X_Y.txt``, ``tst_X_Y.txt`` or ``val_X_Y.txt``, in the sparse text format of the
+    ``target_rel``, if there, must be as many positive numbers, and is not used further. Where there
+    is a ``trn_X_Y.txt``, ``tst_X_Y.txt`` or ``val_X_Y.txt``, in the sparse text format of the
     extreme-classification repository (a header ``rows columns``, then a row a line, ``label:value``
     pairs counted from 0), the labels come from there; values must be positive and are not used.
     ``filter_labels_train.txt``, ``filter_labels_test.txt`` and ``filter_labels_val.txt`` hold the
@@ -93,6 +94,14 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     ValueError
         The content of a file is wrong; the message says ``file:line: what``.
     """
+    path = _checked(path)
+    dataset = _load_folder(path) if path.is_dir() else read_tagged(path).dataset()
+    dataset.path = str(path.resolve())
+    return dataset
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    """A path that is there and may be a data set."""
     if not os.fspath(path):  # Python would take it for the current folder
         raise ValueError("path is empty, expected a folder or a file")
     path = Path(path)
@@ -100,11 +109,48 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_dir() and not path.name.endswith(_SUFFIXES):
         table = path.suffix.lower() in (".csv", ".tsv")
-        cure = " (docs/formats.md has five lines that make one of a CSV file)" if table else ""
+        cure = " (docs/formats.md has a few lines that make one of a CSV file)" if table else ""
         raise ValueError(f"{path} is no data set: that is {_SUPPORTED}{cure}")
-    dataset = _load_folder(path) if path.is_dir() else _load_tagged(path)
-    dataset.path = str(path.resolve())
-    return dataset
+    return path
+
+
+class Matrices(NamedTuple):
+    """Labels of training and test points, CSR [n, labels], and the pairs to leave out of each."""
+
+    train_labels: sparse.csr_matrix
+    test_labels: sparse.csr_matrix
+    drop_train: npt.NDArray[np.int64] | None
+    drop_test: npt.NDArray[np.int64] | None
+
+
+def read_matrices(folder: str | os.PathLike[str]) -> Matrices | None:
+    """Read what metrics need of a folder that has no texts of its points.
+
+    Its files are ``trn_X_Y.txt``, ``tst_X_Y.txt`` and, if they are there,
+    ``filter_labels_train.txt`` and ``filter_labels_test.txt``.
+
+    Returns
+    -------
+    Matrices, or None where one of the first two is missing, or `load_dataset` finds texts
+    """
+    folder = _checked(folder)
+    train, test = folder / "trn_X_Y.txt", folder / "tst_X_Y.txt"
+    if not (train.exists() and test.exists()) or all(_has_texts(folder, stem) for stem in _SCORED):
+        return None
+    train_labels = _read_sparse_text(train, None, None)
+    matrices = train_labels, _read_sparse_text(test, None, train_labels.shape[1])
+    drop = []
+    for split, labels in zip(("train", "test"), matrices, strict=True):
+        pairs = folder / _PAIRS.format(split)
+        drop.append(_read_pairs(pairs, *labels.shape) if pairs.exists() else None)
+    return Matrices(*matrices, *drop)
+
+
+def _has_texts(folder: Path, stem: str) -> bool:
+    """Whether there are texts of the points of a split, or features that stand for them."""
+    if _candidates(folder, stem) or (folder / f"{stem}_X_Xf.txt").exists():
+        return True
+    return bool(_raw_file(folder, stem) or _raw_file(folder, stem, ".txt"))
 
 
 def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
@@ -329,7 +375,53 @@ def _words_of(features: SparseText, names: list[str] | None) -> list[str]:
     return [" ".join(words[first:last]) for first, last in pairwise(features.offsets.tolist())]
 
 
-def _load_tagged(path: Path) -> Dataset:
+class Tagged(NamedTuple):
+    """Texts with labels by name, as one file has them.
+
+    Attributes
+    ----------
+    path : Path
+    texts : list of str, in the order of the lines
+    labels : csr_matrix [n, L]
+    label_texts : list of str, sorted
+    """
+
+    path: Path
+    texts: list[str]
+    labels: sparse.csr_matrix
+    label_texts: list[str]
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.path.name.split(".")[0]
+
+    @property
+    def is_test(self) -> npt.NDArray[np.bool_]:
+        """Which rows `dataset` makes test points."""
+        return np.array([hash_bucket(text, 10) == 0 for text in self.texts])
+
+    def dataset(self) -> Dataset:
+        """Split it into training and test points."""
+        is_test = self.is_test
+        if is_test.all():
+            raise ValueError(
+                f"{self.path}: by the split rule every line is a test point; add lines"
+            )
+        train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+        return Dataset(
+            [self.texts[row] for row in train],
+            self.labels[train],
+            self.label_texts,
+            test_texts=[self.texts[row] for row in test] if len(test) else None,
+            test_labels=self.labels[test] if len(test) else None,
+            name=self.name,
+        )
+
+
+def read_tagged(path: str | os.PathLike[str]) -> Tagged:
+    """Read a file of texts with labels by name, without splitting it; see `load_dataset`."""
+    path = _checked(path)
     texts: list[str] = []
     labels = _LabelRows()
     first_ids: dict[str, int] = {}  # label -> number in order of first appearance
@@ -338,7 +430,7 @@ def _load_tagged(path: Path) -> Dataset:
         texts.append(_string(_field(row, "text", where), "text", where))
         tags = _field(row, "labels", where) or []
         if not isinstance(tags, list):
-            raise ValueError(f"{where}: labels is not a list of strings")
+            raise ValueError(f"{where}: labels is not a list of strings: {_shown(tags)}")
         tags = [_string(tag, "a label", where) for tag in tags]
         empty += [where] * tags.count("")
         ids = [first_ids.setdefault(tag, len(first_ids)) for tag in tags if tag]
@@ -351,19 +443,7 @@ def _load_tagged(path: Path) -> Dataset:
         )
     label_texts = sorted(first_ids)
     order = np.array([first_ids[label] for label in label_texts])
-    matrix = labels.matrix(len(label_texts))[:, order]
-    is_test = np.array([hash_bucket(text, 10) == 0 for text in texts])
-    if is_test.all():
-        raise ValueError(f"{path}: by the split rule every line is a test point; add lines")
-    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    return Dataset(
-        [texts[row] for row in train],
-        matrix[train],
-        label_texts,
-        test_texts=[texts[row] for row in test] if len(test) else None,
-        test_labels=matrix[test] if len(test) else None,
-        name=path.name.split(".")[0],
-    )
+    return Tagged(path, texts, labels.matrix(len(label_texts))[:, order], label_texts)
 
 
 class _LabelRows:
@@ -407,10 +487,12 @@ def _rows_file(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def _read_sparse_text(path: Path, n_rows: int, n_labels: int | None) -> sparse.csr_matrix:
-    """Labels of points; where there are no texts of labels, as many as the file says."""
+def _read_sparse_text(path: Path, n_rows: int | None, n_labels: int | None) -> sparse.csr_matrix:
+    """Labels of points; where there are no texts of either, as many as the file says."""
     text = read_sparse_text(path)
     rows = len(text.offsets) - 1
+    if n_rows is None:
+        n_rows = 0 if text.header is None else text.header[0]
     if n_labels is None:
         n_labels = 0 if text.header is None else text.header[1]
     if text.header is not None and text.header != (n_rows, n_labels):
@@ -466,10 +548,18 @@ def _uid(row: dict[str, Any]) -> str:
 def _targets(row: dict[str, Any], where: str) -> list[int]:
     ids = _field(row, "target_ind", where)
     if not (isinstance(ids, list) and all(type(label) is int for label in ids)):
-        raise ValueError(f"{where}: target_ind is not a list of integers")
-    weights = row.get("target_rel", ids)
-    if not isinstance(weights, list) or len(weights) != len(ids):
-        raise ValueError(f"{where}: target_rel is not a list as long as target_ind")
+        raise ValueError(f"{where}: target_ind is not a list of integers: {_shown(ids)}")
+    if "target_rel" in row:
+        weights = row["target_rel"]
+        if not isinstance(weights, list) or len(weights) != len(ids):
+            raise ValueError(f"{where}: target_rel is not a list as long as target_ind")
+        for label, weight in zip(ids, weights, strict=True):
+            # As in the sparse text: a label of no relevance would count as a positive.
+            if not (isinstance(weight, int | float) and weight > 0):
+                raise ValueError(
+                    f"{where}: target_rel is {_shown(weight)} for label {label}, expected a "
+                    "positive number; leave out labels that are not relevant"
+                )
     return ids
 
 
@@ -486,12 +576,18 @@ def _fields(row: dict[str, Any]) -> str:
     return f"the line has {', '.join(names[:8])}{more}" if names else "the line has no fields"
 
 
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON has it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
 def _string(value: Any, name: str, where: str) -> str:
     """A text without white space around it; empty where it is null."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {name} is not a string")
+        raise ValueError(f"{where}: {name} is not a string: {_shown(value)}")
     if fault := text_fault(value):
         raise ValueError(f"{where}: {name} {fault}")
     return value.strip()

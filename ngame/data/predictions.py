@@ -11,10 +11,12 @@ import numpy.typing as npt
 from scipy import sparse
 
 from ngame.data.lines import json_objects, text_lines
+from ngame.data.sparse_text import read_sparse_text
 from ngame.files import atomic_write
 
 SUFFIXES = (".jsonl", ".tsv", ".npz")
 """Of the files that are written and read."""
+_READ = (*SUFFIXES, ".txt")
 
 _HEADER = ("row", "rank", "id", "score", "label", "text")
 
@@ -66,9 +68,11 @@ def best_first(row: sparse.csr_matrix) -> Iterator[tuple[int, float]]:
 
 
 def read_predictions(
-    path: Path, texts: Sequence[str], label_texts: Sequence[str]
+    path: Path, texts: Sequence[str | None], label_texts: Sequence[str | None]
 ) -> sparse.csr_matrix:
     """Read predictions of n texts, of L labels, from a file of any of these forms.
+
+    A text that is None is not compared.
 
     - ``.jsonl``: an object a line, of a text a line: ``ids`` or, where no two labels have the same
       text, ``labels``, best first. If ``scores``, ``labels`` or ``text`` are there, they must fit.
@@ -76,6 +80,8 @@ def read_predictions(
       ``score``, ``label`` and ``text``, if they are there, must fit.
     - ``.npz``: a CSR matrix of scores [n, L] as `scipy.sparse.save_npz` writes it, or arrays
       ``ids`` and ``scores`` [n, k], as `numpy.savez` writes them; an id of -1 is none.
+    - ``.txt``: sparse text, a header ``rows columns``, then a row a line, ``label:score`` pairs
+      in any order.
 
     Returns
     -------
@@ -89,19 +95,26 @@ def read_predictions(
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in _READ:
         raise ValueError(
-            f"{path} cannot be read: it ends in none of {', '.join(SUFFIXES)}, as the files of "
-            "predictions do that `ngame predict -o FILE` writes"
+            f"{path} cannot be read: it ends in none of {', '.join(_READ)}, as files of "
+            "predictions do; `ngame predict -o FILE` writes them"
         )
-    readers: tuple[Callable[..., sparse.csr_matrix], ...] = _read_jsonl, _read_tsv, _read_npz
-    return readers[SUFFIXES.index(path.suffix)](path, texts, label_texts)
+    readers: tuple[Callable[..., sparse.csr_matrix], ...]
+    readers = _read_jsonl, _read_tsv, _read_npz, _read_txt
+    found: sparse.csr_matrix = readers[_READ.index(path.suffix)](path, texts, label_texts)
+    if found.shape != (len(texts), len(label_texts)):
+        raise ValueError(
+            f"{path} has {found.shape[0]} rows and {found.shape[1]} labels, the data have "
+            f"{len(texts)} test points and {len(label_texts)} labels"
+        )
+    return found
 
 
 class _Ranked:
     """Labels of texts, best first, checked as they come."""
 
-    def __init__(self, texts: Sequence[str], label_texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str | None], label_texts: Sequence[str | None]) -> None:
         self.texts, self.label_texts = texts, label_texts
         self.ids: list[list[int]] = [[] for _ in texts]
         self._last = [np.inf] * len(texts)
@@ -113,10 +126,9 @@ class _Ranked:
                 f"{where}: label id {label} is out of range; there are {len(self.label_texts)} "
                 "labels"
             )
-        if text is not None and _one_line(text) != _one_line(self.label_texts[label]):
-            raise ValueError(
-                f"{where}: label {label} is {text!r}, in the data {self.label_texts[label]!r}"
-            )
+        expected = self.label_texts[label]
+        if text is not None and expected is not None and _one_line(text) != _one_line(expected):
+            raise ValueError(f"{where}: label {label} is {text!r}, in the data {expected!r}")
         if score is not None:
             if not score <= self._last[row]:  # nor NaN
                 raise ValueError(f"{where}: the scores do not fall, expected labels best first")
@@ -133,10 +145,10 @@ class _Ranked:
             return
         if not isinstance(text, str):
             raise ValueError(f"{where}: text is not a string")
-        if _one_line(text) != _one_line(self.texts[row]):
+        expected = self.texts[row]
+        if expected is not None and _one_line(text) != _one_line(expected):
             raise ValueError(
-                f"{where}: the text is {_start(text)}, that of test point {row} "
-                f"{_start(self.texts[row])}"
+                f"{where}: the text is {_start(text)}, that of test point {row} {_start(expected)}"
             )
 
     def matrix(self) -> sparse.csr_matrix:
@@ -150,9 +162,11 @@ class _Ranked:
         return matrix
 
 
-def _read_jsonl(path: Path, texts: Sequence[str], label_texts: Sequence[str]) -> sparse.csr_matrix:
+def _read_jsonl(
+    path: Path, texts: Sequence[str | None], label_texts: Sequence[str | None]
+) -> sparse.csr_matrix:
     ranked = _Ranked(texts, label_texts)
-    numbers = {text: label for label, text in enumerate(label_texts)}
+    numbers = {text: label for label, text in enumerate(label_texts) if text is not None}
     row = -1
     for row, (where, line) in enumerate(json_objects(path)):
         ranked.check_row(where, row, line.get("text"))
@@ -193,6 +207,8 @@ def _numbered(
         raise ValueError(
             f'{where}: neither "ids" nor "labels" is among its fields, {", ".join(line)}'
         )
+    if not numbers:
+        raise ValueError(f'{where}: no "ids", and the data have no texts of labels')
     if len(numbers) < labels:
         raise ValueError(f'{where}: no "ids", and some labels have the same text')
     for name in names:
@@ -201,7 +217,9 @@ def _numbered(
     return [numbers[name] for name in names]
 
 
-def _read_tsv(path: Path, texts: Sequence[str], label_texts: Sequence[str]) -> sparse.csr_matrix:
+def _read_tsv(
+    path: Path, texts: Sequence[str | None], label_texts: Sequence[str | None]
+) -> sparse.csr_matrix:
     ranked = _Ranked(texts, label_texts)
     header: list[str] | None = None
     for where, line in text_lines(path):
@@ -229,7 +247,15 @@ def _read_tsv(path: Path, texts: Sequence[str], label_texts: Sequence[str]) -> s
     return ranked.matrix()
 
 
-def _read_npz(path: Path, texts: Sequence[str], label_texts: Sequence[str]) -> sparse.csr_matrix:
+def _read_txt(path: Path, *_: Any) -> sparse.csr_matrix:
+    text = read_sparse_text(path)
+    rows, shape = len(text.offsets) - 1, text.header or (0, 0)
+    if rows < shape[0]:
+        raise ValueError(f"{path}: the file ends after {rows} rows; the header says {shape[0]}")
+    return text.matrix(shape)
+
+
+def _read_npz(path: Path, _: Any, label_texts: Sequence[str | None]) -> sparse.csr_matrix:
     expected = (
         "a .npz file of predictions: a CSR matrix, as `ngame predict -o FILE.npz` writes, or the "
         "arrays ids and scores"

@@ -57,6 +57,8 @@ HELD_OUT, ENCODER, CLASSIFIER = range(3)
 _BAG_LENGTH, _TRANSFORMER_LENGTH = 512, 128
 
 _LOCK = "run.lock"
+_FREE = ("checkpoint_minutes", "threads", "device")
+"""Settings that a run may be resumed with others of: they say how it is computed, not what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +374,7 @@ def _prepare_folder(
         begun = config_file.exists()
         if begun:
             own = Config.load(config_file, whole=True)
-            own = replace(own, checkpoint_minutes=config.checkpoint_minutes)
+            own = replace(own, **{name: getattr(config, name) for name in _FREE})
             if different := differences(own, config):
                 raise ValueError(
                     f"{config_file} has other settings than those given: {different}; resume with "
@@ -403,8 +405,25 @@ def _abandon(folder: Path, *, keep: bool) -> None:
             folder.rmdir()
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise what would keep a run from starting in a folder, or from resuming in it.
+
+    Raises
+    ------
+    FileExistsError
+        It holds another run, or what is no run, or is a file.
+    BlockingIOError
+        Another process trains in it.
+    """
+    if (folder / _LOCK).exists():
+        lock_file(folder / _LOCK).close()
+    _check_folder(folder, resume)
+
+
 def _check_folder(folder: Path, resume: bool) -> None:
     """FileExistsError unless a run may start in the folder, or resume in it."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, expected a folder or a name that is free")
     if (folder / "config.toml").exists():
         if not resume:
             raise FileExistsError(

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ngame.data.dataset import Dataset
-from ngame.data.formats import hash_bucket, load_dataset, save_dataset
+from ngame.data.formats import hash_bucket, load_dataset, read_matrices, save_dataset
 
 POINTS = [
     {"uid": "a", "title": "red", "content": "apple", "target_ind": [2, 0], "target_rel": [1, 1]},
@@ -220,6 +220,12 @@ def point(**change):
         ("trn.json", point(target_ind=[2**70]), f":2: label id {2**70} is out of range"),
         ("trn.json", point(target_rel=[1.0]), ":2: target_rel is not a list as long as target_ind"),
         ("trn.json", point(target_rel=1.0), ":2: target_rel is not a list as long as target_ind"),
+        (
+            "trn.json",
+            point(target_ind=[0, 2], target_rel=[1, 0]),
+            ":2: target_rel is 0 for label 2, expected a positive number",
+        ),
+        ("trn.json", point(target_ind=[1], target_rel=["x"]), r':2: target_rel is "x" for label 1'),
         ("lbl.json", b"", ":1: the file is empty"),
         ("tst.json", [{"title": "a"}], ':1: missing field "target_ind"'),
         ("trn_X_Y.txt", b"", ":1: header ''; expected rows and columns"),
@@ -334,8 +340,9 @@ def test_hash_bucket_is_the_same_everywhere():
         ([{str(i): i for i in range(20)}], 'has "0", "1", .*, "7" and 12 more$'),
         ([{"labels": ["x"]}], ':1: missing field "text"'),
         ([{"text": 1, "labels": ["x"]}], ":1: text is not a string"),
-        ([{"text": "a", "labels": "x"}], ":1: labels is not a list of strings"),
-        ([{"text": "a", "labels": [1]}], ":1: a label is not a string"),
+        ([{"text": "a", "labels": "x;y"}], ':1: labels is not a list of strings: "x;y"$'),
+        ([{"text": "a", "labels": [1]}], ":1: a label is not a string: 1$"),
+        ([{"text": ["a"] * 99, "labels": []}], r':1: text is not a string: \["a", .*…$'),
         ([{"text": "a", "labels": []}], ": no line has a label"),
         (
             [{"text": "a", "labels": ["", None, " "]}, {"text": "b", "labels": None}],
@@ -604,3 +611,22 @@ def written(folder, files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf8")
     return folder
+
+
+def test_matrices_of_a_folder_without_texts(tmp_path):
+    folder = tmp_path
+    (folder / "trn_X_Y.txt").write_text("2 3\n0:1 2:0.5\n\n")
+    assert read_matrices(folder) is None
+    (folder / "tst_X_Y.txt").write_text("1 3\n1:1\n")
+    (folder / "filter_labels_test.txt").write_text("0 2\n")
+    train, test, drop_train, drop_test = read_matrices(folder)
+    assert train.toarray().tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert test.toarray().tolist() == [[0, 1, 0]]
+    assert drop_train is None
+    assert drop_test.tolist() == [[0, 2]]
+    (folder / "tst_X_Y.txt").write_text("1 4\n1:1\n")
+    with pytest.raises(ValueError, match=r"tst_X_Y\.txt:1: header says 1 rows and 4 columns"):
+        read_matrices(folder)
+    for stem in ("trn", "tst"):
+        write(folder / f"{stem}.json", POINTS)
+    assert read_matrices(folder) is None

@@ -129,3 +129,28 @@ def test_other_files(tmp_path):
     (tmp_path / "found.csv").write_text("row,id\n")
     with pytest.raises(ValueError, match=r"ends in none of \.jsonl, \.tsv, \.npz"):
         read_predictions(tmp_path / "found.csv", TEXTS, LABELS)
+
+
+def test_sparse_text(tmp_path):
+    path = tmp_path / "found.txt"
+    path.write_text("4 4\n3:0.5 0:2\n\n1:0 2:-1\n\n")
+    for texts, labels in ((TEXTS, LABELS), ([None] * 4, [None] * 4)):
+        read = read_predictions(path, texts, labels)
+        assert ranking(read) == [[0, 3], [], [1, 2], []]
+    for content, message in (
+        ("4 4\n0:1\n", "the file ends after 1 rows; the header says 4"),
+        ("2 5\n\n\n", "found.txt has 2 rows and 5 labels, the data have 4 test points and 4"),
+        ("one text\n", ":1: header 'one text'; expected rows and columns"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_predictions(path, TEXTS, LABELS)
+
+
+def test_without_texts_only_ids_count(tmp_path):
+    path = tmp_path / "found.jsonl"
+    path.write_text('{"text": "any", "ids": [2, 0], "labels": ["x", "y"]}\n')
+    assert ranking(read_predictions(path, [None], [None] * 3)) == [[2, 0]]
+    path.write_text('{"labels": ["x", "y"]}\n')
+    with pytest.raises(ValueError, match='no "ids", and the data have no texts of labels'):
+        read_predictions(path, [None], [None] * 3)
