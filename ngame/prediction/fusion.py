@@ -2,16 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 
 from ngame.files import write_json
+from ngame.prediction.calibration import Calibration, least
 
 FEWEST_POINTS = 10
 """With fewer held-out points than this the weights are not fitted: see `Fusion.fit`."""
@@ -39,8 +39,9 @@ _TAUGHT = frozenset({"encoder", "classifier", "neighbours", "tfidf_classifier"})
 # number of points over their number, so that a few points move them little; and on their distance
 # from 1, which keeps them finite and leaves them at 1 where the points say nothing.
 _SPREAD, _RIDGE = 15, 1e-4
-# Best candidates of each point that the calibration is fitted on.
-_CALIBRATED_RANKS = 10
+# What scorers say by a label's text, not by the points that have it: all that is known of a label
+# that training has not seen.
+_BY_TEXT = ("encoder", "classifier", "tfidf", "tfidf_title")
 
 Features = Mapping[str, npt.NDArray[np.float32]]
 """Features of every candidate pair: name -> float32 [pairs]."""
@@ -50,20 +51,40 @@ Features = Mapping[str, npt.NDArray[np.float32]]
 class Fusion:
     """One weight per feature; the fused score of a pair is the weighted sum of its features.
 
-    `calibration` turns fused scores into probabilities, by Platt's sigmoid of a score and of the
-    logarithm of the sum of exponentials of its point's scores: two factors and a constant. It is
-    None where there were too few points to fit it.
+    Labels that training has not seen have weights of their own, `of_new`: what the features by
+    points would add, which are 0 for them, is estimated from those by the label's text. "constant"
+    is added to these. `calibration` turns fused scores into probabilities. Both are None where
+    there were too few points to fit them.
     """
 
     weights: dict[str, float]
-    calibration: tuple[float, float, float] | None = None
+    calibration: Calibration | None = None
+    of_new: dict[str, float] | None = None
 
-    def __call__(self, features: Features) -> npt.NDArray[np.float32]:
-        """Fused scores, float32 [pairs]; only features with a weight are read."""
+    def __call__(
+        self, features: Features, new: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Fused scores, float32 [pairs]; `new` says which pairs are of labels not seen."""
         total = np.zeros(len(next(iter(features.values()))), np.float32)
-        for name, weight in self.weights.items():
-            total += np.float32(weight) * features[name]
+        for _, values in self.parts(features, new):
+            total += values
         return total
+
+    def parts(
+        self, features: Features, new: npt.NDArray[np.bool_] | None = None
+    ) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """What each feature adds to the scores, and "constant" to those of labels not seen."""
+        places = np.flatnonzero(False if new is None else new)
+        of_new = self.of_new if len(places) else None
+        for name, weight in self.weights.items():
+            values = np.float32(weight) * features[name]
+            if of_new is not None:
+                values[places] = np.float32(of_new.get(name, 0)) * features[name][places]
+            yield name, values
+        if of_new is not None:
+            constant = np.zeros(len(values), np.float32)
+            constant[places] = of_new["constant"]
+            yield "constant", constant
 
     def probabilities(
         self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.integer]
@@ -85,11 +106,7 @@ class Fusion:
                 "there are no probabilities: scores are calibrated on held-out points, and this "
                 f"model was made before that, or with fewer than {FEWEST_POINTS} of them"
             )
-        of_score, of_sum, constant = self.calibration
-        exact = scores.astype(np.float64)
-        logits = of_score * exact + of_sum * _log_sum_exp(exact, rows) + constant
-        found: npt.NDArray[np.float32] = expit(logits).astype(np.float32)
-        return found
+        return self.calibration(scores, rows)
 
     @classmethod
     def fit(
@@ -134,16 +151,16 @@ class Fusion:
         )
         weights = np.ones(len(features))
         if candidates.answered >= FEWEST_POINTS:
-            weights = _least(candidates.loss, weights, [(0, None)] * len(weights), maxiter=200)
+            weights = least(candidates.loss, weights, [(0, None)] * len(weights), maxiter=200)
         if candidates.answered:
             weights = candidates.not_below_best(weights)
         weights = weights / candidates.scale
         fusion = cls(dict(zip(features, weights.tolist(), strict=True)))
         if candidates.answered < FEWEST_POINTS:
             return fusion
-        return cls(
-            fusion.weights, _calibrate(fusion(features)[order], rows[order], relevant[order])
-        )
+        fused = fusion(features)[order]
+        calibration = Calibration.fit(fused, rows[order], relevant[order])
+        return cls(fusion.weights, calibration, _of_new(features, fusion.weights))
 
 
 class _Candidates:
@@ -224,68 +241,24 @@ class _Candidates:
         return hits / np.add.reduceat(first.astype(np.float64), self._starts)
 
 
+def _of_new(features: Features, weights: Mapping[str, float]) -> dict[str, float]:
+    """`Fusion.of_new`: a linear estimate, by least squares over all candidates."""
+    by_text = [name for name in _BY_TEXT if name in weights]
+    rest = sum(
+        weight * features[name].astype(np.float64)
+        for name, weight in weights.items()
+        if name not in by_text
+    )
+    x = np.stack([np.ones(len(next(iter(features.values())))), *(features[n] for n in by_text)])
+    # The normal equations, not by BLAS. The small ridge is for features that are constant.
+    square = np.einsum("fp,gp->fg", x, x) + 1e-9 * x.shape[1] * np.eye(len(x))
+    found = np.linalg.solve(square, np.einsum("fp,p->f", x, rest + np.zeros(x.shape[1])))
+    more = zip(by_text, found[1:].tolist(), strict=True)
+    return {"constant": float(found[0]), **{name: weights[name] + slope for name, slope in more}}
+
+
 def _fixed_weight(name: str) -> float:
     return _PRIOR_OF_LOGARITHMS if name.startswith("log ") else _PRIOR.get(name, 1.0)
-
-
-def _calibrate(
-    scores: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.integer],
-    relevant: npt.NDArray[np.bool_],
-) -> tuple[float, float, float]:
-    """Fit `Fusion.calibration` by maximum likelihood, with Platt's smoothed targets.
-
-    Only the best candidates of each point count: among all, the irrelevant ones far below would
-    determine the fit.
-    """
-    exact = scores.astype(np.float64)
-    order = np.lexsort((-exact, rows))
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    ranks = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
-    best = order[ranks < _CALIBRATED_RANKS]
-    x = np.stack([exact, _log_sum_exp(exact, rows), np.ones(len(rows))])[:, best]
-    good = relevant[best]
-    count = good.sum()
-    target = np.where(good, (count + 1) / (count + 2), 1 / (len(good) - count + 2))
-
-    def loss(w: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        logits = np.einsum("fp,f->p", x, w)
-        value = (np.logaddexp(0, logits) - target * logits).mean()
-        return value, np.einsum("fp,p->f", x, expit(logits) - target) / len(best)
-
-    # The first factor is positive, so that probabilities rank as scores do.
-    bounds = [(1e-3, None), (None, None), (None, None)]
-    found = _least(loss, np.array([1.0, 0.0, 0.0]), bounds)
-    return float(found[0]), float(found[1]), float(found[2])
-
-
-def _least(
-    loss: Callable[[npt.NDArray[np.float64]], tuple[float, npt.NDArray[np.float64]]],
-    start: npt.NDArray[np.float64],
-    bounds: Sequence[tuple[float | None, float | None]],
-    **options: int,
-) -> npt.NDArray[np.float64]:
-    """Where a loss, which returns its gradient as well, is least within the bounds."""
-    # Half a second to import, which predictions need not wait for.
-    from scipy.optimize import minimize
-
-    found: npt.NDArray[np.float64] = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-    ).x
-    return found
-
-
-def _log_sum_exp(
-    scores: npt.NDArray[np.float64], rows: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float64]:
-    """Of the scores of each pair's point: float64 [pairs]. Rows are ascending."""
-    if not len(scores):
-        return scores
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    sizes = np.diff(starts, append=len(rows))
-    top = np.maximum.reduceat(scores, starts)
-    total = np.add.reduceat(np.exp(scores - np.repeat(top, sizes)), starts)
-    return np.repeat(top + np.log(total), sizes)
 
 
 def save(fusions: Mapping[str, Fusion], path: str | os.PathLike[str]) -> None:
@@ -294,10 +267,15 @@ def save(fusions: Mapping[str, Fusion], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Fusion]:
-    """Read what `save` wrote, or the weights alone that it wrote before there was calibration."""
+    """Read what `save` wrote, now or in older versions: the weights alone, then Platt's sigmoid."""
     fusions = {}
     for name, saved in json.loads(Path(path).read_text(encoding="utf8")).items():
         calibration = saved.get("calibration")
+        if isinstance(calibration, list):
+            score, every, constant = calibration
+            calibration = {"score": score, "others": 0.0, "every": every, "constant": constant}
         weights = saved.get("weights", saved)
-        fusions[name] = Fusion(weights, calibration and tuple(calibration))
+        fusions[name] = Fusion(
+            weights, calibration and Calibration(**calibration), saved.get("of_new")
+        )
     return fusions

@@ -193,6 +193,17 @@ class Lexical:
         """The same with some of the points."""
         return replace(self, points=self.points[points])
 
+    def with_labels(self, texts: Sequence[str], titles: Sequence[str]) -> "Lexical":
+        """The same with more labels, of which no linear classifier knows anything."""
+        rows = sp.vstack([self.labels, self.tfidf(texts)], format="csr")
+        titled, weights = self.titles, self.weights
+        if titled is not None:
+            titled = sp.vstack([titled, self.tfidf(titles)], format="csr")
+        if weights is not None:
+            none = sp.csr_matrix((len(texts), weights.shape[1]), dtype=weights.dtype)
+            weights = sp.vstack([weights, none], format="csr")
+        return replace(self, labels=rows, titles=titled, weights=weights)
+
     def classified(
         self, labels: sp.csr_matrix, shortlist: sp.csr_matrix, *, seed: int = 0, threads: int = 0
     ) -> "Lexical":

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -88,7 +88,8 @@ class Model:
 
     The vectors are arrays on the host, or tensors on a GPU that the GPU core supports. Predictions
     are always on the host. On the host the first search of each scorer prepares an index of its
-    vectors: to change vectors afterwards, assign a new array.
+    vectors: to change vectors afterwards, assign a new array of the same shape. `with_labels` gives
+    a model of more labels.
 
     Attributes
     ----------
@@ -105,6 +106,7 @@ class Model:
     threads : threads of searches; 0 means the CPUs this process may use
     metrics : of each scorer on the data set's test points; empty if it has none
     lexical : TF-IDF of labels and training points; None if no scorer needs it
+    new_labels : number of labels, the last ones, that came after training: see `with_labels`
     """
 
     encoder: Encoder
@@ -119,6 +121,7 @@ class Model:
     threads: int = 0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     lexical: Lexical | None = None
+    new_labels: int = 0
     _indexes: dict[Scorer, tuple[Vectors, ExactIndex | HnswIndex]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -243,7 +246,7 @@ class Model:
             fused, features, found = self.candidates(
                 texts[rows], vectors[rows], drop=dropped, seen=seen, at_least=k
             )
-            fused.data = fusion(features)
+            fused.data = fusion(features, self._is_new(fused.indices))
             found["fused"] = fused
             best = {name: keep_topk(found[name], k, threads=self.threads) for name in names}
             if probabilities and "fused" in best:
@@ -284,12 +287,12 @@ class Model:
         vectors = self.encode([text])
         candidates, features, _ = self.candidates([text], vectors, at_least=k)
         fusion = self.fusions["all"]
-        scores = fusion(features)
+        new = self._is_new(candidates.indices)
+        scores = fusion(features, new)
         parts: dict[str, npt.NDArray[np.float32]] = {}
-        for name, weight in fusion.weights.items():
-            lift = np.float32(weight) * (features[name] - features[name].mean())
+        for name, values in fusion.parts(features, new):
             scorer = name.removeprefix("log ")
-            parts[scorer] = parts.get(scorer, np.float32(0)) + lift
+            parts[scorer] = parts.get(scorer, np.float32(0)) + (values - values.mean())
         terms = None if self.lexical is None else self.lexical.tfidf([text])
         voters = {
             name: self._voters(name, vectors, terms)
@@ -433,11 +436,16 @@ class Model:
         if self._shares is None or self._shares[0] is not self.point_labels:
             self._shares = self.point_labels, label_shares(self.point_labels, threads=self.threads)
         base = self.fusions["base"]
-        likely = _with_data(candidates, base.probabilities(base(features), pairs[0]))
+        fused = base(features, self._is_new(candidates.indices))
+        likely = _with_data(candidates, base.probabilities(fused, pairs[0]))
         spreads = spread(likely, self._shares[1], threads=self.threads)
         values = _values_at(spreads, *pairs)
         more = {**features, "log co_occurrence": log_spread(values)}
         return more, _with_data(candidates, values)
+
+    def _is_new(self, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Which of the labels training has not seen."""
+        return labels >= len(self.label_texts) - self.new_labels
 
     def _voters(
         self, name: ScorerName, vectors: Vectors, terms: sp.csr_matrix | None
@@ -499,6 +507,52 @@ class Model:
             self._indexes[name] = items, index
         return index
 
+    def with_labels(self, texts: Sequence[str], *, titles: Sequence[str] | None = None) -> "Model":
+        """The same model with more labels, which follow its own; nothing is trained.
+
+        A new label is known by its text alone: that is encoded, which also gives its classifier
+        vector, and its words are compared. What training points would add to its fused score is
+        estimated from these (bench/results/new_labels.md). The other scorers, which know labels by
+        training points, never find it. This model stays as it is; `metrics` of the new one are
+        empty.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            Texts of the new labels, such as those of `label_texts`.
+        titles : sequence of str, optional
+            Their titles, where the model compares titles alone too; by default the texts.
+
+        Raises
+        ------
+        TypeError
+            `texts` or `titles` is a single string, or holds something other than strings.
+        ValueError
+            There is not a title for each text, or a text is a label already or is there twice.
+        """
+        texts = as_texts(texts, "texts")
+        titles = texts if titles is None else as_texts(titles, "titles")
+        if len(titles) != len(texts):
+            raise ValueError(f"titles has {len(titles)} entries, texts has {len(texts)}")
+        known = {*self.label_texts}
+        for text in texts:
+            if text in known:
+                raise ValueError(f"texts has {text!r}, which is a label already")
+            known.add(text)
+        vectors = self.encode(texts)
+        points, labels = self.point_labels.shape
+        pattern = self.point_labels.data, self.point_labels.indices, self.point_labels.indptr
+        return replace(
+            self,
+            label_texts=[*self.label_texts, *texts],
+            label_vectors=_appended(self.label_vectors, vectors),
+            point_labels=sp.csr_matrix(pattern, shape=(points, labels + len(texts))),
+            classifier=None if self.classifier is None else _appended(self.classifier, vectors),
+            lexical=None if self.lexical is None else self.lexical.with_labels(texts, titles),
+            new_labels=self.new_labels + len(texts),
+            metrics={},
+        )
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that `load` reads.
 
@@ -545,7 +599,11 @@ class Model:
 
     def _save_label_texts(self, folder: Path) -> None:
         with atomic_write(folder / "labels.jsonl") as aside:
-            lines = (json.dumps({"title": text}, ensure_ascii=False) for text in self.label_texts)
+            new = self._is_new(np.arange(len(self.label_texts))).tolist()
+            lines = (
+                json.dumps({"title": text} | ({"new": True} if is_new else {}), ensure_ascii=False)
+                for text, is_new in zip(self.label_texts, new, strict=True)
+            )
             aside.write_text("".join(line + "\n" for line in lines), encoding="utf8")
 
     def export(self, folder: str | os.PathLike[str]) -> None:
@@ -612,7 +670,8 @@ class Model:
             reading(folder / "labels.jsonl"),
             open(folder / "labels.jsonl", encoding="utf8") as lines,
         ):
-            label_texts = [json.loads(line)["title"] for line in lines]
+            described = [json.loads(line) for line in lines]
+            label_texts = [label["title"] for label in described]
             if len(label_texts) != labels:
                 raise ValueError(f"it has {len(label_texts)} labels, expected {labels}")
         weight = None
@@ -650,12 +709,21 @@ class Model:
             threads=config.threads,
             metrics=read_json(measured) if measured.exists() else {},
             lexical=lexical,
+            new_labels=sum(label.get("new", False) for label in described),
         )
         if model.config.search == "hnsw" and (folder / "index").exists():
             for name, items in model._items.items():
                 path = folder / "index" / f"{name}.hnsw"
                 model._indexes[name] = items, HnswIndex.load(path, to_numpy(items))
         return model
+
+
+def _appended(vectors: Vectors, more: Vectors) -> Vectors:
+    """Two arrays, or two tensors of one device, as one."""
+    if isinstance(vectors, torch.Tensor):
+        return torch.cat([vectors, torch.as_tensor(more).to(vectors)])
+    joined: Vectors = np.concatenate([vectors, to_numpy(more)])
+    return joined
 
 
 def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_matrix | None]]:

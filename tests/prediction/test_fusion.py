@@ -1,11 +1,14 @@
 """The fused score is a weighted sum whose weights rank relevant candidates first."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 import ngame
 from ngame.prediction import fusion
+from ngame.prediction.calibration import Calibration
 from ngame.prediction.fusion import Fusion
 
 
@@ -188,25 +191,6 @@ def test_scores_rank_in_degenerate_cases(points, relevant):
     assert scores[0] > scores[1] > scores[2] > 0
 
 
-def test_probabilities_are_calibrated(rng):
-    """Of candidates given about the same probability that share is relevant, on other points."""
-    chances = rng.uniform(0, 1, (4000, 8)) ** 3
-    score = np.log(chances / (1 - chances)).ravel().astype(np.float32)
-    relevant = rng.uniform(size=score.shape) < chances.ravel()
-    rows = np.repeat(np.arange(4000), 8)
-    half = rows < 2000
-    fusion = Fusion.fit({"score": score[half]}, rows[half], relevant[half])
-    fused = fusion({"score": score[~half]})
-    found = fusion.probabilities(fused, rows[~half])
-    assert found.dtype == np.float32
-    for low in np.arange(0, 1, 0.2):
-        near = (found >= low) & (found < low + 0.2)
-        assert abs(relevant[~half][near].mean() - found[near].mean()) < 0.05
-    for point in range(2000, 2100):
-        own = rows[~half] == point
-        assert np.array_equal(np.argsort(-found[own]), np.argsort(-fused[own]))
-
-
 @pytest.mark.parametrize("relevant", [[0, 0, 0], [1, 1, 1], [1, 0, 0]])
 def test_probabilities_in_degenerate_cases(relevant):
     features = {"a": np.tile(np.array([3, 2, 1], np.float32), 20)}
@@ -220,9 +204,35 @@ def test_probabilities_in_degenerate_cases(relevant):
     assert len(fusion.probabilities(found[:0], rows[:0])) == 0
 
 
+def test_labels_not_seen_are_scored_by_their_texts(rng):
+    """What other features would add is the best linear estimate from those by the text."""
+    features, rows, relevant = candidates(rng, points=60)
+    features["encoder"] = (relevant + rng.normal(0, 0.3, len(rows))).astype(np.float32)
+    features["tfidf"] = np.full(len(rows), 0.25, np.float32)  # tells nothing, and must not harm
+    found = Fusion.fit(features, rows, relevant)
+    by_points = sum(
+        found.weights[name] * features[name].astype(float) for name in ("good", "noise")
+    )
+    x = np.stack([np.ones(len(rows)), features["encoder"]], axis=1)
+    constant, slope = np.linalg.lstsq(x, by_points, rcond=None)[0]
+    new = rng.uniform(size=len(rows)) < 0.3
+    expected = found.weights["encoder"] * features["encoder"] + constant
+    expected += slope * features["encoder"] + found.weights["tfidf"] * features["tfidf"]
+    scores = found(features, new)
+    np.testing.assert_allclose(scores[new], expected[new], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(scores[~new], found(features)[~new])
+    parts = dict(found.parts(features, new))
+    assert not parts["good"][new].any()
+    np.testing.assert_allclose(sum(parts.values()), scores, rtol=1e-5, atol=1e-5)
+
+
 def test_save_and_load(tmp_path):
     fusions = {
-        "all": Fusion({"a": 0.1, "b": -1e-30}, (1.5, -0.5, 1 / 3)),
+        "all": Fusion(
+            {"a": 0.1, "b": -1e-30},
+            Calibration(1.5, -0.5, 1 / 3, 0.0, 0.9, 1.1),
+            {"constant": 0.1, "a": 0.2},
+        ),
         "trained": Fusion({"a": 1 / 3}),
     }
     fusion.save(fusions, tmp_path / "fusion.json")
@@ -233,8 +243,17 @@ def test_weights_of_older_runs_are_read(tmp_path):
     (tmp_path / "fusion.json").write_text('{"all": {"encoder": 2.5, "neighbours": -0.5}}')
     loaded = fusion.load(tmp_path / "fusion.json")
     assert loaded == {"all": Fusion({"encoder": 2.5, "neighbours": -0.5})}
+    pair = {"encoder": np.ones(1, np.float32), "neighbours": np.zeros(1, np.float32)}
+    assert loaded["all"](pair, np.array([True])) == 2.5  # labels not seen score as any other
     with pytest.raises(ValueError, match="there are no probabilities"):
         loaded["all"].probabilities(np.ones(1, np.float32), np.zeros(1, int))
+    platt = {"all": {"weights": {"encoder": 2.5}, "calibration": [1.5, -0.5, 0.25]}}
+    (tmp_path / "fusion.json").write_text(json.dumps(platt))
+    found = fusion.load(tmp_path / "fusion.json")["all"].probabilities(
+        np.array([2, 1], np.float32), np.zeros(2, int)
+    )
+    logits = 1.5 * np.array([2, 1]) - 0.5 * np.log(np.exp(2) + np.exp(1)) + 0.25
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-6)
 
 
 def test_other_weights_fall_no_further_than_they_must():

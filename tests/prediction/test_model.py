@@ -1,5 +1,6 @@
 """Prediction: scorers against brute force, chunks, dropped pairs, and the files of a run."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -429,6 +430,93 @@ def test_explain_checks_its_arguments(model):
         model.explain(["ba"])
     with pytest.raises(ValueError, match="k is 0, expected 1 or more"):
         model.explain("ba", 0)
+
+
+@pytest.fixture(scope="module")
+def unseen(dataset):
+    """A model that three labels were kept from, the same with them, and the test points' truth."""
+    seen, hidden = np.arange(21), np.arange(21, 24)
+    labels = dataset.train_labels.tocsr()
+    rows = np.flatnonzero(labels[:, seen].getnnz(axis=1))
+    part = ngame.Dataset(
+        [dataset.train_texts[row] for row in rows],
+        labels[rows][:, seen],
+        dataset.label_texts[:21],
+        label_titles=dataset.label_titles[:21],
+    )
+    before = ngame.train(part, tiny.config())
+    more, titles = (
+        [texts[label] for label in hidden] for texts in (dataset.label_texts, dataset.label_titles)
+    )
+    return before, before.with_labels(more, titles=titles), hidden
+
+
+def test_with_labels(unseen, dataset):
+    """Every scorer of texts finds the new labels; the others score old labels as before."""
+    before, after, hidden = unseen
+    texts, k = dataset.test_texts, len(after.label_texts)
+    assert after.label_texts == dataset.label_texts
+    found, old = after.scores(texts, k), before.scores(texts, k)
+    vectors = after.encode(texts)
+    expected = vectors @ after.encode(dataset.label_texts).T
+    np.testing.assert_allclose(found["encoder"].toarray(), expected, rtol=1e-4, atol=1e-6)
+    for scorer, matrix in found.items():
+        if scorer in ("fused", "co_occurrence"):  # the new labels are among what they compare
+            continue
+        np.testing.assert_allclose(
+            matrix.toarray()[:, :21], old[scorer].toarray(), rtol=1e-6, atol=1e-7
+        )
+        by_text = scorer in ("encoder", "classifier", "tfidf", "tfidf_title")
+        assert matrix[:, hidden].count_nonzero() > 0 if by_text else matrix[:, hidden].nnz == 0
+    assert before.new_labels == 0
+    assert len(before.label_vectors) == 21
+
+
+def test_new_labels_compete_with_those_of_training(unseen, dataset):
+    """Without an estimate of what points would say they come behind."""
+    _, after, hidden = unseen
+    truth = dataset.test_labels.tocsr()[:, hidden]
+    rows = np.flatnonzero(truth.getnnz(axis=1))
+    texts = [dataset.test_texts[row] for row in rows]
+
+    def found(model):
+        best = model.predict(texts, 1).astype(bool)[:, hidden]
+        return best.multiply(truth[rows]).sum() / truth.nnz
+
+    plain = {
+        name: dataclasses.replace(fusion, of_new=None) for name, fusion in after.fusions.items()
+    }
+    assert found(after) > 1.5 * found(dataclasses.replace(after, fusions=plain)) > 0
+
+
+def test_new_labels_are_explained_and_kept(unseen, dataset, tmp_path):
+    _, after, hidden = unseen
+    row = dataset.test_labels.tocsc()[:, hidden[0]].indices[0]
+    text = dataset.test_texts[row]
+    scores = after.predict([text], 24)
+    for explanation in after.explain(text, 24):
+        assert explanation.score == scores[0, explanation.label]
+        assert sum(explanation.parts.values()) == pytest.approx(
+            explanation.score - scores.data.mean(), abs=1e-4
+        )
+    after.save(tmp_path / "run")
+    loaded = Model.load(tmp_path / "run")
+    assert loaded.new_labels == 3
+    assert equal(loaded.predict(dataset.test_texts), after.predict(dataset.test_texts))
+    again = loaded.with_labels(["another one"])
+    assert again.new_labels == 4
+    assert again.predict(["another one"], 1).indices.tolist() == [24]
+    assert equal(after.with_labels([]).predict([text]), after.predict([text]))
+
+
+def test_with_labels_checks_its_arguments(model):
+    with pytest.raises(TypeError, match="texts is a str, expected a sequence of str"):
+        model.with_labels("ba")
+    with pytest.raises(ValueError, match="titles has 1 entries, texts has 2"):
+        model.with_labels(["x", "y"], titles=["x"])
+    for texts in (["x", "x"], ["y", model.label_texts[0]]):
+        with pytest.raises(ValueError, match=f"texts has '{texts[1]}', which is a label already"):
+            model.with_labels(texts)
 
 
 def test_evaluate(model, dataset):
