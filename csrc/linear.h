@@ -14,7 +14,7 @@ struct LinearProblem {
   double cost;       // of a squared loss of 1, beside half the squared norm of the weights
   double tolerance;  // of the projected gradient
   double least;      // weights below this share of the label's largest are left out
-  int64_t passes;    // visits of rows are at most those of so many
+  int64_t passes;    // bounds the visits: at most this many times the rows
   uint64_t seed;
 };
 

@@ -522,7 +522,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         points = _points_of(options.data, model, path, options.self_pairs, _COUNTED)
         drop = _predictable(points.drop, model)
         scores = model.scores(points.texts, max(options.k), drop=drop)
-        _print_table(_metrics(scores, points, model.point_labels, options), every=True)
+        scored = _metrics(scores, points, model.point_labels, options, model.threads)
+        _print_table(scored, every=True)
         return
     with _reading():
         matrices = read_matrices(options.data)
@@ -558,6 +559,7 @@ def _metrics(
     points: "_Points",
     labelled: sp.csr_matrix,
     options: argparse.Namespace,
+    threads: int = 0,
 ) -> dict[str, dict[str, float]]:
     """All metrics of predictions by name, with propensities of the labelled training points.
 
@@ -580,6 +582,7 @@ def _metrics(
             ks=options.k,
             inverse_propensity=weights,
             drop=points.drop,
+            threads=threads,
         )
         for name, matrix in found.items()
     }
@@ -883,27 +886,26 @@ def _points_of(
     """
     own = _self_pairs(run)
     if Path(data).is_dir():
-        dataset = _dataset(data)
+        dataset = _same_labels(_dataset(data), model)
     else:
         with _reading():
             tagged = read_tagged(data)
-        found = _own_data(tagged, run, own)
+        found = _own_data(tagged, model, run, own)
         if found is None:
             with _reading():
                 dataset = _by_name(tagged, model, run)
             dataset = _without_self_pairs(dataset, self_pairs or own, hint)
             return _Points(dataset.train_texts, dataset.train_labels, dataset.drop_train)
         dataset = found
-    dataset = _without_self_pairs(_same_labels(dataset, model), self_pairs or own, hint)
-    return _test_points(dataset)
+    return _test_points(_without_self_pairs(dataset, self_pairs or own, hint))
 
 
-def _own_data(tagged: Tagged, run: Path, self_pairs: str) -> ngame.Dataset | None:
+def _own_data(tagged: Tagged, model: Any, run: Path, self_pairs: str) -> ngame.Dataset | None:
     """The file as the data set that the run was trained on, or None where it is another one."""
     from ngame.data.self_pairs import drop_self_pairs
     from ngame.training.run import digest
 
-    if not (run / "data.json").exists():
+    if not (run / "data.json").exists() or tagged.label_texts != model.label_texts:
         return None
     before = read_json(run / "data.json")
     points, labels = len(tagged.texts) - int(tagged.is_test.sum()), len(tagged.label_texts)
@@ -939,7 +941,9 @@ def _by_name(tagged: Tagged, model: Any, run: Path) -> ngame.Dataset:
         )
     truth = sp.csr_matrix((labels.data, columns, labels.indptr), shape=(len(rows), len(ids)))
     texts = [tagged.texts[row] for row in rows]
-    return ngame.Dataset(texts, truth, [*model.label_texts, *unknown], name=tagged.name)
+    with warnings.catch_warnings():  # it would speak of training texts
+        warnings.filterwarnings("ignore", "empty texts are kept")
+        return ngame.Dataset(texts, truth, [*model.label_texts, *unknown], name=tagged.name)
 
 
 def _unseen_rows(tagged: Tagged, model: Any, run: Path) -> list[int]:

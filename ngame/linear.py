@@ -55,8 +55,8 @@ def linear_classifiers(
     cost : float
         Above 0. Larger values fit the points more closely.
     tolerance : float
-        Above 0. Training ends where no point has a slope of more than this, or after a hundred
-        passes: a large cost needs more than that, and then gets the weights so far.
+        Above 0. Training ends when no point has a larger slope, or after as many visits as a
+        hundred passes make, which a large cost can need.
     least : float
         Weights below this share of the label's largest one are left out; 0 keeps all.
     seed : int

@@ -240,6 +240,12 @@ def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, tmp_p
     assert [line["text"] for line in lines] == new.test_texts
     assert [line["ids"] for line in lines] == best
 
+    # A model with that label knows it.
+    grown = tmp_path / "grown"
+    shutil.copytree(run, grown)
+    model.with_labels(["unknown", "other"]).save(grown)
+    assert "does not know" not in call("evaluate", grown, path)[2]
+
     path.write_text('{"text": "ba", "labels": ["nobody\'s"]}\n')
     assert "no label of new is one of the run's" in mistake("evaluate", run, path, status=3)
     line = {"text": old.train_texts[0], "labels": old.label_texts[:1]}

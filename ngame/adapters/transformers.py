@@ -31,8 +31,8 @@ class BatchSamplerMixin:
 
     Name it before the trainer among the bases: ``class Mine(BatchSamplerMixin, Trainer)``. The
     trainer's own batches serve for evaluation. Set `per_device_train_batch_size` to the sampler's
-    batch size, since the trainer reports it, and leave out `dataloader_drop_last`: a warning says
-    where they differ. `auto_find_batch_size` cannot make the batches smaller.
+    batch size, since the trainer reports it, and do not set `dataloader_drop_last`; a warning says
+    if either differs. `auto_find_batch_size` cannot make the batches smaller.
 
     Parameters
     ----------
@@ -117,7 +117,8 @@ class SamplerCallback(TrainerCallback, ABC):
     Every batch sampler in the training loader that can be refreshed is refreshed at the start of
     each epoch it is due for. Its state is saved in every checkpoint as ``ngame.safetensors``, so a
     resumed run has the same batches as an uninterrupted one. A further training that begins anew,
-    with the same trainer or another, begins with the sampler as it was before the first.
+    with the same trainer or another, begins with the sampler and `memory` as they were before the
+    first; a bank keeps its vectors.
 
     Attributes
     ----------
@@ -185,7 +186,7 @@ class SamplerCallback(TrainerCallback, ABC):
             tensors = _read(folder / "ngame.safetensors")
             for number, sampler in enumerate(samplers):
                 sampler.load_state_dict(from_tensors(take_prefix(tensors, f"{number}.")))
-            if self.memory is not None and args.process_index:
+            if self.memory is not None and args.process_index and _has_own(tensors, folder):
                 tensors |= _read(folder / _rank_file(args))
             for name, kept in self._kept():
                 kept.load_state_dict(from_tensors(take_prefix(tensors, f"{name}.")))
@@ -287,9 +288,18 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
         raise FileNotFoundError(
             f"there is no {path}: the checkpoint was not written to its end, or without "
-            "RefreshCallback, or by fewer processes"
+            "RefreshCallback, or by fewer processes or an earlier version"
         )
     return load_file(path)
+
+
+def _has_own(tensors: Mapping[str, torch.Tensor], folder: Path) -> bool:
+    """Whether each process has a memory of its own: older versions wrote one for all.
+
+    Where nothing but the step was in it, that serves all.
+    """
+    only_step = take_prefix(tensors, "memory.").keys() <= {"step"}
+    return not only_step or any(folder.glob("ngame.rank*.safetensors"))
 
 
 def _rank_file(args: Any) -> str:

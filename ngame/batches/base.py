@@ -326,8 +326,8 @@ class RefreshedBatchSampler(BatchSampler):
         """Set the epoch that the next iteration plans; cheap, and safe to repeat.
 
         Going back to `start_epoch` or before it begins a new training: the next refresh is due at
-        `start_epoch` and counts as the first. Until then the clusters or neighbours stay, so that
-        an epoch can also be looked at again.
+        `start_epoch` and counts as the first. Until then the clusters or neighbours stay. To go on
+        after a look at an earlier epoch, load the state from before it.
         """
         before = self.epoch
         super().set_epoch(epoch)
@@ -368,15 +368,17 @@ class RefreshedBatchSampler(BatchSampler):
         self._started_over = False
 
     def _seeds(self, *place: int) -> np.random.SeedSequence:
-        # A random epoch must be the same in a second training, which has clusters from the first.
-        first = self._size_at(place[1]) == 1 if place[0] == PLAN else self._started_over
-        return super()._seeds(*place, 0 if first else self.refreshes)
+        refreshes = 0 if self._started_over else self.refreshes
+        if place[0] == PLAN:  # a second training has clusters of the first: not so random epochs
+            refreshes = 0 if self._size_at(place[1]) == 1 else self.refreshes
+        return super()._seeds(*place, refreshes)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
             "refreshes": self.refreshes,
             "refreshed_epoch": self._refreshed_epoch,
+            "started_over": int(self._started_over),
             "schedule": stored(np.array([*self._schedule.items()], np.int64)),
         }
 
@@ -396,7 +398,7 @@ class RefreshedBatchSampler(BatchSampler):
         super()._load(state)
         self.refreshes = int(state["refreshes"])
         self._refreshed_epoch = int(state["refreshed_epoch"])
-        self._started_over = False
+        self._started_over = bool(state.get("started_over", False))  # older states lack it
 
 
 class _EpochProxy:

@@ -43,11 +43,11 @@ class ClusterBatchSampler(RefreshedBatchSampler):
     key has more rows than there are batches, some are left out: `rows_left_out` counts them. Their
     number is minimal with one key a row; otherwise it is a safe constant.
 
-    **Purity.** The plan is a function of the seed and the epoch, and unless the epoch is random, of
-    the number of refreshes and the clusters. Iterating changes nothing: an epoch can be abandoned
-    and started again, and only `set_epoch` changes the epoch. A plan is fixed when `iter` is
-    called. A second training with the same sampler, begun by ``set_epoch(0)``, has the batches of
-    a new sampler's; where the first had one epoch only, load the state from before it.
+    **Purity.** The plan of a random epoch is a function of the seed and the epoch; of any other,
+    also of the clusters and the number of refreshes. Iterating changes nothing: an epoch can be
+    abandoned and started again, and only `set_epoch` changes the epoch. A plan is fixed when `iter`
+    is called. A second training with the same sampler, begun by ``set_epoch(0)``, has the batches
+    of a new sampler. After a training of one epoch nothing goes back: load a state from before it.
 
     **Several processes.** Batch b of the epoch goes to rank ``b % world_size``, and all ranks get
     the same number of full batches. The ``n_rows % (batch_size * world_size)`` rows that do not

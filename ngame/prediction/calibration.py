@@ -7,14 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log_expit
 
-# Best candidates of each point to fit on: among all, the irrelevant ones far below would determine
-# the fit.
+# Only the best candidates of each point are fitted: the many irrelevant ones far below would
+# outweigh them.
 _RANKS = 10
-# Penalty on the squared logarithms of `low` and `high`, as a share of one pair's loss; and bounds
-# of these, for probabilities that the held-out points hardly reach.
+# Penalty on the squared logarithms of `low` and `high`, in units of one pair's loss; and bounds of
+# the logarithms.
 _BENDING, _MOST_BENT = 3.0, 2.0
-# The others of a candidate weigh at least this, in logarithms relative to it: those of a single
-# candidate would weigh nothing.
+# Least sum of the others, as a logarithm relative to the candidate: a single candidate has none.
 _LEAST_OTHERS = -30.0
 
 
@@ -27,7 +26,7 @@ class Calibration:
     the probability is near a softmax; where they have many, a score means about the same beside
     any others. Then a bend, the beta calibration of Kull et al. (2017): the probability p becomes
     ``sigmoid(low * log(p) - high * log(1 - p))``. Of one point's candidates probabilities rank as
-    scores do, for `score` is positive and `others` is not.
+    scores do, for `score` is positive and `others` is not; near 1 they may be equal.
     """
 
     score: float
@@ -69,7 +68,7 @@ class Calibration:
         """
         inputs = _inputs(scores, rows)
         order = np.lexsort((-scores, rows))
-        starts, sizes = _groups(rows)
+        starts, sizes = groups(rows)
         ranks = np.arange(len(rows)) - np.repeat(starts, sizes)
         best = order[ranks < _RANKS]
         x, good = inputs[:, best], relevant[best]
@@ -100,23 +99,22 @@ def _inputs(
 ) -> npt.NDArray[np.float64]:
     """What the sigmoid is of: float64 [4, pairs]."""
     exact = scores.astype(np.float64)
-    starts, sizes = _groups(rows)
+    starts, sizes = groups(rows)
     if not len(exact):
         return np.zeros((4, 0))
     top = np.repeat(np.maximum.reduceat(exact, starts), sizes)
     parts = np.exp(exact - top)
     total = np.repeat(np.add.reduceat(parts, starts), sizes)
-    # What is left of the sum without the best one is summed anew: the difference would lose it.
+    # The sum without the best one is computed anew: by subtraction it would be lost to rounding.
     is_top = exact == top
     rest = np.repeat(np.add.reduceat(np.where(is_top, 0.0, parts), starts), sizes)
     rest += np.repeat(np.add.reduceat(is_top.astype(np.float64), starts), sizes)
     rest = np.where(is_top, rest - 1, total - parts)
-    floor = np.exp(_LEAST_OTHERS) * parts
-    others = top + np.log(np.maximum(np.maximum(rest, floor), np.finfo(np.float64).tiny))
+    others = top + np.log(np.maximum(rest, np.exp(_LEAST_OTHERS)))
     return np.stack([exact, others, top + np.log(total), np.ones(len(exact))])
 
 
-def _groups(
+def groups(
     rows: npt.NDArray[np.integer],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Where each point's candidates start, and how many there are; `rows` ascend."""

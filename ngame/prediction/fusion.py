@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame.files import write_json
-from ngame.prediction.calibration import Calibration, least
+from ngame.prediction.calibration import Calibration, groups, least
 
 FEWEST_POINTS = 10
 """With fewer held-out points than this the weights are not fitted: see `Fusion.fit`."""
@@ -51,9 +51,9 @@ Features = Mapping[str, npt.NDArray[np.float32]]
 class Fusion:
     """One weight per feature; the fused score of a pair is the weighted sum of its features.
 
-    Labels that training has not seen have weights of their own, `of_new`: what the features by
-    points would add, which are 0 for them, is estimated from those by the label's text. "constant"
-    is added to these. `calibration` turns fused scores into probabilities. Both are None where
+    Labels that training has not seen have weights of their own, `of_new`: no training point has
+    them, so what points would add is estimated from the features by the label's text. "constant" is
+    added to these. `calibration` turns fused scores into probabilities. Both are None where
     there were too few points to fit them.
     """
 
@@ -187,8 +187,7 @@ class _Candidates:
         self.scale = np.where(deviation > 0, deviation, 1) / prior
         self.x /= self.scale[:, None]
         # Points are numbered anew, without gaps.
-        self._starts = np.flatnonzero(np.diff(rows, prepend=-1))
-        sizes = np.diff(self._starts, append=len(rows))
+        self._starts, sizes = groups(rows)
         self._points = np.repeat(np.arange(len(self._starts)), sizes)
         self._relevant, self._gains = relevant, gains
         self._positives = np.flatnonzero(relevant)
@@ -244,15 +243,14 @@ class _Candidates:
 def _of_new(features: Features, weights: Mapping[str, float]) -> dict[str, float]:
     """`Fusion.of_new`: a linear estimate, by least squares over all candidates."""
     by_text = [name for name in _BY_TEXT if name in weights]
-    rest = sum(
-        weight * features[name].astype(np.float64)
-        for name, weight in weights.items()
-        if name not in by_text
-    )
-    x = np.stack([np.ones(len(next(iter(features.values())))), *(features[n] for n in by_text)])
+    pairs = len(next(iter(features.values())))
+    rest = np.zeros(pairs)
+    for name in weights.keys() - {*by_text}:
+        rest += weights[name] * features[name]
+    x = np.stack([np.ones(pairs), *(features[name] for name in by_text)])
     # The normal equations, not by BLAS. The small ridge is for features that are constant.
-    square = np.einsum("fp,gp->fg", x, x) + 1e-9 * x.shape[1] * np.eye(len(x))
-    found = np.linalg.solve(square, np.einsum("fp,p->f", x, rest + np.zeros(x.shape[1])))
+    square = np.einsum("fp,gp->fg", x, x) + 1e-9 * pairs * np.eye(len(x))
+    found = np.linalg.solve(square, np.einsum("fp,p->f", x, rest))
     more = zip(by_text, found[1:].tolist(), strict=True)
     return {"constant": float(found[0]), **{name: weights[name] + slope for name, slope in more}}
 

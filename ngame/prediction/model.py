@@ -70,7 +70,8 @@ class Explanation:
     label, text : id and text of the label
     score : of all scorers fused, as `Model.predict` gives it
     parts : what each scorer adds to the score, less what it adds to the text's candidates on
-        average. The sum is what lifts the label above the average candidate.
+        average; "constant" is what stands for the scorers that labels of `Model.with_labels` lack.
+        The sum is what lifts the label above the average candidate.
     points : by each scorer that lets training points vote, the nearest ones that have the label:
         (row of the training set, share of all votes), the largest share first
     """
@@ -188,7 +189,7 @@ class Model:
             text would find itself among them, and linear classifiers, which know it by heart, do
             not score.
         probabilities : give the fused scores as probabilities that a label is relevant, calibrated
-            on held-out points. The ranking stays the same.
+            on held-out points. The ranking stays the same, but for ties near 1.
 
         Returns
         -------
@@ -510,16 +511,17 @@ class Model:
     def with_labels(self, texts: Sequence[str], *, titles: Sequence[str] | None = None) -> "Model":
         """The same model with more labels, which follow its own; nothing is trained.
 
-        A new label is known by its text alone: that is encoded, which also gives its classifier
-        vector, and its words are compared. What training points would add to its fused score is
-        estimated from these (bench/results/new_labels.md). The other scorers, which know labels by
-        training points, never find it. This model stays as it is; `metrics` of the new one are
-        empty.
+        A new label is known by its text: the text's vector is also its classifier vector, and its
+        words are compared. What training points would add to its fused score is estimated from
+        these (bench/results/new_labels.md). The other scorers, which know labels by training
+        points, never find it. This model stays as it is; `metrics` of the new one are empty. Save
+        it to a folder of its own: resuming the run would train it without the new labels.
 
         Parameters
         ----------
         texts : sequence of str
-            Texts of the new labels, such as those of `label_texts`.
+            Texts of the new labels, such as those of `label_texts`; white space around them is
+            left out.
         titles : sequence of str, optional
             Their titles, where the model compares titles alone too; by default the texts.
 
@@ -528,14 +530,17 @@ class Model:
         TypeError
             `texts` or `titles` is a single string, or holds something other than strings.
         ValueError
-            There is not a title for each text, or a text is a label already or is there twice.
+            There is not a title for each text, or a text is empty, or a label already, or is there
+            twice.
         """
-        texts = as_texts(texts, "texts")
+        texts = [text.strip() for text in as_texts(texts, "texts")]
         titles = texts if titles is None else as_texts(titles, "titles")
         if len(titles) != len(texts):
             raise ValueError(f"titles has {len(titles)} entries, texts has {len(texts)}")
         known = {*self.label_texts}
         for text in texts:
+            if not text:
+                raise ValueError("texts has an empty text, expected the text of a label")
             if text in known:
                 raise ValueError(f"texts has {text!r}, which is a label already")
             known.add(text)
@@ -592,8 +597,11 @@ class Model:
                     self._index(name).save(aside / f"{name}.hnsw")
         elif (folder / "index").exists():
             shutil.rmtree(folder / "index")  # of the model saved here before
+        measured = folder / "metrics.json"
         if self.metrics:
-            write_json(folder / "metrics.json", self.metrics)
+            write_json(measured, self.metrics)
+        else:
+            measured.unlink(missing_ok=True)  # of the model saved here before
         # Last: a folder with this file has all the others.
         fusion.save(self.fusions, folder / "fusion.json")
 

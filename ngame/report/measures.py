@@ -138,7 +138,7 @@ class RunReport:
         rows = slice(None, None, step)
         drop = test.dropped[rows]
         found = model.predict(test.texts[rows], drop=drop if drop.nnz else None, probabilities=True)
-        return Reliability.of(found, test.truth[rows])
+        return Reliability.of(found, test.truth[rows]) if found.nnz else None
 
     @cached_property
     def point_texts(self) -> list[str] | None:

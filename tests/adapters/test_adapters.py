@@ -17,7 +17,9 @@ import torch
 
 from ngame.batches import ClusterBatchSampler, GroupBatchSampler, NeighbourBatchSampler
 from ngame.encoders.bank import EmbeddingBank
+from ngame.files import write_tensors
 from ngame.negatives import NegativeQueue
+from ngame.state import to_tensors, with_prefixes
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -43,11 +45,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ngame.adapters.sentence_transformers import (
     BatchSamplerFactory,
+    LossMemory,
     MaskedMultipleNegativesRankingLoss,
     SharedTexts,
 )
 from ngame.adapters.sentence_transformers import RefreshCallback as TextRefreshCallback
-from ngame.adapters.transformers import BatchSamplerMixin, RefreshCallback
+from ngame.adapters.transformers import BatchSamplerMixin, RefreshCallback, SamplerCallback
 
 # What the libraries themselves warn of, here or there.
 pytestmark = [
@@ -736,6 +739,32 @@ def test_state_is_that_of_the_checkpoint_resumed_from(tmp_path: Path) -> None:
     resumed = run("second")
     resumed.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-8"))
     assert resumed.model.batches == whole.model.batches[8:]
+
+
+def test_checkpoints_of_one_memory_for_all_processes(tmp_path: Path) -> None:
+    """Older versions wrote one: the step in it serves all, a queue does not."""
+
+    class Callback(SamplerCallback):
+        memory = LossMemory([])
+
+        def refresh(self, sampler: Any, dataset: Any, model: Any, args: Any) -> None: ...
+
+    trainer = table_run(tmp_path)
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    loader = trainer.get_train_dataloader()
+    sampler = to_tensors(loader.batch_sampler.state_dict())
+    memory: dict[str, Any] = {"step": torch.tensor(3)}
+    args = SimpleNamespace(output_dir=tmp_path, process_index=1, world_size=1)
+    args.gradient_accumulation_steps = 1
+    state = SimpleNamespace(global_step=3, max_steps=12)
+    write_tensors(folder / "ngame.safetensors", with_prefixes(**{"0": sampler, "memory": memory}))
+    Callback().on_train_begin(args, state, None, train_dataloader=loader)
+    assert Callback.memory.state_dict()["step"] == 3
+    memory["0.ids"] = torch.zeros(1)
+    write_tensors(folder / "ngame.safetensors", with_prefixes(**{"0": sampler, "memory": memory}))
+    with pytest.raises(FileNotFoundError, match=r"no .*ngame\.rank1\.safetensors.*earlier version"):
+        Callback().on_train_begin(args, state, None, train_dataloader=loader)
 
 
 def test_trials_keep_their_states_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -499,9 +499,11 @@ def test_new_labels_are_explained_and_kept(unseen, dataset, tmp_path):
         assert sum(explanation.parts.values()) == pytest.approx(
             explanation.score - scores.data.mean(), abs=1e-4
         )
+    dataclasses.replace(after, metrics={"fused": {"P@1": 1.0}}).save(tmp_path / "run")
     after.save(tmp_path / "run")
     loaded = Model.load(tmp_path / "run")
     assert loaded.new_labels == 3
+    assert loaded.metrics == {}
     assert equal(loaded.predict(dataset.test_texts), after.predict(dataset.test_texts))
     again = loaded.with_labels(["another one"])
     assert again.new_labels == 4
@@ -514,7 +516,9 @@ def test_with_labels_checks_its_arguments(model):
         model.with_labels("ba")
     with pytest.raises(ValueError, match="titles has 1 entries, texts has 2"):
         model.with_labels(["x", "y"], titles=["x"])
-    for texts in (["x", "x"], ["y", model.label_texts[0]]):
+    with pytest.raises(ValueError, match="texts has an empty text"):
+        model.with_labels(["x", " "])
+    for texts in (["x ", "x"], ["y", model.label_texts[0]]):
         with pytest.raises(ValueError, match=f"texts has '{texts[1]}', which is a label already"):
             model.with_labels(texts)
 

@@ -10,6 +10,7 @@ from ngame import metrics
 from ngame.report.measures import (
     LabelCounts,
     Reliability,
+    RunReport,
     ScoredPoints,
     are_right,
     best_ids,
@@ -89,6 +90,16 @@ def test_reliability():
     nothing = [np.nan] * 5
     np.testing.assert_allclose(found.said, [0.07, np.nan, np.nan, 0.3, *nothing, 0.975])
     np.testing.assert_allclose(found.right, [0.5, np.nan, np.nan, 1, *nothing, 0.5])
+
+
+def test_reliability_without_predictions():
+    """As where no test point has a word that the run knows."""
+    run = RunReport.__new__(RunReport)
+    calibrated = SimpleNamespace(calibration=object())
+    run.model = SimpleNamespace(fusions={"all": calibrated}, predict=lambda *_, **__: NONE)
+    scores = np.zeros((4, 1), np.float32)
+    run.test = ScoredPoints(["a"] * 4, TRUTH, NONE, {"fused": IDS}, scores)
+    assert run.reliability is None
 
 
 def test_agreements_that_the_data_do_not_have():

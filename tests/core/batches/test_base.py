@@ -115,7 +115,14 @@ def test_second_training_has_the_batches_of_a_new_sampler(make: Any, epochs: int
     x, other = np.random.default_rng(0).standard_normal((2, 96, 4), dtype=np.float32)
     sampler = make()
     training(sampler, epochs, other)
+    state = sampler.state_dict()
     assert training(sampler, 5, x) == training(make(), 5, x)
+    # The second one may be stopped before its first refresh, and go on in another sampler.
+    again, resumed = make(), make()
+    again.load_state_dict(state)
+    again.set_epoch(0)
+    resumed.load_state_dict(again.state_dict())
+    assert training(resumed, 5, x) == training(make(), 5, x)
 
 
 def test_going_back_loses_nothing() -> None:
@@ -128,11 +135,13 @@ def test_going_back_loses_nothing() -> None:
     sampler.set_epoch(1)
     assert list(sampler) == second
     after = sampler.state_dict()
-    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    assert after.pop("started_over") == 1
+    assert all(np.array_equal(value, before[name]) for name, value in after.items())
     resumed = ClusterBatchSampler(96, 8, cluster_size=4, refresh_every=5)
-    resumed.load_state_dict(after)
+    resumed.load_state_dict(before)
     assert not resumed.due(1)
     assert list(resumed) == second
+    sampler.load_state_dict(before)
     sampler.set_epoch(2)  # and on with the training
     assert not sampler.due(2)
     sampler.refresh(x)

@@ -123,9 +123,9 @@ def read_gen_sparse(
     ----------
     file : path
         The case of its suffix does not matter.
-    dtype : of the values
     n_features, zero_based, query_id, offset, length, header, force_header, safe_read
         As in `read_sparse_file`; without effect on ``.npz``.
+    dtype : of the values
 
     Raises
     ------
