@@ -852,8 +852,13 @@ def _without_self_pairs(dataset: ngame.Dataset, self_pairs: str, hint: str = "")
 
 
 def _same_labels(dataset: ngame.Dataset, model: Any) -> ngame.Dataset:
-    """Check that the labels are the run's: their ids are what is compared."""
+    """Check that the labels are the run's: their ids are what is compared.
+
+    Those that came after training may be missing.
+    """
     ours, theirs = model.label_texts, dataset.label_texts
+    if len(theirs) == len(ours) - model.new_labels:
+        ours = ours[: len(theirs)]
     cure = (
         "; the labels of a folder are told by their ids: give the points as one .jsonl of texts "
         "and label names, which are matched with the run's"
@@ -897,7 +902,8 @@ def _points_of(
             dataset = _without_self_pairs(dataset, self_pairs or own, hint)
             return _Points(dataset.train_texts, dataset.train_labels, dataset.drop_train)
         dataset = found
-    return _test_points(_without_self_pairs(dataset, self_pairs or own, hint))
+    points = _test_points(_without_self_pairs(dataset, self_pairs or own, hint))
+    return points._replace(truth=_widened(points.truth, len(model.label_texts)))
 
 
 def _own_data(tagged: Tagged, model: Any, run: Path, self_pairs: str) -> ngame.Dataset | None:

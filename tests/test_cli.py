@@ -203,7 +203,7 @@ def test_points_that_are_labels(call, tmp_path):
         assert tables[0] != tables[1]
 
 
-def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, tmp_path):
+def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, data, tmp_path):
     """All rows but those that were trained on; what the run does not know counts as missed."""
     old, new = tiny.dataset(), tiny.dataset(seed=1)
     rows = [(text, new.test_labels[row].indices[:1]) for row, text in enumerate(new.test_texts)]
@@ -245,6 +245,8 @@ def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, tmp_p
     shutil.copytree(run, grown)
     model.with_labels(["unknown", "other"]).save(grown)
     assert "does not know" not in call("evaluate", grown, path)[2]
+    assert call("evaluate", grown, data)[0] == 0
+    assert call("report", grown, "--data", data)[0] == 0
 
     path.write_text('{"text": "ba", "labels": ["nobody\'s"]}\n')
     assert "no label of new is one of the run's" in mistake("evaluate", run, path, status=3)

@@ -121,12 +121,12 @@ class RunReport:
             rows = np.sort(np.random.default_rng(0).choice(rows, _TEST_POINTS, replace=False))
         truth = Truth.of(data.test_labels, data.drop_test)
         texts = [data.test_texts[row] for row in rows]
-        drop = truth.dropped[rows]
+        targets, drop = truth.targets[rows], truth.dropped[rows]
+        for matrix in (targets, drop):  # the model may have labels that came after training
+            matrix.resize(len(rows), len(model.label_texts))
         found = model.scores(texts, drop=drop if drop.nnz else None)
         ids = {str(name): best_ids(matrix, _DEPTH) for name, matrix in found.items()}
-        return ScoredPoints(
-            texts, truth.targets[rows], drop, ids, _best_scores(found["fused"], ids["fused"])
-        )
+        return ScoredPoints(texts, targets, drop, ids, _best_scores(found["fused"], ids["fused"]))
 
     @cached_property
     def reliability(self) -> "Reliability | None":
