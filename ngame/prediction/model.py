@@ -108,6 +108,7 @@ class Model:
     metrics : of each scorer on the data set's test points; empty if it has none
     lexical : TF-IDF of labels and training points; None if no scorer needs it
     new_labels : number of labels, the last ones, that came after training: see `with_labels`
+    run_config : all settings of the run that made it; None if they are not known
     """
 
     encoder: Encoder
@@ -123,6 +124,7 @@ class Model:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     lexical: Lexical | None = None
     new_labels: int = 0
+    run_config: Config | None = None
     _indexes: dict[Scorer, tuple[Vectors, ExactIndex | HnswIndex]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -565,7 +567,9 @@ class Model:
         """
         folder = Path(folder)
         if not (folder / "config.toml").exists():
-            Config(threads=self.threads, prediction=self.config).save(folder / "config.toml")
+            run = self.run_config or Config()
+            own = replace(run, threads=self.threads, prediction=self.config)
+            own.save(folder / "config.toml")
         with atomic_folder(folder / "encoder") as aside:
             self.encoder.save(aside)
         self._save_label_texts(folder)
@@ -718,6 +722,7 @@ class Model:
             metrics=read_json(measured) if measured.exists() else {},
             lexical=lexical,
             new_labels=sum(label.get("new", False) for label in described),
+            run_config=config,
         )
         if model.config.search == "hnsw" and (folder / "index").exists():
             for name, items in model._items.items():

@@ -323,6 +323,7 @@ def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> 
         fusions={},
         config=config.prediction,
         threads=config.threads,
+        run_config=config,
     )
     lexical = _fit_lexical(run, model)
     for name, seen in (("all", False), ("trained", True)):

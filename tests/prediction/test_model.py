@@ -502,6 +502,7 @@ def test_new_labels_are_explained_and_kept(unseen, dataset, tmp_path):
     dataclasses.replace(after, metrics={"fused": {"P@1": 1.0}}).save(tmp_path / "run")
     after.save(tmp_path / "run")
     loaded = Model.load(tmp_path / "run")
+    assert loaded.run_config == tiny.config()  # of the run, not the defaults
     assert loaded.new_labels == 3
     assert loaded.metrics == {}
     assert equal(loaded.predict(dataset.test_texts), after.predict(dataset.test_texts))
