@@ -647,7 +647,6 @@ class LossMemory:
 
     def __init__(self, queues: list[NegativeQueue]) -> None:
         self._queues = queues
-        self._widths = [queue.offer().vectors.shape[1] for queue in queues]
         self._begun = 0
         self._waiting: tuple[Ids, torch.Tensor] | None = None
         self._features: Callable[[], torch.Tensor | None] = lambda: None
@@ -685,10 +684,10 @@ class LossMemory:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             width = waiting[1].shape[1]
-            for queue, expected in zip(self._queues, self._widths, strict=True):
-                if width != expected:
+            for queue in self._queues:
+                if width != queue.dim:
                     raise ValueError(
-                        f"the positives have {width} columns, the queue {expected}: make the queue "
+                        f"the positives have {width} columns, the queue {queue.dim}: make it "
                         "as wide as the model's vectors; or, where MatryoshkaLoss cuts them, give "
                         "it the full width too and n_dims_per_step=-1, or leave the queue out"
                     )

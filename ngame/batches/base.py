@@ -369,7 +369,7 @@ class RefreshedBatchSampler(BatchSampler):
 
     def _seeds(self, *place: int) -> np.random.SeedSequence:
         refreshes = 0 if self._started_over else self.refreshes
-        if place[0] == PLAN:  # a second training has clusters of the first: not so random epochs
+        if place[0] == PLAN:  # random epochs are the same whatever clusters there are from before
             refreshes = 0 if self._size_at(place[1]) == 1 else self.refreshes
         return super()._seeds(*place, refreshes)
 

@@ -216,7 +216,7 @@ class NegativeQueue:
     capacity : int
         Vectors it holds at most.
     dim : int
-        Width of the vectors.
+        Width of the vectors; an attribute, too.
     device : torch.device or str
 
     Examples
@@ -229,8 +229,9 @@ class NegativeQueue:
     """
 
     def __init__(self, capacity: int, dim: int, *, device: torch.device | str = "cpu") -> None:
+        self.dim = as_count(dim, "dim")
         self._ids = np.full(as_count(capacity, "capacity"), EMPTY, np.int64)
-        self._vectors = torch.zeros(capacity, as_count(dim, "dim"), device=device)
+        self._vectors = torch.zeros(capacity, self.dim, device=device)
         self._pushed = 0
 
     def __len__(self) -> int:

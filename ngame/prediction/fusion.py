@@ -245,8 +245,9 @@ def _of_new(features: Features, weights: Mapping[str, float]) -> dict[str, float
     by_text = [name for name in _BY_TEXT if name in weights]
     pairs = len(next(iter(features.values())))
     rest = np.zeros(pairs)
-    for name in weights.keys() - {*by_text}:
-        rest += weights[name] * features[name]
+    for name, weight in weights.items():
+        if name not in by_text:
+            rest += weight * features[name]
     x = np.stack([np.ones(pairs), *(features[name] for name in by_text)])
     # The normal equations, not by BLAS. The small ridge is for features that are constant.
     square = np.einsum("fp,gp->fg", x, x) + 1e-9 * pairs * np.eye(len(x))
