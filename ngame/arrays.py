@@ -329,3 +329,8 @@ def new_csr(
     matrix.has_sorted_indices = True
     matrix.has_canonical_format = True
     return matrix
+
+
+def widened(matrix: Any, columns: int) -> Any:
+    """A CSR matrix with empty columns behind its own; it shares the arrays."""
+    return sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), (matrix.shape[0], columns))

@@ -10,13 +10,11 @@ import sys
 import tomllib
 import warnings
 from codecs import BOM_UTF8
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,9 +23,10 @@ from safetensors import SafetensorError
 
 import ngame
 from ngame import metrics
-from ngame.arrays import as_threads, text_fault
+from ngame.arrays import as_threads, text_fault, widened
 from ngame.config import PRESETS, SCORERS
-from ngame.data.formats import Tagged, read_matrices, read_tagged
+from ngame.data.dataset import Points, test_points
+from ngame.data.formats import read_matrices
 from ngame.data.predictions import (
     SUFFIXES,
     as_jsonl,
@@ -35,7 +34,8 @@ from ngame.data.predictions import (
     read_predictions,
     write_predictions,
 )
-from ngame.files import DamagedFileError, atomic_write, read_json, reading, say
+from ngame.data.self_pairs import without_self_pairs
+from ngame.files import DamagedFileError, atomic_write, say
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
@@ -414,7 +414,7 @@ def _train(options: argparse.Namespace) -> None:
         if not resuming:
             points, labels = dataset.train_labels.shape
             config = Config.load(options.config, options.set, points=points, labels=labels)
-        dataset = _without_self_pairs(dataset, config.self_pairs)
+        dataset = without_self_pairs(dataset, config.self_pairs)
         if options.resume and not begun.exists() and ranks.rank == 0:
             say(f"ngame: {options.output} holds no run yet: training begins anew")
         with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
@@ -473,8 +473,11 @@ def _predict(options: argparse.Namespace) -> None:
     model = _model(options.run_folder)
     drop = None
     if options.data:
-        texts, _, drop = _points_of(options.data, model, Path(options.run_folder))
-        drop = _predictable(drop, model)
+        from ngame.training.unseen import unseen_points
+
+        with _reading():
+            points = unseen_points(options.data, model, Path(options.run_folder))
+        texts, drop = points.texts, points.predictable(len(model.label_texts))
     elif options.texts:
         texts = _read_lines(options.texts)
     else:
@@ -518,9 +521,12 @@ def _predict(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
+        from ngame.training.unseen import unseen_points
+
         model = _model(path)
-        points = _points_of(options.data, model, path, options.self_pairs, _COUNTED)
-        drop = _predictable(points.drop, model)
+        with _reading():
+            points = unseen_points(options.data, model, path, options.self_pairs, _COUNTED)
+        drop = points.predictable(len(model.label_texts))
         scores = model.scores(points.texts, max(options.k), drop=drop)
         scored = _metrics(scores, points, model.point_labels, options, model.threads)
         _print_table(scored, every=True)
@@ -530,12 +536,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         label_texts: Sequence[str | None]
         if matrices is None:
             data = _dataset(options.data)
-            dataset = _without_self_pairs(data, options.self_pairs or "drop", _COUNTED)
-            points, label_texts = _test_points(dataset), dataset.label_texts
+            dataset = without_self_pairs(data, options.self_pairs or "drop", _COUNTED)
+            points, label_texts = test_points(dataset), dataset.label_texts
             labelled, drop = dataset.train_labels, dataset.drop_train
         else:
             labelled, truth, drop, drop_test = matrices
-            points = _Points([None] * truth.shape[0], truth, drop_test)
+            points = Points([None] * truth.shape[0], truth, drop_test)
             label_texts = [None] * truth.shape[1]
         found = read_predictions(path, points.texts, label_texts)
         # As training does: of points that have a label left, the only ones that it keeps.
@@ -556,7 +562,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _metrics(
     found: Mapping[str, sp.csr_matrix],
-    points: "_Points",
+    points: Points,
     labelled: sp.csr_matrix,
     options: argparse.Namespace,
     threads: int = 0,
@@ -574,10 +580,10 @@ def _metrics(
             stacklevel=2,
         )
     else:
-        weights = metrics.inverse_propensity(_widened(labelled, n_labels), *options.propensity)
+        weights = metrics.inverse_propensity(widened(labelled, n_labels), *options.propensity)
     return {
         name: metrics.evaluate(
-            _widened(matrix, n_labels),
+            widened(matrix, n_labels),
             points.truth,
             ks=options.k,
             inverse_propensity=weights,
@@ -586,13 +592,6 @@ def _metrics(
         )
         for name, matrix in found.items()
     }
-
-
-def _widened(matrix: sp.csr_matrix, columns: int) -> sp.csr_matrix:
-    """The matrix with empty columns behind its own."""
-    return sp.csr_matrix(
-        (matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns)
-    )
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -677,7 +676,7 @@ def _demo(options: argparse.Namespace) -> None:
     with _naming_resume("ngame", "demo", "-o", options.output):
         model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
-    texts, truth, drop = _test_points(dataset)
+    texts, truth, drop = test_points(dataset)
     baseline = tfidf.predict(
         texts, dataset.train_texts, dataset.train_labels, dataset.label_texts, k=100
     )
@@ -830,171 +829,6 @@ def _model(folder: Any) -> Any:
 def _dataset(path: str) -> ngame.Dataset:
     with _reading():
         return ngame.load_dataset(path)
-
-
-def _self_pairs(run: Path) -> str:
-    """What a run was told to do with each point's own label."""
-    from ngame.config import Config
-
-    return Config.load(run / "config.toml", whole=True).self_pairs
-
-
-def _without_self_pairs(dataset: ngame.Dataset, self_pairs: str, hint: str = "") -> ngame.Dataset:
-    """Leave out each point's own label, or "keep" it; `hint` follows what is said."""
-    from ngame.data.self_pairs import drop_self_pairs
-
-    if self_pairs == "keep":
-        return dataset
-    dataset, count = drop_self_pairs(dataset)
-    if count:
-        say(f"{count} points are labels: their own label is left out{hint}")
-    return dataset
-
-
-def _same_labels(dataset: ngame.Dataset, model: Any) -> ngame.Dataset:
-    """Check that the labels are the run's: their ids are what is compared.
-
-    Those that came after training may be missing.
-    """
-    ours, theirs = model.label_texts, dataset.label_texts
-    if len(theirs) == len(ours) - model.new_labels:
-        ours = ours[: len(theirs)]
-    cure = (
-        "; the labels of a folder are told by their ids: give the points as one .jsonl of texts "
-        "and label names, which are matched with the run's"
-    )
-    if len(ours) != len(theirs):
-        raise _InputError(f"{dataset.name} has {len(theirs)} labels, the run {len(ours)}{cure}")
-    for label, (text, expected) in enumerate(zip(theirs, ours, strict=True)):
-        if text != expected:
-            raise _InputError(
-                f"label {label} of {dataset.name} is {text!r}, that of the run {expected!r}{cure}"
-            )
-    return dataset
-
-
-class _Points(NamedTuple):
-    """Points to score: texts, labels CSR [n, labels], and pairs to leave out of both sides."""
-
-    texts: Sequence[Any]
-    truth: sp.csr_matrix
-    drop: Any
-
-
-def _points_of(
-    data: str, model: Any, run: Path, self_pairs: str | None = None, hint: str = ""
-) -> _Points:
-    """The points of a data set that a run has not seen, with the labels' ids of the run.
-
-    Of the run's own data, and of folders, they are the test points. Of another file they are all
-    rows but those that the run was trained on; labels that the run does not have follow its own.
-    """
-    own = _self_pairs(run)
-    if Path(data).is_dir():
-        dataset = _same_labels(_dataset(data), model)
-    else:
-        with _reading():
-            tagged = read_tagged(data)
-        found = _own_data(tagged, model, run, own)
-        if found is None:
-            with _reading():
-                dataset = _by_name(tagged, model, run)
-            dataset = _without_self_pairs(dataset, self_pairs or own, hint)
-            return _Points(dataset.train_texts, dataset.train_labels, dataset.drop_train)
-        dataset = found
-    points = _test_points(_without_self_pairs(dataset, self_pairs or own, hint))
-    return points._replace(truth=_widened(points.truth, len(model.label_texts)))
-
-
-def _own_data(tagged: Tagged, model: Any, run: Path, self_pairs: str) -> ngame.Dataset | None:
-    """The file as the data set that the run was trained on, or None where it is another one."""
-    from ngame.data.self_pairs import drop_self_pairs
-    from ngame.training.run import digest
-
-    if not (run / "data.json").exists() or tagged.label_texts != model.label_texts:
-        return None
-    before = read_json(run / "data.json")
-    points, labels = len(tagged.texts) - int(tagged.is_test.sum()), len(tagged.label_texts)
-    with reading(run / "data.json"):  # sizes first: without training points there is no split
-        if points == 0 or (points, labels) != (before["points"], before["labels"]):
-            return None
-    dataset = tagged.dataset()
-    seen = drop_self_pairs(dataset)[0] if self_pairs == "drop" else dataset
-    return dataset if digest(seen) == before else None
-
-
-def _by_name(tagged: Tagged, model: Any, run: Path) -> ngame.Dataset:
-    """Rows that the run was not trained on, as training points; labels by their texts."""
-    rows = _unseen_rows(tagged, model, run)
-    counts = Counter(model.label_texts)
-    for name in tagged.label_texts:
-        if counts[name] > 1:
-            raise ValueError(f"{counts[name]} labels of the run are {name!r}: names do not tell")
-    ids = {name: label for label, name in enumerate(model.label_texts)}
-    unknown = [name for name in tagged.label_texts if name not in ids]
-    if len(unknown) == len(tagged.label_texts):
-        raise ValueError(
-            f"no label of {tagged.name} is one of the run's, such as {model.label_texts[0]!r}"
-        )
-    ids |= {name: len(ids) + place for place, name in enumerate(unknown)}
-    labels = tagged.labels[rows]
-    columns = np.array([ids[name] for name in tagged.label_texts])[labels.indices]
-    if lost := int((columns >= len(model.label_texts)).sum()):
-        warnings.warn(
-            f"the run does not know {len(unknown)} labels of {tagged.name} ({lost} pairs), and "
-            "cannot predict them",
-            stacklevel=2,
-        )
-    truth = sp.csr_matrix((labels.data, columns, labels.indptr), shape=(len(rows), len(ids)))
-    texts = [tagged.texts[row] for row in rows]
-    with warnings.catch_warnings():  # it would speak of training texts
-        warnings.filterwarnings("ignore", "empty texts are kept")
-        return ngame.Dataset(texts, truth, [*model.label_texts, *unknown], name=tagged.name)
-
-
-def _unseen_rows(tagged: Tagged, model: Any, run: Path) -> list[int]:
-    """Rows of which the run was not trained on the text, as far as its encoder reads it."""
-    from ngame.data.tokens import Tokens
-
-    if not (run / "tokens" / "points.offsets.npy").exists():
-        warnings.warn(
-            f"{run}/tokens is gone: if the run was trained on rows of {tagged.name}, they are "
-            "scored like others",
-            stacklevel=2,
-        )
-        return list(range(len(tagged.texts)))
-
-    def contents(tokens: Tokens) -> Iterator[bytes]:
-        return (tokens.ids[first:last].tobytes() for first, last in pairwise(tokens.offsets))
-
-    read = list(contents(model.encoder.tokenize(tagged.texts)))
-    wanted, seen = set(read), set()
-    for name in ("points", "validation"):
-        if (run / "tokens" / f"{name}.offsets.npy").exists():
-            seen |= wanted.intersection(contents(Tokens.load(run / "tokens" / name)))
-    rows = [row for row, content in enumerate(read) if content not in seen]
-    if not rows:
-        raise ValueError(f"the run was trained on all {len(read)} rows of {tagged.name}")
-    if len(rows) < len(read):
-        warnings.warn(
-            f"the run was trained on {len(read) - len(rows)} of {len(read)} rows of "
-            f"{tagged.name}: they are left out",
-            stacklevel=2,
-        )
-    return rows
-
-
-def _predictable(drop: Any, model: Any) -> Any:
-    """The pairs to leave out of predictions, which are of the run's labels alone."""
-    return None if drop is None else drop[drop[:, 1] < len(model.label_texts)]
-
-
-def _test_points(dataset: ngame.Dataset) -> _Points:
-    if dataset.test_texts is None or dataset.test_labels is None:
-        file = bool(dataset.path) and not Path(dataset.path).is_dir()
-        cure = ": of a file, about one line in ten is one" if file else ": a folder has them in tst"
-        raise _InputError(f"{dataset.name} has no test points{cure}")
-    return _Points(dataset.test_texts, dataset.test_labels, dataset.drop_test)
 
 
 def _read_lines(path: str) -> list[str]:

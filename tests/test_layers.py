@@ -96,6 +96,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "demo": {"data", "shortlist"},
     "report": {
+        "arrays",
         "batches",
         "config",
         "data",

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +125,27 @@ class Dataset:
             f"<Dataset{self.name and ' ' + self.name}: {len(self.train_texts)} training points, "
             f"{validation}{len(self.test_texts or [])} test points, {len(self.label_texts)} labels>"
         )
+
+
+class Points(NamedTuple):
+    """Points to score: texts, labels CSR [n, L], and pairs to leave out of both sides."""
+
+    texts: Sequence[Any]
+    truth: sparse.csr_matrix
+    drop: npt.NDArray[np.int64] | None
+
+    def predictable(self, labels: int) -> npt.NDArray[np.int64] | None:
+        """The pairs to leave out that are of the first so many labels, which can be predicted."""
+        return None if self.drop is None else self.drop[self.drop[:, 1] < labels]
+
+
+def test_points(dataset: Dataset) -> Points:
+    """The test points; without any, `ValueError` says where they come from."""
+    if dataset.test_texts is None or dataset.test_labels is None:
+        file = bool(dataset.path) and not Path(dataset.path).is_dir()
+        cure = ": of a file, about one line in ten is one" if file else ": a folder has them in tst"
+        raise ValueError(f"{dataset.name} has no test points{cure}")
+    return Points(dataset.test_texts, dataset.test_labels, dataset.drop_test)
 
 
 def _checked_texts(texts: Sequence[str], name: str) -> list[str]:

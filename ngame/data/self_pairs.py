@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame.data.dataset import Dataset
+from ngame.files import say
 
 # Points and labels are the same things if so many training points are labels, and at most this
 # share of them has itself as a label. A few tags have the text of a title and belong to it.
@@ -59,6 +60,16 @@ def drop_self_pairs(dataset: Dataset) -> tuple[Dataset, int]:
             every = pairs if given is None else np.concatenate([given, pairs])
             setattr(changed, f"drop_{split}", np.unique(every, axis=0))
     return changed, count
+
+
+def without_self_pairs(dataset: Dataset, self_pairs: str, hint: str = "") -> Dataset:
+    """`drop_self_pairs`, printing the count and `hint`, unless `self_pairs` is "keep"."""
+    if self_pairs == "keep":
+        return dataset
+    dataset, count = drop_self_pairs(dataset)
+    if count:
+        say(f"{count} points are labels: their own label is left out{hint}")
+    return dataset
 
 
 def _pairs(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import metrics
+from ngame.arrays import widened
 from ngame.batches import ClusterBatchSampler
 from ngame.config import Config
 from ngame.data.dataset import Dataset
@@ -122,8 +123,8 @@ class RunReport:
         truth = Truth.of(data.test_labels, data.drop_test)
         texts = [data.test_texts[row] for row in rows]
         targets, drop = truth.targets[rows], truth.dropped[rows]
-        for matrix in (targets, drop):  # the model may have labels that came after training
-            matrix.resize(len(rows), len(model.label_texts))
+        # The model may have labels that came after training.
+        targets, drop = (widened(matrix, len(model.label_texts)) for matrix in (targets, drop))
         found = model.scores(texts, drop=drop if drop.nnz else None)
         ids = {str(name): best_ids(matrix, _DEPTH) for name, matrix in found.items()}
         return ScoredPoints(texts, targets, drop, ids, _best_scores(found["fused"], ids["fused"]))
