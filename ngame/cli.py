@@ -35,7 +35,8 @@ from ngame.data.predictions import (
     write_predictions,
 )
 from ngame.data.self_pairs import without_self_pairs
-from ngame.files import DamagedFileError, atomic_write, say
+from ngame.files import DamagedFileError, atomic_write
+from ngame.progress import say
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 import uuid
 import warnings
@@ -25,16 +24,6 @@ _LEFTOVERS = (f"{_ASIDE}*", ".tmp??????")
 
 class DamagedFileError(ValueError):
     """A file that ngame wrote cannot be understood."""
-
-
-def say(line: str) -> None:
-    """Write a line to standard error; where it cannot be written, work goes on without it.
-
-    It may be closed, or a file on a full disk, or a terminal that is gone.
-    """
-    if sys.stderr is not None:  # else `print` would go to standard output
-        with suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ngame.progress import Progress
+
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give each line's place, ``file:line``, and its JSON object; there is at least one."""
@@ -32,20 +34,10 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Give each line's place, ``file:line``, and its text; blank lines at the end are skipped.
 
-    A bar shows how much of the file is read.
+    Long files show how much is read.
     """
-    from tqdm import tqdm
-
-    bar = tqdm(
-        desc=path.name,
-        total=path.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        delay=1,
-        disable=None,  # quiet where stderr is not a terminal
-    )
-    with open(path, "rb") as file, bar:
+    size = path.stat().st_size
+    with open(path, "rb") as file, Progress(path.name, size, "B") as progress:
         stream: BinaryIO = file
         if path.suffix == ".gz":  # with a buffer, since GzipFile is slow line by line
             stream = cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file)))
@@ -54,7 +46,7 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
             # Lines are decoded one by one, so that a byte that is not UTF-8 has a line number.
             for number, line in enumerate(stream, 1):
                 if number % 1024 == 0:
-                    bar.update(file.tell() - bar.n)
+                    progress.reach(file.tell())
                 if number == 1:
                     line = line.removeprefix(BOM_UTF8)
                 if not line.strip():

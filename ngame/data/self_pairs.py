@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame.data.dataset import Dataset
-from ngame.files import say
+from ngame.progress import say
 
 # Points and labels are the same things if so many training points are labels, and at most this
 # share of them has itself as a label. A few tags have the text of a title and belong to it.

@@ -11,12 +11,12 @@ import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
 from ngame.encoders.modules import Module, write_modules
 from ngame.files import atomic_write, read_json, reading, write_json, write_tensors
+from ngame.progress import Progress
 from ngame.transfer import sent
 
 _UNKNOWN, _CONTINUATION = "[UNK]", "##"
@@ -156,6 +156,7 @@ class BagEncoder(Encoder):
             if not isinstance(text, str):
                 raise TypeError(f"text {row} is a {type(text).__name__}, expected a str")
         characters = self.max_length * _CHARACTERS_PER_TOKEN
+        starts = range(0, len(texts), _TEXTS_PER_CHUNK)
         return Tokens.concatenate(
             Tokens.from_lists(
                 encoding.ids
@@ -163,13 +164,7 @@ class BagEncoder(Encoder):
                     [text[:characters] for text in texts[start : start + _TEXTS_PER_CHUNK]]
                 )
             )
-            for start in tqdm(
-                range(0, len(texts), _TEXTS_PER_CHUNK),
-                "tokenizing",
-                disable=None,
-                delay=2,
-                leave=False,
-            )
+            for start in Progress("tokenizing", len(starts), "chunk").over(starts)
         )
 
     def forward(self, tokens: Tokens) -> torch.Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from ngame.arrays import as_count, as_ids
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
 from ngame.encoders.vectors import Vectors, as_floats, first_not_finite, to_device
+from ngame.progress import Progress
 from ngame.transfer import sent
 
 # Large enough to keep a CPU busy, small enough for its memory.
@@ -120,9 +120,7 @@ def encode_rows(
     order = np.argsort(-lengths, kind="stable")
     device = None if device is None else torch.device(device)
     vectors: Any = None
-    # Shown on a terminal, after two seconds.
-    bar = tqdm(total=n_rows, desc="encoding", unit="row", disable=None, delay=2, leave=False)
-    with evaluating(model), bar:
+    with evaluating(model), Progress("encoding", n_rows, "row") as progress:
         start = 0
         while start < n_rows:
             stop = min(n_rows, start + max(1, chunk_size // int(lengths[order[start]])))
@@ -139,8 +137,8 @@ def encode_rows(
                 vectors.index_copy_(0, sent(torch.from_numpy(rows), vectors.device), chunk)
             else:
                 vectors[rows] = chunk
-            bar.update(stop - start)
             start = stop
+            progress.reach(start)
     bad_row = first_not_finite(vectors)
     if bad_row is not None:
         raise ValueError(f"encode returned NaN or infinity for row {bad_row}")

@@ -8,10 +8,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from tqdm import tqdm
 
 from ngame.arrays import as_threads
 from ngame.files import atomic_write
+from ngame.progress import Progress
 from ngame.topk import topk_arrays
 
 # hnswlib's M, ef_construction and ef. As measured in bench/results/topk.md, searches then miss 1 in
@@ -50,7 +50,7 @@ class HnswIndex:
         graph.set_num_threads(as_threads(threads))
         graph.init_index(len(vectors), M=_LINKS, ef_construction=_EF_CONSTRUCTION, random_seed=0)
         starts = range(0, len(vectors), _ROWS_PER_CHUNK)
-        for start in tqdm(starts, "indexing", disable=None, delay=2, leave=False):
+        for start in Progress("indexing", len(starts), "chunk").over(starts):
             part = vectors[start : start + _ROWS_PER_CHUNK].astype(np.float32)
             graph.add_items(part, np.arange(start, start + len(part)))
 

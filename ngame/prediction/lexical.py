@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from tqdm import tqdm
 
 from ngame.linear import linear_classifiers
+from ngame.progress import Progress
 from ngame.shortlist import drop_pairs, keep_topk
 from ngame.sparse_topk import SparseIndex
 
@@ -178,7 +178,7 @@ class Lexical:
         parts: list[list[sp.csr_matrix]] = [[] for _ in votes]
         count = self.points.shape[0]
         starts = range(0, count, _POINTS_PER_CHUNK)
-        for start in tqdm(starts, "shortlist", disable=None, delay=2, leave=False):
+        for start in Progress("shortlist", len(starts), "chunk").over(starts):
             rows = np.arange(start, min(count, start + _POINTS_PER_CHUNK))
             itself = np.stack([rows - start, rows], axis=1)
             near = self.voters(self.points[rows], neighbours, drop=itself, threads=threads)

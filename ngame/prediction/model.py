@@ -14,7 +14,6 @@ import safetensors.numpy
 import safetensors.torch
 import scipy.sparse as sp
 import torch
-from tqdm import tqdm
 
 from ngame import metrics
 from ngame.arrays import Pairs, as_count, as_pairs, as_texts
@@ -44,6 +43,7 @@ from ngame.prediction.co_occurrence import label_shares, log_spread, spread
 from ngame.prediction.fusion import Features, Fusion
 from ngame.prediction.hnsw import HnswIndex
 from ngame.prediction.lexical import Lexical
+from ngame.progress import Progress
 from ngame.shortlist import drop_pairs, keep_topk, merge
 from ngame.sparse_topk import SparseIndex
 from ngame.topk import ExactIndex, ranked_csr, topk_arrays
@@ -244,8 +244,7 @@ class Model:
         parts: dict[Scorer, list[sp.csr_matrix]] = {name: [] for name in names}
         chunks = _chunks(len(vectors), drop, labels)
         total = -(-len(vectors) // _QUERIES_PER_CHUNK)
-        bar = tqdm(chunks, "predicting", total, disable=None, delay=2, leave=False)
-        for rows, dropped in bar:
+        for rows, dropped in Progress("predicting", total, "chunk").over(chunks):
             fused, features, found = self.candidates(
                 texts[rows], vectors[rows], drop=dropped, seen=seen, at_least=k
             )

@@ -18,15 +18,12 @@ from ngame.batches.timer import RefreshTimer
 from ngame.config import StageConfig
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.vectors import Vectors
-from ngame.files import say
 from ngame.loss import CooIndex, decoupled_softmax, triplet
+from ngame.progress import LINE_SECONDS, say
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 from ngame.training.optimizer import Optimizer, ParameterGroup
 from ngame.training.run import Run
 from ngame.training.shards import gathered, parts
-
-# Where there is no terminal for the bar, at least so many seconds pass between lines in an epoch.
-_LINE_SECONDS = 60.0
 
 
 class _Loss(Protocol):
@@ -247,7 +244,7 @@ class Stage:
                 self.bar.set_postfix_str(self._status(self._loss_so_far(), self.run.log))
             return
         batches = len(self.sampler)  # after the last one comes the epoch's own line
-        due = time.monotonic() - self._said >= _LINE_SECONDS and self.batch < batches
+        due = time.monotonic() - self._said >= LINE_SECONDS and self.batch < batches
         if due and self.run.ranks.rank == 0:
             self._said = time.monotonic()
             status = self._status(self._loss_so_far(), [])

@@ -457,7 +457,7 @@ def test_a_long_epoch_says_where_it_is(dataset, monkeypatch, capfd):
     ngame.train(dataset, tiny.config(*ENCODER_ONLY))
     short = capfd.readouterr().err.splitlines()
     assert len(short) == 2
-    monkeypatch.setattr(stage_module, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(stage_module, "LINE_SECONDS", 0.0)
     ngame.train(dataset, tiny.config(*ENCODER_ONLY))
     lines = capfd.readouterr().err.splitlines()
     said = [re.search(r"^encoder: epoch (\d)/2, loss \d\.\d+, batch (\d) of 8$", s) for s in lines]
