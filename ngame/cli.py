@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 import ngame
 from ngame import metrics
-from ngame.arrays import as_threads, text_fault, widened
+from ngame.arrays import as_threads, text_fault
 from ngame.config import PRESETS, SCORERS
 from ngame.data.dataset import Points, test_points
 from ngame.data.formats import read_matrices
@@ -46,8 +46,6 @@ _OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how idle OpenMP threads wait."""
 _TEXTS_AT_ONCE = 1 << 16
 """Texts that are encoded before their vectors are written."""
-_LEAST_LABELLED = 3
-"""Training points of which propensities can be told: ln N must be more than 1."""
 _WIDTH = 100
 """Columns that a table may take."""
 
@@ -529,7 +527,15 @@ def _evaluate(options: argparse.Namespace) -> None:
             points = unseen_points(options.data, model, path, options.self_pairs, _COUNTED)
         drop = points.predictable(len(model.label_texts))
         scores = model.scores(points.texts, max(options.k), drop=drop)
-        scored = _metrics(scores, points, model.point_labels, options, model.threads)
+        scored = metrics.evaluate_each(
+            scores,
+            points.truth,
+            model.point_labels,
+            ks=options.k,
+            propensity=options.propensity,
+            drop=points.drop,
+            threads=model.threads,
+        )
         _print_table(scored, every=True)
         return
     with _reading():
@@ -549,7 +555,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         if drop is not None:
             labelled = ngame.drop_pairs(labelled, drop)
         labelled = labelled[np.diff(labelled.indptr) > 0]
-        scored = _metrics({path.name: found}, points, labelled, options)
+        scored = metrics.evaluate_each(
+            {path.name: found},
+            points.truth,
+            labelled,
+            ks=options.k,
+            propensity=options.propensity,
+            drop=points.drop,
+        )
     most = int(np.diff(found.indptr).max())
     beyond = [str(k) for k in sorted({*options.k}) if min(k, found.shape[1]) > most]
     if beyond:
@@ -559,40 +572,6 @@ def _evaluate(options: argparse.Namespace) -> None:
             stacklevel=2,
         )
     _print_table(scored, every=True)
-
-
-def _metrics(
-    found: Mapping[str, sp.csr_matrix],
-    points: Points,
-    labelled: sp.csr_matrix,
-    options: argparse.Namespace,
-    threads: int = 0,
-) -> dict[str, dict[str, float]]:
-    """All metrics of predictions by name, with propensities of the labelled training points.
-
-    The truth may have more labels, which count as labels without a training point.
-    """
-    metrics.warn_of_unlabelled(points.truth, points.drop)
-    n_labels, weights = points.truth.shape[1], None
-    if labelled.shape[0] < _LEAST_LABELLED:
-        warnings.warn(
-            f"{labelled.shape[0]} training points have a label: PSP and PSN, which need at least "
-            f"{_LEAST_LABELLED}, are left out",
-            stacklevel=2,
-        )
-    else:
-        weights = metrics.inverse_propensity(widened(labelled, n_labels), *options.propensity)
-    return {
-        name: metrics.evaluate(
-            widened(matrix, n_labels),
-            points.truth,
-            ks=options.k,
-            inverse_propensity=weights,
-            drop=points.drop,
-            threads=threads,
-        )
-        for name, matrix in found.items()
-    }
 
 
 def _encode(options: argparse.Namespace) -> None:

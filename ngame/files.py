@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -117,6 +117,37 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success what is in it replaces `names` in `folder`.
+
+    Files and folders of these names that were not written are removed. The last name is removed
+    before all others and comes after them: a folder that has it has all others, of one writing,
+    even after a crash.
+    """
+    folder = Path(folder)
+    aside = _aside(folder / "files")
+    aside.mkdir(parents=True)
+    try:
+        try:
+            yield aside
+        except OSError as error:
+            if error.errno is None:  # of ours: it shall name the file as it will be
+                raise OSError(str(error).replace(str(aside), str(folder))) from error
+            raise
+        (folder / names[-1]).unlink(missing_ok=True)
+        for name in names:
+            old, new = folder / name, aside / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+            if new.exists():
+                os.replace(new, old)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

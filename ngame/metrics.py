@@ -1,7 +1,7 @@
 """Ranking metrics of sparse predictions, defined as in the extreme classification repository."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,12 @@ from ngame.arrays import (
     check_rows,
     is_sparse,
     pattern,
+    widened,
 )
 from ngame.dispatch import dispatched
+
+FEWEST_ROWS = 3
+"""Training points of which propensities can be told: ln n must be more than 1."""
 
 
 @dispatched
@@ -192,7 +196,46 @@ def _evaluate(
     }
 
 
-def warn_of_unlabelled(truth: Csr, drop: Pairs | None = None) -> None:
+def evaluate_each(
+    predictions: Mapping[Any, sp.csr_matrix],
+    truth: sp.csr_matrix,
+    labelled: sp.csr_matrix,
+    *,
+    ks: Sequence[int],
+    propensity: Sequence[float] = (0.55, 1.5),
+    drop: Pairs | None = None,
+    threads: int = 0,
+) -> dict[Any, dict[str, float]]:
+    """All metrics of predictions by name, with propensities of the labelled training points.
+
+    The truth may have more labels, which count as labels without a training point. One warning
+    counts the rows without a label; another says if there are too few points for propensities,
+    and PSP and PSN are left out.
+    """
+    _warn_of_unlabelled(truth, drop)
+    width, weights = truth.shape[1], None
+    if labelled.shape[0] < FEWEST_ROWS:
+        warnings.warn(
+            f"{labelled.shape[0]} training points have a label: PSP and PSN, which need at least "
+            f"{FEWEST_ROWS}, are left out",
+            stacklevel=3,
+        )
+    else:
+        weights = inverse_propensity(widened(labelled, width), *propensity)
+    return {
+        name: evaluate(
+            widened(matrix, width),
+            truth,
+            ks=ks,
+            inverse_propensity=weights,
+            drop=drop,
+            threads=threads,
+        )
+        for name, matrix in predictions.items()
+    }
+
+
+def _warn_of_unlabelled(truth: Csr, drop: Pairs | None) -> None:
     """Warn of rows without a positive, which every metric counts as wrong."""
     left = as_csr(truth, "truth") != 0
     if drop is not None:
@@ -201,7 +244,7 @@ def warn_of_unlabelled(truth: Csr, drop: Pairs | None = None) -> None:
     if missing:
         warnings.warn(
             f"{missing} of {left.shape[0]} test points have no label and count as wrong",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -421,13 +464,14 @@ def inverse_propensity(
     Raises
     ------
     ValueError
-        There are no rows, or a or b is not positive.
+        There are fewer than three rows, of which C is negative: rare labels would weigh less. Or
+        a or b is not positive.
     IndexError
         A column is out of range.
     """
     labels = _as_positives(train_labels, "train_labels")
-    if labels.shape[0] == 0:
-        raise ValueError("train_labels has no rows")
+    if labels.shape[0] < FEWEST_ROWS:
+        raise ValueError(f"train_labels has {labels.shape[0]} rows, expected {FEWEST_ROWS} or more")
     if not a > 0 or not b > 0:
         raise ValueError(f"a and b are {a} and {b}, expected positive numbers")
     check_rows(labels, "train_labels")

@@ -33,7 +33,8 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Labels that `predict` gives a text where y is multilabel. By default as many as a training
         text has on average.
     scorer : str
-        "encoder", "classifier", "neighbours" or "fused", see `ngame.Model.predict`.
+        "fused", or one of `ngame.Model.scorers`. Of the lexical ones alone a text may get no label,
+        for it shares no word with any: of classes it gets the most frequent one.
 
     Attributes
     ----------
@@ -151,14 +152,24 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Where y is multilabel, labels that are not 0 are right.
         """
         check_is_fitted(self)
-        best = self._found(X, 1).indices
-        check_consistent_length(best, y)
+        found = self._found(X, 1)
+        check_consistent_length(found, y)
         if self.multilabel_:
-            return float((sp.csr_matrix(y) != 0)[np.arange(len(best)), best].mean())
-        return float((self.classes_[best] == column_or_1d(y)).mean())
+            rows = np.flatnonzero(np.diff(found.indptr))  # others have no label that is right
+            right = (sp.csr_matrix(y) != 0)[rows, found.indices].sum()
+            return float(right / found.shape[0])
+        return float((self.classes_[found.indices] == column_or_1d(y)).mean())
 
     def _found(self, X: Any, k: int) -> sp.csr_matrix:
-        return self.model_.predict(_texts(X), k, scorer=self.scorer)
+        found = self.model_.predict(_texts(X), k, scorer=self.scorer)
+        counts = np.diff(found.indptr)
+        if self.multilabel_ or counts.all():
+            return found
+        frequent = np.bincount(self.model_.point_labels.indices).argmax()
+        places = found.indptr[:-1][counts == 0]
+        data, ids = np.insert(found.data, places, 0), np.insert(found.indices, places, frequent)
+        offsets = np.append(0, np.cumsum(np.maximum(counts, 1)))
+        return sp.csr_matrix((data, ids, offsets), found.shape)
 
 
 def _texts(X: Any, least: int = 1) -> list[str]:

@@ -72,6 +72,9 @@ class BagEncoder(Encoder):
             mode="sum",
             sparse=True,
             include_last_offset=True,
+            # `fit` draws all weights and `load` reads them. For weights of its own on the meta
+            # device PyTorch would import its compiler, which takes seconds.
+            _weight=torch.empty(tokenizer.get_vocab_size(), dim),
         )
         self.layers = torch.nn.ModuleList(
             torch.nn.Sequential(

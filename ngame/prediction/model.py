@@ -2,9 +2,9 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,7 +31,7 @@ from ngame.encoders.vectors import (
     torch_device,
 )
 from ngame.files import (
-    atomic_folder,
+    atomic_files,
     atomic_write,
     read_json,
     reading,
@@ -45,13 +45,23 @@ from ngame.prediction.hnsw import HnswIndex
 from ngame.prediction.lexical import Lexical
 from ngame.progress import Progress
 from ngame.shortlist import drop_pairs, keep_topk, merge
-from ngame.sparse_topk import SparseIndex
 from ngame.topk import ExactIndex, ranked_csr, topk_arrays
 
 Scorer = Literal[ScorerName, "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
 
 _QUERIES_PER_CHUNK = 4096
+# What `Model.save` writes. The last one says that all others are there.
+_FILES = (
+    "encoder",
+    "labels.jsonl",
+    "vectors.safetensors",
+    "classifier.safetensors",
+    "lexical.safetensors",
+    "index",
+    "metrics.json",
+    "fusion.json",
+)
 # Scorers by votes of training points, and what is added to a label's share of the votes before the
 # logarithm is taken: about the share of one of the farther voters.
 VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
@@ -59,6 +69,10 @@ VOTERS = {"neighbours": 1e-3, "tfidf_neighbours": 1e-2}
 REMEMBERING = frozenset[str]({*VOTERS, "tfidf_classifier", "co_occurrence"})
 # Scorers that know words alone.
 LEXICAL = frozenset[str]({"tfidf", "tfidf_title", "tfidf_neighbours", "tfidf_classifier"})
+# Scorers that are made of all others.
+_OF_OTHERS = frozenset[str]({"co_occurrence", "fused"})
+
+_PairScores = Callable[[sp.csr_matrix], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,16 +259,18 @@ class Model:
         chunks = _chunks(len(vectors), drop, labels)
         total = -(-len(vectors) // _QUERIES_PER_CHUNK)
         for rows, dropped in Progress("predicting", total, "chunk").over(chunks):
-            fused, features, found = self.candidates(
-                texts[rows], vectors[rows], drop=dropped, seen=seen, at_least=k
-            )
-            fused.data = fusion(features, self._is_new(fused.indices))
-            found["fused"] = fused
+            if _OF_OTHERS.isdisjoint(names):
+                found, _ = self._found(names, texts[rows], vectors[rows], dropped, k)
+            else:
+                fused, features, found = self.candidates(
+                    texts[rows], vectors[rows], drop=dropped, seen=seen, at_least=k
+                )
+                fused.data = fusion(features, self._is_new(fused.indices))
+                found["fused"] = fused
             best = {name: keep_topk(found[name], k, threads=self.threads) for name in names}
             if probabilities and "fused" in best:
-                pairs = _pairs(fused)
-                fused.data = fusion.probabilities(fused.data, pairs[0])
-                best["fused"].data = _values_at(fused, *_pairs(best["fused"]))
+                fused.data = fusion.probabilities(fused.data, _pairs(fused)[0])
+                best["fused"].data = _values_at(fused, best["fused"])
             for name, matrix in best.items():
                 parts[name].append(matrix)
         empty = sp.csr_matrix((0, labels), dtype=np.float32)
@@ -331,21 +347,33 @@ class Model:
     ) -> dict[str, dict[str, float]]:
         """All metrics at `ks` of each scorer, with propensities of the training points.
 
-        One warning counts the rows without a label, which count as wrong.
+        Parameters
+        ----------
+        predictions : float32 csr_matrix [n, L] by name, as `scores` gives
+        truth : csr_matrix [n, L]; nonzero entries are positives
+        ks, drop : as in `ngame.metrics.evaluate`
+
+        One warning counts the rows without a label, which count as wrong. Where fewer than three
+        training points have a label, another says that PSP and PSN are left out.
+
+        Returns
+        -------
+        dict of dict
+            By name, then by metric, as `ngame.metrics.evaluate` names them: fractions.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            `predictions` is no mapping; or as `ngame.metrics.evaluate`.
         """
         if not isinstance(predictions, Mapping):
             raise TypeError(
                 f"predictions is a {type(predictions).__name__}, expected a mapping of names to "
                 "predictions, as `scores` gives; ngame.metrics.evaluate takes one"
             )
-        metrics.warn_of_unlabelled(truth, drop)
-        weights = metrics.inverse_propensity(self.point_labels)
-        return {
-            name: metrics.evaluate(
-                matrix, truth, ks=ks, inverse_propensity=weights, drop=drop, threads=self.threads
-            )
-            for name, matrix in predictions.items()
-        }
+        return metrics.evaluate_each(
+            predictions, truth, self.point_labels, ks=ks, drop=drop, threads=self.threads
+        )
 
     def candidates(
         self,
@@ -375,50 +403,64 @@ class Model:
             logarithm, such as "log neighbours", and of co-occurrence that alone
         found : by each scorer but the fused one, its best labels
         """
-        labels, threads = len(self.label_texts), self.threads
-        depth = min(self.config.k, labels)
+        threads = self.threads
+        on = [name for name in self._on(seen) if name != "co_occurrence"]
+        found, of_pairs = self._found(on, texts, vectors, drop, at_least)
+        depth = min(self.config.k, len(self.label_texts))
         most = max(depth, at_least)
-        drop = _drop_matrix(drop, len(vectors), labels)
-        lexical = cast(Lexical, self.lexical)  # None where no scorer that is on reads it
-        terms = None if self.lexical is None else lexical.tfidf(texts)
-        found: Scores = {}
-        votes: dict[str, sp.csr_matrix] = {}
-        indexes: dict[str, SparseIndex] = {}
-        on = self._on(seen)
-        for name in on:
-            if name == "co_occurrence":
-                continue  # of what the others find
-            if name in VOTERS:
-                counted = sp.csr_matrix(
-                    self._voters(name, vectors, terms) @ self.point_labels, dtype=np.float32
-                )
-                counted.sort_indices()
-                if drop is not None:
-                    counted = drop_pairs(counted, drop, threads=threads)
-                votes[name], found[name] = counted, keep_topk(counted, most, threads=threads)
-            elif name in LEXICAL:
-                indexes[name] = lexical.index(name)
-                found[name] = indexes[name].search(terms, most, drop=drop, threads=threads)
-            else:
-                found[name] = ranked_csr(*self._search(name, vectors, most, drop), labels)
         proposed = list(found.values())
         if most > depth:
             proposed = [keep_topk(matrix, depth, threads=threads) for matrix in proposed]
         pattern = merge(proposed, threads=threads)
-        pairs = _pairs(pattern)
         features: dict[str, npt.NDArray[np.float32]] = {}
-        for scorer in found:
-            if scorer in votes:
-                features[scorer] = _values_at(votes[scorer], *pairs)
+        for scorer in on:
+            features[scorer] = of_pairs[scorer](pattern)
+            if scorer in VOTERS:
                 features[f"log {scorer}"] = np.log(features[scorer] + np.float32(VOTERS[scorer]))
-            elif scorer in indexes:
-                features[scorer] = indexes[scorer].pair_scores(terms, pattern, threads=threads)
-            else:
-                features[scorer] = self._pair_scores(scorer, vectors, pattern)
-        if "co_occurrence" in on:
+        if "co_occurrence" in self._on(seen):
             features, spreads = self.with_co_occurrence(pattern, features)
             found["co_occurrence"] = keep_topk(spreads, most, threads=threads)
         return pattern, features, found
+
+    def _found(
+        self,
+        scorers: Sequence[Scorer],
+        texts: Sequence[str],
+        vectors: Vectors,
+        drop: Pairs | None,
+        at_least: int,
+    ) -> tuple[Scores, dict[str, _PairScores]]:
+        """The best labels by each scorer alone, and what gives its scores of any pairs.
+
+        At least `config.k` labels, so that what an approximate index finds is not another thing
+        where fewer are asked for.
+        """
+        labels, threads = len(self.label_texts), self.threads
+        most = max(min(self.config.k, labels), at_least)
+        drop = _drop_matrix(drop, len(vectors), labels)
+        terms = None
+        if self.lexical is not None and not LEXICAL.isdisjoint(scorers):
+            terms = self.lexical.tfidf(texts)
+        found: Scores = {}
+        of_pairs: dict[str, _PairScores] = {}
+        for name in scorers:
+            if name in VOTERS:
+                votes = sp.csr_matrix(
+                    self._voters(name, vectors, terms) @ self.point_labels, dtype=np.float32
+                )
+                votes.sort_indices()
+                if drop is not None:
+                    votes = drop_pairs(votes, drop, threads=threads)
+                found[name] = keep_topk(votes, most, threads=threads)
+                of_pairs[name] = partial(_values_at, votes)
+            elif name in LEXICAL:
+                index = cast(Lexical, self.lexical).index(name)
+                found[name] = index.search(terms, most, drop=drop, threads=threads)
+                of_pairs[name] = partial(index.pair_scores, terms, threads=threads)
+            else:
+                found[name] = ranked_csr(*self._search(name, vectors, most, drop), labels)
+                of_pairs[name] = partial(self._pair_scores, name, vectors)
+        return found, of_pairs
 
     def with_co_occurrence(
         self, candidates: sp.csr_matrix, features: Features
@@ -434,14 +476,13 @@ class Model:
         features : with "log co_occurrence"
         spreads : float32 csr_matrix [n, L], what it is the logarithm of
         """
-        pairs = _pairs(candidates)
         if self._shares is None or self._shares[0] is not self.point_labels:
             self._shares = self.point_labels, label_shares(self.point_labels, threads=self.threads)
         base = self.fusions["base"]
         fused = base(features, self._is_new(candidates.indices))
-        likely = _with_data(candidates, base.probabilities(fused, pairs[0]))
+        likely = _with_data(candidates, base.probabilities(fused, _pairs(candidates)[0]))
         spreads = spread(likely, self._shares[1], threads=self.threads)
-        values = _values_at(spreads, *pairs)
+        values = _values_at(spreads, candidates)
         more = {**features, "log co_occurrence": log_spread(values)}
         return more, _with_data(candidates, values)
 
@@ -449,9 +490,7 @@ class Model:
         """Which of the labels training has not seen."""
         return labels >= len(self.label_texts) - self.new_labels
 
-    def _voters(
-        self, name: ScorerName, vectors: Vectors, terms: sp.csr_matrix | None
-    ) -> sp.csr_matrix:
+    def _voters(self, name: Scorer, vectors: Vectors, terms: sp.csr_matrix | None) -> sp.csr_matrix:
         """The nearest training points by a scorer, with the shares of their votes [n, N]."""
         k = min(self.config.neighbours, len(self.point_vectors))
         if name == "tfidf_neighbours":
@@ -562,51 +601,46 @@ class Model:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that `load` reads.
 
-        A ``config.toml`` that is already in the folder, as in a run's, is kept.
+        A ``config.toml`` that is already in the folder, as in a run's, is kept. All is written
+        aside and then renamed: a model that is already there stays until the new one is whole.
+
+        Raises
+        ------
+        OSError
+            A file cannot be written; the message names it and says why.
         """
         folder = Path(folder)
         if not (folder / "config.toml").exists():
             run = self.run_config or Config()
             own = replace(run, threads=self.threads, prediction=self.config)
             own.save(folder / "config.toml")
-        with atomic_folder(folder / "encoder") as aside:
-            self.encoder.save(aside)
-        self._save_label_texts(folder)
-        vectors = {
-            "labels": self.label_vectors,
-            "points": self.point_vectors,
-            "point_labels.indptr": self.point_labels.indptr.astype(np.int64),
-            "point_labels.indices": self.point_labels.indices.astype(np.int32),
-            "point_rows": self.point_rows,
-        }
-        write_tensors(
-            folder / "vectors.safetensors",
-            {name: torch.as_tensor(array) for name, array in vectors.items()},
-        )
-        classifier = folder / "classifier.safetensors"
-        if self.classifier is None:
-            classifier.unlink(missing_ok=True)  # of the model saved here before
-        else:
-            write_tensors(classifier, {"weight": torch.as_tensor(self.classifier)})
-        lexical = folder / "lexical.safetensors"
-        if self.lexical is None:
-            lexical.unlink(missing_ok=True)
-        else:
-            arrays = self.lexical.arrays()
-            write_tensors(lexical, {name: torch.as_tensor(arrays[name]) for name in arrays})
-        if self.config.search == "hnsw":
-            with atomic_folder(folder / "index") as aside:
+        with atomic_files(folder, _FILES) as aside:
+            (aside / "encoder").mkdir()
+            self.encoder.save(aside / "encoder")
+            self._save_label_texts(aside)
+            vectors = {
+                "labels": self.label_vectors,
+                "points": self.point_vectors,
+                "point_labels.indptr": self.point_labels.indptr.astype(np.int64),
+                "point_labels.indices": self.point_labels.indices.astype(np.int32),
+                "point_rows": self.point_rows,
+            }
+            tensors = {name: torch.as_tensor(array) for name, array in vectors.items()}
+            write_tensors(aside / "vectors.safetensors", tensors)
+            if self.classifier is not None:
+                weight = torch.as_tensor(self.classifier)
+                write_tensors(aside / "classifier.safetensors", {"weight": weight})
+            if self.lexical is not None:
+                arrays = self.lexical.arrays()
+                tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+                write_tensors(aside / "lexical.safetensors", tensors)
+            if self.config.search == "hnsw":
+                (aside / "index").mkdir()
                 for name in self._items:
-                    self._index(name).save(aside / f"{name}.hnsw")
-        elif (folder / "index").exists():
-            shutil.rmtree(folder / "index")  # of the model saved here before
-        measured = folder / "metrics.json"
-        if self.metrics:
-            write_json(measured, self.metrics)
-        else:
-            measured.unlink(missing_ok=True)  # of the model saved here before
-        # Last: a folder with this file has all the others.
-        fusion.save(self.fusions, folder / "fusion.json")
+                    self._index(name).save(aside / "index" / f"{name}.hnsw")
+            if self.metrics:
+                write_json(aside / "metrics.json", self.metrics)
+            fusion.save(self.fusions, aside / "fusion.json")
 
     def _save_label_texts(self, folder: Path) -> None:
         with atomic_write(folder / "labels.jsonl") as aside:
@@ -697,6 +731,8 @@ class Model:
         if terms.exists():
             with reading(terms):
                 lexical = Lexical.from_arrays(safetensors.numpy.load_file(terms))
+                if lexical.labels.shape[0] != labels:
+                    raise ValueError(f"it has {lexical.labels.shape[0]} labels, expected {labels}")
         with reading(folder / "fusion.json"):
             fusions = fusion.load(folder / "fusion.json")
             if not {"all", "trained"} <= fusions.keys():
@@ -756,10 +792,9 @@ def _pairs(matrix: sp.csr_matrix) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
-def _values_at(
-    matrix: sp.csr_matrix, rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float32]:
-    """Values of a matrix with sorted indices at (row, column) pairs, 0 where it has no entry."""
+def _values_at(matrix: sp.csr_matrix, pairs: sp.csr_matrix) -> npt.NDArray[np.float32]:
+    """Values of a matrix with sorted indices at the entries of another, 0 where it has none."""
+    rows, columns = _pairs(pairs)
     width = matrix.shape[1]
     stored = np.repeat(np.arange(matrix.shape[0], dtype=np.int64) * width, np.diff(matrix.indptr))
     stored += matrix.indices

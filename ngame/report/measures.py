@@ -371,9 +371,10 @@ def missing_positives(model: Model) -> MissingPositives:
     """Estimate how many positives the training points lack."""
     labels = model.point_labels
     frequencies = np.bincount(labels.indices, minlength=labels.shape[1])
-    weights = metrics.inverse_propensity(labels)
-    complete = float(frequencies @ weights.astype(np.float64))
-    by_propensity = 1 - labels.nnz / complete if complete else 0.0
+    by_propensity = 0.0
+    if labels.nnz and labels.shape[0] >= metrics.FEWEST_ROWS:
+        weights = metrics.inverse_propensity(labels)
+        by_propensity = 1 - labels.nnz / float(frequencies @ weights.astype(np.float64))
     vectors = to_numpy(model.point_vectors)
     rows = np.arange(len(vectors))
     if len(rows) > _DUPLICATES:

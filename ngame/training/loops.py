@@ -122,7 +122,7 @@ def train(
             with run.stop:
                 model = _train(run)
         except (KeyboardInterrupt, SystemExit):
-            if run.stage is not None:
+            if run.stage is not None and run.stop.whole:
                 run.stage.save()
             raise
         finally:
@@ -429,7 +429,8 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
             stacklevel=5,
         )
     gains = None
-    if run.config.prediction.fuse_for == "psp":
+    enough = run.points.truth.targets.shape[0] >= metrics.FEWEST_ROWS
+    if run.config.prediction.fuse_for == "psp" and enough:
         gains = metrics.inverse_propensity(run.points.truth.targets)[candidates.indices]
     taught_by = len(run.points.rows) if isinstance(run.encoder, BagEncoder | Ensemble) else None
     fit = partial(Fusion.fit, rows=rows, relevant=relevant, gains=gains, taught_by=taught_by)

@@ -14,12 +14,18 @@ class Stop:
     Its code is 128 and the number of the signal: 143, and 129 where a terminal or ssh hung up.
     Between `hold` and `release` they wait. With several ranks they wait from the first `hold` to
     `end`: at a `release` all ranks act on a signal that came to any, so all stop at one place.
-    Handlers that the program has set itself are left as
-    they are, and so is all of it outside the main thread, where Python cannot set handlers.
+    Handlers that the program has set itself are left as they are, and so is all of it outside the
+    main thread, where Python cannot set handlers.
+
+    Attributes
+    ----------
+    whole : whether the state of the run can be saved; not between `hold` and `release`, where a
+        second signal stops the run at once
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
+        self.whole = True
         self._held = False
         self._waiting: int | None = None
         self._before: dict[int, Any] = {}
@@ -44,9 +50,11 @@ class Stop:
     def hold(self) -> None:
         """Let signals wait: what follows leaves the run in a state that cannot be saved."""
         self._held = True
+        self.whole = False
 
     def release(self) -> None:
         """The state of the run is whole again: a signal that came meanwhile acts now."""
+        self.whole = True
         if self._ranks.size == 1:
             self._held = False
         else:
@@ -56,6 +64,7 @@ class Stop:
 
     def end(self) -> None:
         """Let signals act at once from here on."""
+        self.whole = True
         self._held = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:

@@ -33,6 +33,26 @@ def classifier(**parameters: Any) -> NgameClassifier:
     return NgameClassifier(**{"settings": SETTINGS, **parameters})
 
 
+def test_texts_that_no_scorer_has_a_class_for():
+    """By words alone, of a text that shares none: it gets the most frequent class."""
+    texts = ["red apple", "green apple", "red pear", "green pear", "red plum"]
+    kinds = np.array(["apple", "apple", "pear", "pear", "apple"])
+    by_words = NgameClassifier(["prediction.scorers=['tfidf']"], scorer="tfidf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        by_words.fit(texts, kinds)
+    asked = ["a pear", "zzz", "an apple", "qqq"]
+    assert by_words.predict(asked).tolist() == ["pear", "apple", "apple", "apple"]
+    assert by_words.decision_function(["zzz"])[0] < 0  # of two: less than 0 is the first
+    assert by_words.score(asked, ["pear", "pear", "apple", "apple"]) == 0.75
+    marks = sp.csr_matrix(kinds[:, None] == ["apple", "pear"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        by_words = clone(by_words).set_params(label_texts=["apple", "pear"]).fit(texts, marks)
+    assert by_words.predict(asked).tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
+    assert by_words.score(asked, [[0, 1], [1, 1], [1, 0], [0, 0]]) == 0.5
+
+
 class OnNumbers(NgameClassifier):
     """The classifier on texts made of numbers, so that the checks of scikit-learn can call it.
 

@@ -234,7 +234,7 @@ def test_rejects_bad_input(rng):
         metrics.evaluate(predictions, truth, inverse_propensity=0 * weights)
     with pytest.raises(IndexError, match=r"drop\[0\] has column 6, out of range for 6"):
         metrics.evaluate(predictions, truth, drop=[[0, 6]])
-    with pytest.raises(ValueError, match="train_labels has no rows"):
+    with pytest.raises(ValueError, match="train_labels has 0 rows, expected 3 or more"):
         metrics.inverse_propensity(truth[:0])
     with pytest.raises(ValueError, match="a and b are"):
         metrics.inverse_propensity(truth, b=-1)

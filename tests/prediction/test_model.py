@@ -1,8 +1,16 @@
 """Prediction: scorers against brute force, chunks, dropped pairs, and the files of a run."""
 
+import contextlib
 import dataclasses
+import errno
+import itertools
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import numpy as np
@@ -16,6 +24,7 @@ from ngame.config import SCORERS, PredictionConfig
 from ngame.encoders.load import load_encoder
 from ngame.prediction import model as model_module
 from ngame.prediction.fusion import Fusion
+from ngame.prediction.lexical import Lexical
 from ngame.prediction.model import Model
 
 
@@ -561,6 +570,100 @@ def test_save_and_load_predict_the_same(model, dataset, folder, tmp_path):
         assert loaded.label_texts == dataset.label_texts
     copy.save(tmp_path / "copy")  # over itself
     assert Model.load(tmp_path / "copy").config == trained.config
+
+
+def test_saving_over_a_model_leaves_one_of_the_two(dataset, folder, tmp_path, monkeypatch):
+    """Wherever it stops: the old one or none until the last file is there, never a mixture."""
+    settings = "seed=1", "prediction.k=10", "prediction.neighbours=20"
+    other = ngame.train(dataset, tiny.config(*settings))
+    wanted = [Model.load(folder).predict(dataset.test_texts), other.predict(dataset.test_texts)]
+    replace, states, stop_at = os.replace, [], 0
+
+    def stops(source, target):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stops)
+    while not states or states[-1] != "new":
+        copy, left = tmp_path / str(stop_at), stop_at
+        shutil.copytree(folder, copy)
+        with contextlib.suppress(KeyboardInterrupt):
+            other.save(copy)
+        try:
+            found = Model.load(copy).predict(dataset.test_texts)
+        except FileNotFoundError:
+            states.append("none")
+        else:
+            states.append("old" if equal(found, wanted[0]) else "new")
+            assert equal(found, wanted[states[-1] == "new"])
+        assert not list(copy.rglob(".partial-*"))
+        stop_at += 1
+    assert [state for state, _ in itertools.groupby(states)] == ["old", "none", "new"]
+    assert len(states) > 10
+
+
+def test_saving_that_fails_keeps_the_old_model(dataset, folder, model, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "copy")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model_module.fusion, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        model.save(tmp_path / "copy")
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", full)
+    named = f"{tmp_path / 'copy' / 'config.toml'}"
+    (tmp_path / "copy" / "config.toml").unlink()
+    with pytest.raises(OSError, match=re.escape(f"{named} cannot be written: No space")):
+        model.save(tmp_path / "copy")
+    shutil.copy(folder / "config.toml", named)
+    named = re.escape(f"{tmp_path / 'copy'}/")
+    with pytest.raises(OSError, match=rf"^{named}[^.].* cannot be written: No space"):
+        model.save(tmp_path / "copy")
+    monkeypatch.undo()
+    assert equal(
+        Model.load(tmp_path / "copy").predict(dataset.test_texts), model.predict(dataset.test_texts)
+    )
+
+
+def test_files_of_two_models_are_told(dataset, folder, tmp_path):
+    """Where a file was swapped by hand."""
+    shutil.copytree(folder, tmp_path / "copy")
+    Model.load(folder).with_labels(["one more"]).save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "lexical.safetensors", tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"lexical\.safetensors is damaged: it has 25 labels, exp"):
+        Model.load(tmp_path / "copy")
+
+
+def test_a_scorer_alone_asks_no_other(folder, dataset, model, monkeypatch):
+    """The others' indexes are not even made, which takes most of the time of a first prediction."""
+    all_of_them = model.scores(dataset.test_texts, 5)
+    for scorer in SCORERS:
+        alone = Model.load(folder)
+        assert equal(alone.predict(dataset.test_texts, 5, scorer=scorer), all_of_them[scorer])
+    made = []
+    index = Lexical.index
+    monkeypatch.setattr(Lexical, "index", lambda self, name: made.append(name) or index(self, name))
+    monkeypatch.setattr(Model, "candidates", None)
+    alone = Model.load(folder)
+    alone.predict(dataset.test_texts, scorer="encoder")
+    assert made == []
+    alone.scores(dataset.test_texts, scorers=["tfidf", "classifier"])
+    assert made == ["tfidf"]
+
+
+def test_loading_and_asking_does_not_import_the_compiler(folder):
+    """PyTorch's takes longer than both."""
+    code = """
+        import sys, ngame
+        ngame.Model.load(sys.argv[1]).predict(["a text"])
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), folder], check=True)
 
 
 def test_labels_with_line_breaks_come_back(tmp_path):

@@ -16,6 +16,7 @@ import tiny
 import ngame
 from ngame.data.formats import save_dataset
 from ngame.training.checkpoint import Checkpoint
+from ngame.training.optimizer import Optimizer
 
 # All state that one batch, epoch or stage hands to the next: a bank, clusters that last several
 # epochs, moments of both optimizers, gradients of several batches, the best epoch's weights.
@@ -76,6 +77,29 @@ def assert_same_run(a, b):
     for name in tiny.RESULTS:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     assert log(a) == log(b)
+
+
+def test_a_second_signal_within_an_update(tmp_path, monkeypatch):
+    """It stops at once, when weights are new and the batch is not counted: that is not saved."""
+    dataset, config = tiny.dataset(), tiny.config("checkpoint_minutes=0")
+    ngame.train(dataset, config, folder=tmp_path / "whole")
+    step, updates = Optimizer.step, 0
+
+    def signalled(self):
+        nonlocal updates
+        step(self)
+        updates += 1
+        if updates == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Optimizer, "step", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        ngame.train(dataset, config, folder=tmp_path / "stopped")
+    meta, _ = Checkpoint(tmp_path / "stopped" / "checkpoint", 0).load()
+    assert (meta["updates"], meta["batch"]) == (2, 2)
+    ngame.train(dataset, config, folder=tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def files(folder):
