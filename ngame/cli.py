@@ -1,13 +1,13 @@
 """The command line, ``ngame COMMAND``; ``ngame --help`` lists the commands."""
 
 import argparse
+import errno
 import io
 import json
 import os
 import platform
 import shlex
 import sys
-import tomllib
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 import ngame
 from ngame import metrics
 from ngame.arrays import as_threads, text_fault
-from ngame.config import PRESETS, SCORERS
+from ngame.config import PRESETS, SCORERS, sets_of
 from ngame.data.dataset import Points, test_points
 from ngame.data.formats import read_matrices
 from ngame.data.predictions import (
@@ -35,7 +35,7 @@ from ngame.data.predictions import (
     write_predictions,
 )
 from ngame.data.self_pairs import without_self_pairs
-from ngame.files import DamagedFileError, atomic_write
+from ngame.files import DamagedFileError, atomic_write, removed_on_signals
 from ngame.progress import say
 
 # What the user can put right, in arguments or files.
@@ -46,6 +46,8 @@ _OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how idle OpenMP threads wait."""
 _TEXTS_AT_ONCE = 1 << 16
 """Texts that are encoded before their vectors are written."""
+_PRINTED_AT_ONCE = 1 << 12
+"""Texts that are predicted before their labels are printed."""
 _WIDTH = 100
 """Columns that a table may take."""
 
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.set = [*PRESETS[options.preset], *options.set]
     _let_openmp_sleep()
     try:
-        with warnings.catch_warnings():
+        with removed_on_signals(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             # PyTorch warns that its sparse format may change.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support")
@@ -144,6 +146,8 @@ def _reading() -> Iterator[None]:
     except ConnectionError:  # to another process
         raise
     except (*_MISTAKES, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of temporary files
         raise _InputError(_message(error)) from error
 
 
@@ -200,7 +204,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--texts",
         metavar="FILE",
-        help="one text a line, - for standard input; blank lines get no labels",
+        help="one text a line, - for standard input, which is read to its end first; blank lines "
+        "get no labels",
     )
     source.add_argument(
         "--data",
@@ -398,7 +403,7 @@ def _train(options: argparse.Namespace) -> None:
     resuming = options.resume and begun.exists()
     # Settings and the folder come before the data, which can take long: mistakes show at once.
     if resuming:  # with its own settings; those given, if any, must be the same
-        given = _as_sets(options.config) if options.config else []
+        given = sets_of(options.config) if options.config else []
         config = Config.load(begun, [*given, *options.set], whole=True)
     else:
         config = Config.load(options.config, options.set)
@@ -425,27 +430,6 @@ def _train(options: argparse.Namespace) -> None:
     print(f"trained in {seconds:.0f} s, the run is in {options.output}")
     if model.metrics:
         _print_table(model.metrics)
-
-
-def _as_sets(path: str) -> list[str]:
-    """The settings of a TOML file as ``key=value``, each by its dotted key."""
-    from ngame.config import Config
-
-    Config.load(path)  # names the file in what is wrong with it
-    found = []
-
-    def collect(table: Mapping[str, Any], prefix: str) -> None:
-        for key, value in table.items():
-            if not isinstance(value, Mapping):
-                found.append(f"{prefix}{key}={json.dumps(value, ensure_ascii=False)}")
-            elif key == "schedule":  # one setting
-                sizes = ", ".join(f"{epoch} = {size}" for epoch, size in value.items())
-                found.append(f"{prefix}{key}={{{sizes}}}")
-            else:
-                collect(value, f"{prefix}{key}.")
-
-    collect(tomllib.loads(Path(path).read_text(encoding="utf8")), "")
-    return found
 
 
 @contextmanager
@@ -486,6 +470,28 @@ def _predict(options: argparse.Namespace) -> None:
         for text in texts:
             if text_fault(text):  # Python reads arguments so that each byte can be told
                 raise ValueError(f"--text {text!a} is not UTF-8")
+    if options.output not in (None, "-"):
+        found = _labels_of(texts, drop, model, options)
+        write_predictions(options.output, texts, found, model.label_texts)
+        print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
+        return
+    if options.output == "-":
+        _set_output(encoding="utf8")
+    for start in range(0, len(texts), _PRINTED_AT_ONCE):  # the first ones show at once
+        part = texts[start : start + _PRINTED_AT_ONCE]
+        if drop is not None:
+            here = (drop[:, 0] >= start) & (drop[:, 0] < start + len(part))
+        found = _labels_of(part, None if drop is None else drop[here] - [start, 0], model, options)
+        if options.output is None:
+            _print_predictions(model, part, found)
+        else:
+            sys.stdout.writelines(as_jsonl(part, found, model.label_texts))
+
+
+def _labels_of(
+    texts: Sequence[str], drop: Any, model: Any, options: argparse.Namespace
+) -> sp.csr_matrix:
+    """Predictions of texts; blank lines of a file get none."""
     k = options.k
     if k is None and options.threshold is None and not (options.output or "").endswith(".npz"):
         k = 10
@@ -496,25 +502,14 @@ def _predict(options: argparse.Namespace) -> None:
         scorer=options.scorer,
         drop=drop,
         probabilities=options.probabilities,
+        threshold=options.threshold,
     )
-    if options.threshold is not None:
-        likely = found.data >= options.threshold
-        offsets = np.append(0, np.cumsum(likely))[found.indptr]
-        found = sp.csr_matrix((found.data[likely], found.indices[likely], offsets), found.shape)
-    if len(rows) < len(texts):
-        counts = np.zeros(len(texts), np.int64)
-        counts[rows] = np.diff(found.indptr)
-        offsets = np.append(0, np.cumsum(counts))
-        shape = len(texts), found.shape[1]
-        found = sp.csr_matrix((found.data, found.indices, offsets), shape=shape)
-    if options.output is None:
-        _print_predictions(model, texts, found)
-    elif options.output == "-":
-        _set_output(encoding="utf8")
-        sys.stdout.writelines(as_jsonl(texts, found, model.label_texts))
-    else:
-        write_predictions(options.output, texts, found, model.label_texts)
-        print(f"{found.shape[0]} rows, {found.nnz} predictions: {options.output}")
+    if len(rows) == len(texts):
+        return found
+    counts = np.zeros(len(texts), np.int64)
+    counts[rows] = np.diff(found.indptr)
+    offsets = np.append(0, np.cumsum(counts))
+    return sp.csr_matrix((found.data, found.indices, offsets), (len(texts), found.shape[1]))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -589,7 +584,7 @@ def _encode(options: argparse.Namespace) -> None:
             vectors = np.zeros((len(part), shape[1]), dtype)
             if rows:
                 vectors[rows] = to_numpy(model.encode([part[row] for row in rows]))
-            vectors.tofile(file)
+            file.write(vectors.tobytes())  # `tofile` takes a signal's exception for its own
     print(f"{shape[0]} vectors of width {shape[1]}: {options.output}")
 
 
@@ -644,7 +639,6 @@ def _cluster(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     from ngame.config import Config
-    from ngame.demo import tfidf
     from ngame.demo.see_also import see_also_dataset
 
     print("The task: from the docstring of a numpy or scipy function to its See Also section.")
@@ -657,10 +651,7 @@ def _demo(options: argparse.Namespace) -> None:
         model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
     texts, truth, drop = test_points(dataset)
-    baseline = tfidf.predict(
-        texts, dataset.train_texts, dataset.train_labels, dataset.label_texts, k=100
-    )
-    _print_table({**model.metrics, **model.evaluate(baseline, truth, drop=drop)})
+    _print_table(model.metrics)
     print()
     chosen = [row * len(texts) // 3 for row in range(3)]
     found = model.predict(texts, 5, drop=drop)[chosen]

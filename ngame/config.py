@@ -76,7 +76,7 @@ class EncoderConfig(_Section):
         below=1,
     )
     vocab_size: int = setting(
-        0, "bag: most sub-words; 0 chooses a number by the amount of text.", least=0
+        0, "bag: most sub-words; 0 chooses a number by the amount of text.", least=0, most=2**31 - 1
     )
     model: str = setting(
         "", "transformer: a Hugging Face or sentence-transformers model, by name or folder."
@@ -85,6 +85,7 @@ class EncoderConfig(_Section):
         0,
         "Tokens of a text that are read; 0 is 512 for a bag and 128 for a transformer.",
         least=0,
+        most=2**31 - 1,
     )
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto",
@@ -285,7 +286,7 @@ class PredictionConfig(_Section):
 class Config(_Section):
     """All settings of a run."""
 
-    seed: int = setting(0, "Seed of every random choice.", least=0)
+    seed: int = setting(0, "Seed of every random choice.", least=0, most=2**63 - 1)
     threads: int = setting(
         0, "Threads; 0 means the CPUs this process may use.", least=0, most=MAX_THREADS
     )
@@ -585,7 +586,7 @@ def _toml(table: Mapping[str, Any], name: str = "") -> str:
 
 def differences(one: Config, other: Config) -> str:
     """The settings in which two configs differ, such as "seed is 0, not 9"."""
-    first, second = (_flat(dataclasses.asdict(config)) for config in (one, other))
+    first, second = (flat(dataclasses.asdict(config)) for config in (one, other))
     return ", ".join(
         f"{name} is {_shown(value)}, not {_shown(second[name])}"
         for name, value in first.items()
@@ -593,12 +594,19 @@ def differences(one: Config, other: Config) -> str:
     )
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def sets_of(path: str | PathLike[str]) -> list[str]:
+    """The settings of a TOML file as ``KEY=VALUE`` each, as `Config.load` takes them."""
+    Config.load(path)  # names the file in what is wrong with it
+    table = tomllib.loads(Path(path).read_text(encoding="utf8"))
+    return [f"{name}={_shown(value)}" for name, value in flat(table).items()]
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted key; a schedule is one."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         section = isinstance(value, Mapping) and key != "schedule"
-        found |= _flat(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
     return found
 
 

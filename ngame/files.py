@@ -5,13 +5,16 @@ import json
 import os
 import platform
 import shutil
+import signal
+import threading
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -148,6 +151,31 @@ def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterat
                 os.replace(new, old)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def exit_by_signal(number: int, _: FrameType | None) -> NoReturn:
+    """A handler: raise SystemExit, so that what is only there for now is removed on the way out."""
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def removed_on_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise SystemExit, and end no process on the spot.
+
+    Handlers that the program has set are left as they are, and so is all of it outside the main
+    thread, where Python cannot set handlers.
+    """
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, exit_by_signal)
+                ours.append(number)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def remove_leftovers(folder: Path) -> None:

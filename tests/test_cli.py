@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -567,6 +568,50 @@ def test_cluster_in_parts(call, tmp_path, rng):
     assert "much is no number of bytes, such as 3500M" in err
 
 
+def test_a_signal_leaves_no_temporary_files(run, tmp_path, rng):
+    """Neither those of clusters in parts nor an output that is half written."""
+    (tmp_path / "parts").mkdir()
+    np.save(tmp_path / "x.npy", rng.standard_normal((400_000, 16), dtype=np.float32))
+    (tmp_path / "texts.txt").write_text("ba ke li mo\n" * 1_000_000)
+    clusters = "cluster", tmp_path / "x.npy", "--size", "16", "--memory", "20M", "-o", "c.npz"
+    vectors = "encode", run, tmp_path / "texts.txt", "-o", "v.npy"
+    for number, status, arguments in (
+        (signal.SIGTERM, 143, clusters),
+        (signal.SIGHUP, 129, vectors),
+    ):
+        child = subprocess.Popen(
+            ["env", "--default-signal", sys.executable, "-m", "ngame", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": str(tmp_path / "parts")},
+            stderr=subprocess.PIPE,
+        )
+        while not [*(tmp_path / "parts").rglob("*.rows"), *tmp_path.glob(".partial-*")]:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(number)
+        assert child.communicate()[1] == b"ngame: stopped\n"
+        assert child.returncode == status
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["parts", "texts.txt", "x.npy"]
+
+
+def test_scorers_that_know_training_points_alone(call, data, tmp_path):
+    """No fusion serves training points then; the run is whole without one."""
+    scorers = "--set=prediction.scorers=['tfidf_neighbours','tfidf_classifier']"
+    assert call("train", data, "-o", tmp_path / "run", *SETS, scorers)[0] == 0
+    status, out, _ = call("predict", tmp_path / "run", "--data", data)
+    assert status == 0
+    assert out
+    with pytest.raises(ValueError, match="no scorer is on that serves training points"):
+        ngame.Model.load(tmp_path / "run").predict(["ba"], seen=True)
+
+
+def test_printed_in_blocks(call, data, run, monkeypatch):
+    whole = call("predict", run, "--data", data, "-o", "-")
+    monkeypatch.setattr("ngame.cli._PRINTED_AT_ONCE", 7)
+    assert call("predict", run, "--data", data, "-o", "-") == whole
+    assert whole[0] == 0
+
+
 def test_cluster_in_processes(tmp_path, rng):
     np.save(tmp_path / "x.npy", rng.standard_normal((203, 8), dtype=np.float32))
     path = tmp_path / "found.npz"
@@ -698,7 +743,7 @@ def test_demo(call, tmp_path):
         again = call("demo", *quick)
     assert status == 0
     assert len(err.splitlines()) == 2  # a line an epoch
-    for name in ("encoder", "classifier", "neighbours", "fused", "TF-IDF", "TF-IDF + neighbours"):
+    for name in ("encoder", "classifier", "neighbours", "tfidf", "tfidf_neighbours", "fused"):
         (line,) = [line for line in out.splitlines() if re.match(rf"{re.escape(name)} +\d", line)]
         assert len(line.removeprefix(name).split()) == 8
     assert re.search(r"^  \* +-?\d+\.\d{3}  \S", out, re.MULTILINE)  # a right answer

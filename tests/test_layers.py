@@ -97,7 +97,7 @@ ROOMS: dict[str, set[str]] = {
         "shortlist",
         "topk",
     },
-    "demo": {"data", "shortlist"},
+    "demo": {"data"},
     "report": {
         "arrays",
         "batches",

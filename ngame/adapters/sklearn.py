@@ -155,6 +155,9 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found = self._found(X, 1)
         check_consistent_length(found, y)
         if self.multilabel_:
+            if sp.csr_matrix(y).shape != (found.shape[0], len(self.classes_)):
+                width = sp.csr_matrix(y).shape[1]
+                raise ValueError(f"y has {width} columns, expected {len(self.classes_)}")
             rows = np.flatnonzero(np.diff(found.indptr))  # others have no label that is right
             right = (sp.csr_matrix(y) != 0)[rows, found.indices].sum()
             return float(right / found.shape[0])

@@ -265,4 +265,6 @@ class Lexical:
             for name in ("labels", "points", "titles", "weights")
             if f"{name}.data" in arrays
         }
+        for matrix in matrices.values():
+            matrix.check_format()  # ids within their bounds
         return cls(Tfidf(terms, arrays["idf"]), **matrices)

@@ -190,6 +190,7 @@ class Model:
         drop: Pairs | None = None,
         seen: bool = False,
         probabilities: bool = False,
+        threshold: float | None = None,
     ) -> sp.csr_matrix:
         """Find the best labels of every text.
 
@@ -206,6 +207,7 @@ class Model:
             not score.
         probabilities : give the fused scores as probabilities that a label is relevant, calibrated
             on held-out points. The ranking stays the same, but for ties near 1.
+        threshold : with `probabilities`, keep only labels with at least this one
 
         Returns
         -------
@@ -219,13 +221,24 @@ class Model:
             `texts` is a single string, or holds something other than strings.
         ValueError
             The model has no such scorer, or k is below 1; or probabilities are asked of a single
-            scorer, or of a model that is not calibrated; or a text holds a lone surrogate.
+            scorer, or of a model that is not calibrated; or a text holds a lone surrogate; or
+            `threshold` is given without `probabilities`, or is not between 0 and 1.
         """
+        if threshold is not None:
+            if not probabilities:
+                raise ValueError("threshold is a probability: it needs probabilities=True")
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"threshold is {threshold}, expected a probability, from 0 to 1")
         if probabilities and scorer != "fused":
             raise ValueError(f"probabilities are of fused scores, scorer is {scorer!r}")
-        return self.scores(
+        found = self.scores(
             texts, k, scorers=[scorer], drop=drop, seen=seen, probabilities=probabilities
         )[scorer]
+        if threshold is None:
+            return found
+        likely = found.data >= threshold
+        offsets = np.append(0, np.cumsum(likely))[found.indptr]
+        return sp.csr_matrix((found.data[likely], found.indices[likely], offsets), found.shape)
 
     def scores(
         self,
@@ -724,24 +737,31 @@ class Model:
         if classifier.exists():
             with reading(classifier):
                 weight = to_device(safetensors.torch.load_file(classifier)["weight"], core)
-                if len(weight) != labels:
-                    raise ValueError(f"it has {len(weight)} labels, expected {labels}")
+                _check_shape(weight, (labels, vectors["labels"].shape[1]))
         lexical = None
         terms = folder / "lexical.safetensors"
         if terms.exists():
             with reading(terms):
                 lexical = Lexical.from_arrays(safetensors.numpy.load_file(terms))
-                if lexical.labels.shape[0] != labels:
-                    raise ValueError(f"it has {lexical.labels.shape[0]} labels, expected {labels}")
+                _check_shape(lexical.labels, (labels, len(lexical.tfidf.terms)))
+                _check_shape(lexical.points, (len(vectors["points"]), len(lexical.tfidf.terms)))
         with reading(folder / "fusion.json"):
             fusions = fusion.load(folder / "fusion.json")
-            if not {"all", "trained"} <= fusions.keys():
+            if "all" not in fusions:
                 raise ValueError("it lacks a fusion")
+        needed = {"classifier": classifier, **dict.fromkeys(LEXICAL, terms)}
+        for name, file in needed.items():
+            if name in fusions["all"].weights and not file.exists():
+                raise FileNotFoundError(f"{file}: no such file, and {folder}/fusion.json needs it")
         measured = folder / "metrics.json"
+        if encoder is None:
+            encoder = load_encoder(folder / "encoder", encoder_device)
+        encoder = as_encoder(encoder)
+        with reading(folder / "vectors.safetensors"):
+            for name in ("labels", "points"):
+                _check_shape(vectors[name], (len(vectors[name]), encoder.dim))
         model = cls(
-            encoder=load_encoder(folder / "encoder", encoder_device)
-            if encoder is None
-            else as_encoder(encoder),
+            encoder=encoder,
             label_texts=label_texts,
             label_vectors=to_device(vectors["labels"], core),
             point_vectors=to_device(vectors["points"], core),
@@ -764,6 +784,12 @@ class Model:
                 path = folder / "index" / f"{name}.hnsw"
                 model._indexes[name] = items, HnswIndex.load(path, to_numpy(items))
         return model
+
+
+def _check_shape(found: Any, expected: tuple[int, int]) -> None:
+    """Raise if a file is of another model than the vectors."""
+    if tuple(found.shape) != expected:
+        raise ValueError(f"it is of another model: shape {tuple(found.shape)}, expected {expected}")
 
 
 def _appended(vectors: Vectors, more: Vectors) -> Vectors:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -75,6 +76,10 @@ def train(
         of threads.
     encoder : a module of your own with the members of `ngame.Encoder`; it is trained in place
 
+    Random numbers are PyTorch's global ones, seeded anew for each batch. So of several threads
+    that call this one trains at a time, and a thread that draws from them meanwhile changes the
+    results.
+
     If torch.distributed is initialized, all its processes must call this with the same arguments.
     They train together: see docs/scale.md.
 
@@ -113,7 +118,13 @@ def train(
     if folder is not None and not os.fspath(folder):
         raise ValueError("folder is empty, expected the name of one, or None")
     folder = Path(folder) if folder is not None else None
-    with _torch_threads(config.threads), torch.random.fork_rng(devices=[]):
+    with (
+        _lock,
+        _torch_threads(config.threads),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         _check_scorers(dataset, config)
         run = Run(dataset, config, folder, resume, encoder)
         try:
@@ -627,6 +638,18 @@ def _hard_negative_recall(
         in_pool += int(np.isin(ids, pool).sum())
         total += len(ids)
     return ranks.mean(in_pool / max(1, total), total)
+
+
+_lock = threading.RLock()  # one thread trains at a time
+
+
+def _free_lock() -> None:
+    """In a forked process, where the thread that held the lock does not go on."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_free_lock)
 
 
 class _torch_threads:

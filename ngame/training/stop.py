@@ -5,6 +5,7 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn, Self
 
+from ngame.files import exit_by_signal
 from ngame.ranks import Ranks
 
 
@@ -33,12 +34,12 @@ class Stop:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             defaults = {
-                signal.SIGINT: signal.default_int_handler,
-                signal.SIGTERM: signal.SIG_DFL,
-                signal.SIGHUP: signal.SIG_DFL,
+                signal.SIGINT: (signal.default_int_handler,),
+                signal.SIGTERM: (signal.SIG_DFL, exit_by_signal),
+                signal.SIGHUP: (signal.SIG_DFL, exit_by_signal),
             }
             for number, default in defaults.items():
-                if signal.getsignal(number) == default:
+                if signal.getsignal(number) in default:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 

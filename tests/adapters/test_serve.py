@@ -105,10 +105,12 @@ def test_forty_requests_at_eight_in_parallel(server: Any) -> None:
         (b"\xff", "can't decode byte 0xff"),
         (b"[" * 100_000, "recursion"),
         *((given, "the body is not an object with texts") for given in ("text", [], {}, 5, None)),
-        ({"texts": ["a"], "K": 3}, "the body is not an object with texts and perhaps k"),
+        ({"texts": ["a"], "K": 3}, "the body is not an object with texts, and perhaps k and"),
         ({"texts": "a"}, "texts is not a list of strings"),
         ({"texts": [1]}, "texts is not a list of strings"),
         ({"texts": ["a"], "k": 0}, "k is not a number from 1 on"),
+        ({"texts": ["a"], "threshold": "b"}, "threshold is not a number"),
+        ({"texts": ["a"], "threshold": 2}, "threshold is 2, expected a probability"),
         ({"texts": ["lone \ud800"]}, "texts[0] holds a lone surrogate"),
     ],
 )
@@ -117,6 +119,14 @@ def test_bad_requests(server: Any, given: Any, says: str) -> None:
     assert status == 400
     assert says in answer["error"]
     assert answer["error"].endswith('; expected JSON such as {"texts": ["a text"], "k": 5}')
+
+
+def test_labels_that_are_likely(server: Any) -> None:
+    texts = DATA.test_texts[:20]
+    every = post(server[1], {"texts": texts, "k": 5})[1]["labels"]
+    likely = post(server[1], {"texts": texts, "k": 5, "threshold": 0.5})[1]["labels"]
+    assert likely == [[pair for pair in labels if pair[1] >= 0.5] for labels in every]
+    assert 0 < sum(map(len, likely)) < sum(map(len, every))
 
 
 def test_no_texts_and_more_labels_than_there_are(server: Any) -> None:
@@ -133,7 +143,7 @@ def test_a_run_without_probabilities(server: Any, tmp_path: Path) -> None:
     fusions = json.loads((run / "fusion.json").read_text())
     fusions["all"]["calibration"] = None  # as with few held-out points
     (run / "fusion.json").write_text(json.dumps(fusions))
-    code = "import json, serve; print(json.dumps(serve.best(['ba', ''], 2)))"
+    code = "import json, serve; print(json.dumps(serve.best(['ba', ''], 2, None)))"
     env = {**os.environ, "RUN": str(run), "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}
     answer = json.loads(subprocess.check_output([sys.executable, "-c", code], env=env))
     row = ngame.Model.load(run).predict(["ba"], 2)

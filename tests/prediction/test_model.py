@@ -15,6 +15,7 @@ import warnings
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.sparse as sp
 import tiny
 import torch
@@ -630,13 +631,58 @@ def test_saving_that_fails_keeps_the_old_model(dataset, folder, model, tmp_path,
     )
 
 
-def test_files_of_two_models_are_told(dataset, folder, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "shape", "expected"),
+    [
+        ("lexical", r"\(25, \d+\)", r"\(24, \d+\)"),
+        ("classifier", r"\(24, 8\)", r"\(24, 16\)"),
+        ("vectors", r"\(24, 8\)", r"\(24, 16\)"),
+    ],
+)
+def test_files_of_two_models_are_told(dataset, folder, tmp_path, file, shape, expected):
     """Where a file was swapped by hand."""
     shutil.copytree(folder, tmp_path / "copy")
-    Model.load(folder).with_labels(["one more"]).save(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "lexical.safetensors", tmp_path / "copy")
-    with pytest.raises(ValueError, match=r"lexical\.safetensors is damaged: it has 25 labels, exp"):
+    settings = "encoder.dim=8", "prediction.scorers=['classifier', 'tfidf']"
+    other = ngame.train(dataset, tiny.config(*settings))
+    if file == "lexical":
+        other = other.with_labels(["one more"])
+    other.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / f"{file}.safetensors", tmp_path / "copy")
+    if file == "vectors":  # or its classifier would be seen first
+        (tmp_path / "copy" / "classifier.safetensors").unlink()
+        shutil.copy(tmp_path / "other" / "classifier.safetensors", tmp_path / "copy")
+    message = rf"{file}\.safetensors is damaged: it is of another model: shape {shape}, expected "
+    with pytest.raises(ValueError, match=message + expected):
         Model.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("file", ["classifier", "lexical"])
+def test_a_file_that_was_not_copied(folder, tmp_path, file):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / f"{file}.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{file}\.safetensors: no such file, and .*needs"):
+        Model.load(tmp_path / "copy")
+
+
+def test_a_rotten_byte_is_told(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "lexical.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    arrays["points.indices"][3] = 1 << 22
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(ValueError, match=r"lexical\.safetensors is damaged: indices must be <"):
+        Model.load(tmp_path / "copy")
+
+
+def test_threshold(model, dataset):
+    every = model.predict(dataset.test_texts, probabilities=True)
+    found = model.predict(dataset.test_texts, probabilities=True, threshold=0.3)
+    assert 0 < found.nnz < every.nnz
+    assert found.toarray().tolist() == np.where(every.toarray() >= 0.3, every.toarray(), 0).tolist()
+    with pytest.raises(ValueError, match="it needs probabilities=True"):
+        model.predict(["a"], threshold=0.3)
+    with pytest.raises(ValueError, match="threshold is nan, expected a probability"):
+        model.predict(["a"], probabilities=True, threshold=np.nan)
 
 
 def test_a_scorer_alone_asks_no_other(folder, dataset, model, monkeypatch):

@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -84,6 +85,18 @@ class Words(torch.nn.Module):
 
 
 # Results
+
+
+def test_beside_another_training_and_without_gradients():
+    """Of two threads one trains at a time; what the caller set for gradients does not matter."""
+    data, config = tiny.dataset(), tiny.config("encoder.dropout=0.2")
+    alone = ngame.train(data, config).label_vectors
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(ngame.train, data, config) for _ in range(2)]
+        assert all(np.array_equal(one.result().label_vectors, alone) for one in both)
+    for ambient in (torch.no_grad, torch.inference_mode):
+        with ambient():
+            assert np.array_equal(ngame.train(data, config).label_vectors, alone)
 
 
 def test_it_learns(dataset):
