@@ -24,12 +24,13 @@ model = ngame.Model.load(folder)
 calibrated = model.fusions["all"].calibration is not None
 model.predict(["warm up"], 1)  # the first search prepares the indexes
 one_at_a_time = asyncio.Lock()  # a prediction uses all processors
+FIELDS = {"texts", "k", "threshold"}
 
 
 async def predict(request):
     try:
         given = await request.json()
-        if not isinstance(given, dict) or not {"texts"} <= given.keys() <= {"texts", "k", "threshold"}:
+        if not isinstance(given, dict) or not {"texts"} <= given.keys() <= FIELDS:
             raise ValueError("the body is not an object with texts, and perhaps k and threshold")
         texts, k, threshold = given["texts"], given.get("k", 5), given.get("threshold")
         if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
