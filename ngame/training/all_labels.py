@@ -10,6 +10,9 @@ from ngame.ranks import Ranks
 # quarter shorter than with as many as on a GPU, where each operation has its price.
 _SCORES = 1 << 24
 _SCORES_ON_CPU = 1 << 20
+# Floats of scores and unit vectors that a step keeps from the sums to the gradient, 128 MB; where
+# there are more, they are computed again.
+_KEPT = 1 << 25
 
 
 class AllLabels(torch.nn.Module):
@@ -17,12 +20,12 @@ class AllLabels(torch.nn.Module):
 
     No negatives are chosen: every label that is not a known positive is one. The loss is
     `ngame.loss.decoupled_softmax` of the cosines. It and its gradient are computed a chunk of
-    labels at a time, and the chunk is updated at once, as in Renee (Jain et al., MLSys 2023); so
-    neither the scores of all labels nor a gradient of all vectors is ever in memory. Vectors are
-    bfloat16, rounded up or down at random in proportion, so that small steps are not lost (as in
-    ELMO, 2025). Beside them there is one number a label: the sum of its squared gradients, by whose
-    root a step is divided (row-wise AdaGrad). In all that is 2 d + 4 bytes a label. Several ranks
-    have some of the labels each.
+    labels at a time, and the chunk is updated at once, as in Renee (Jain et al., MLSys 2023); so a
+    gradient of all vectors is never in memory, nor are the scores of all labels, unless they are
+    few. Vectors are bfloat16, rounded up or down at random in proportion, so that small steps are
+    not lost (as in ELMO, 2025). Beside them there is one number a label: the sum of its squared
+    gradients, by whose root a step is divided (row-wise AdaGrad). In all that is 2 d + 4 bytes a
+    label. Several ranks have some of the labels each.
 
     Parameters
     ----------
@@ -69,8 +72,10 @@ class AllLabels(torch.nn.Module):
         most = _SCORES_ON_CPU if x.device.type == "cpu" else _SCORES
         size = max(1, most // max(*points.shape, 1))
         firsts = range(0, max(1, len(self.vectors)), size)
-        known_in, targets = _by_chunk(known, firsts), _by_column(targets)
-        targets_in = _by_chunk(targets, firsts)
+        known, targets = _by_column(known), _by_column(targets)
+        known_in, targets_in = _by_chunk(known, firsts), _by_chunk(targets, firsts)
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        keep = len(self.vectors) * sum(points.shape) <= _KEPT
 
         def scored(chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
             """Unit vectors of a chunk, and the points' scores, those of known positives masked."""
@@ -83,7 +88,10 @@ class AllLabels(torch.nn.Module):
         # Of each point, the logarithm of the sum over its negatives; nearly 0 where it has none.
         total = torch.full((len(points),), MASKED, device=points.device)
         for chunk in range(len(firsts)):
-            total = torch.logaddexp(total, scored(chunk)[1].logsumexp(dim=1))
+            unit, scores = scored(chunk)
+            total = torch.logaddexp(total, scores.logsumexp(dim=1))
+            if keep:
+                kept.append((unit, scores))
         total = ranks.all_rows(total[None], [1] * ranks.size).logsumexp(dim=0)
         own = F.normalize(self.vectors[targets.columns].float(), dim=1)
         excess = total[targets.rows] - (points[targets.rows] * own).sum(dim=1)
@@ -98,8 +106,8 @@ class AllLabels(torch.nn.Module):
         gradient = torch.zeros_like(points)
         pulls = torch.split(pull, [len(own.rows) for own in targets_in])
         for chunk, first in enumerate(firsts):
-            unit, scores = scored(chunk)
-            slopes = (scores - total[:, None]).exp_() * push[:, None]
+            unit, scores = kept[chunk] if keep else scored(chunk)
+            slopes = scores.sub_(total[:, None]).exp_().mul_(push[:, None])
             ranked = targets_in[chunk].rows, targets_in[chunk].columns
             slopes.index_put_(ranked, -pulls[chunk], accumulate=True)
             gradient += slopes @ unit
@@ -117,8 +125,8 @@ def _by_column(index: CooIndex) -> CooIndex:
 
 
 def _by_chunk(index: CooIndex, firsts: range) -> list[CooIndex]:
-    """The positions in every chunk of columns, counted from its first."""
-    rows, columns, _ = _by_column(index)
+    """The positions in every chunk of columns, counted from its first; they are by column."""
+    rows, columns, _ = index
     bounds = torch.tensor(firsts, device=columns.device)
     ends = [*torch.searchsorted(columns, bounds[1:]).tolist(), len(columns)]
     begins = [0, *ends[:-1]]

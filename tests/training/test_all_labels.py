@@ -72,6 +72,29 @@ def test_a_step_again_is_the_same(problem):
     assert torch.equal(other.vectors, first.vectors)
 
 
+def test_scores_computed_again_give_the_same_bits_as_those_kept(problem, monkeypatch):
+    x, vectors, known, targets = problem
+    computed = []
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: computed.append(b.shape) or matmul(a, b)
+    )
+    found, products = [], []
+    for most in (all_labels._KEPT, 31 * (9 + 12), 31 * (9 + 12) - 1):
+        monkeypatch.setattr(all_labels, "_KEPT", most)
+        labels, again = AllLabels(vectors), x.clone().requires_grad_()
+        computed.clear()
+        for seed in range(3):
+            loss = labels.step(again, known, targets, 0.1, seed)
+            loss.backward()
+        products.append(len(computed))
+        found.append((loss.detach(), again.grad, labels.vectors, labels.squares))
+    assert 4 * products[0] == 4 * products[1] == 3 * products[2]
+    for kept, at_border, recomputed in zip(*found, strict=True):
+        assert torch.equal(kept, at_border)
+        assert torch.equal(kept, recomputed)
+
+
 def test_steps_lower_the_loss(problem):
     x, vectors, known, targets = problem
     labels = AllLabels(vectors)
