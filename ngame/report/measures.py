@@ -151,7 +151,7 @@ class RunReport:
     def seconds(self) -> dict[str, float]:
         """Seconds of each part of the run that its files tell of.
 
-        Logs of earlier versions do not tell measuring from updates.
+        Logs of earlier versions count some or all of the measuring as updates.
         """
         spent: dict[str, float] = {}
         parts = dict(self.about.get("seconds", {}))

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +45,7 @@ class Stage:
     last_refresh : the last epoch that starts with a refresh of the batches; -1 if none does
     score_every : epochs from one scoring to the next; the last epoch is always scored
     neighbor_share : NN10 of the clusters in use (`Clusters.neighbor_share`), by the vectors they
-        were made from; None before the first refresh
+        were made from; None if no epoch that uses them is scored
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Stage:
         self.best = -math.inf
         self.best_weights: dict[str, torch.Tensor] = {}
         self.timer = RefreshTimer()
-        self._trained = self._said = 0.0
+        self._trained = self._said = self._measuring = 0.0
 
     def seeds(self, *batch: int) -> np.random.SeedSequence:
         """The seeds of a batch of the current epoch; without a batch, those of the stage."""
@@ -159,6 +160,7 @@ class Stage:
             while self.epoch < self.config.epochs:
                 self.sampler.set_epoch(self.epoch)
                 self.timer.start_epoch()
+                self._measuring = 0.0
                 yield self.epoch
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.total_loss.zero_()
@@ -173,21 +175,30 @@ class Stage:
         _give_back_memory()
 
     def refresh(self, embeddings: Callable[[], Vectors]) -> None:
-        """Cluster the embeddings of the points if a refresh is due, and time it."""
-        if self.sampler.due(self.epoch):
-            with self.timer:
-                vectors = embeddings()
-                self.run.stop.hold()
-                self.sampler.refresh(vectors, group=self.run.ranks.group)
-            clusters, rows = self.sampler.clusters, self.sampler.n_rows
-            if clusters is not None and rows > 1:
-                self.neighbor_share = clusters.neighbor_share(
-                    vectors,
-                    seed=self.run.config.seed,
-                    threads=self.run.config.threads,
-                    group=self.run.ranks.group,
-                )
-            self.run.stop.release()
+        """Cluster the embeddings of the points if a refresh is due, and time it.
+
+        Measuring the clusters may take as long as making them, so that is done, and timed apart,
+        only if the held-out points are scored before the next refresh.
+        """
+        if not self.sampler.due(self.epoch):
+            return
+        with self.timer:
+            vectors = embeddings()
+            self.run.stop.hold()
+            self.sampler.refresh(vectors, group=self.run.ranks.group)
+        started = time.monotonic()
+        epochs = range(self.epoch, self.config.epochs)
+        using = takewhile(lambda epoch: not self.sampler.due(epoch), epochs)
+        clusters, self.neighbor_share = self.sampler.clusters, None
+        if clusters is not None and self.sampler.n_rows > 1 and any(map(self._scores, using)):
+            self.neighbor_share = clusters.neighbor_share(
+                vectors,
+                seed=self.run.config.seed,
+                threads=self.run.config.threads,
+                group=self.run.ranks.group,
+            )
+        self._measuring = time.monotonic() - started
+        self.run.stop.release()
 
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """The rows of each remaining batch of the epoch, the number of which is `batch`.
@@ -266,7 +277,10 @@ class Stage:
     @property
     def scores_epoch(self) -> bool:
         """Whether the held-out points are scored at the end of this epoch."""
-        return (self.config.epochs - 1 - self.epoch) % self.score_every == 0
+        return self._scores(self.epoch)
+
+    def _scores(self, epoch: int) -> bool:
+        return (self.config.epochs - 1 - epoch) % self.score_every == 0
 
     def end_epoch(self, measured: Mapping[str, float] | None) -> None:
         """Log the epoch, with what was measured, and keep its weights if they are the best so far.
@@ -275,6 +289,7 @@ class Stage:
         """
         self.run.stop.hold()  # until `epochs` goes on to the next one
         cluster_size = self.sampler.cluster_size_at(self.epoch)
+        measuring = self._measuring + time.monotonic() - self._trained
         self.run.log.append(
             {
                 "stage": self.name,
@@ -284,7 +299,7 @@ class Stage:
                 **(measured or {"P@1": None, "hard_negative_recall": None}),
                 "neighbor_share": self.neighbor_share if cluster_size > 1 else None,
                 "refresh_share": round(self.timer.share, 4),
-                "measure_seconds": round(time.monotonic() - self._trained, 2),
+                "measure_seconds": round(measuring, 2),
                 "seconds": round(self.timer.seconds, 2),
             }
         )

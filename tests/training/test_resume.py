@@ -15,8 +15,10 @@ import tiny
 
 import ngame
 from ngame.data.formats import save_dataset
+from ngame.training import loops
 from ngame.training.checkpoint import Checkpoint
 from ngame.training.optimizer import Optimizer
+from ngame.training.stage import Stage
 
 # All state that one batch, epoch or stage hands to the next: a bank, clusters that last several
 # epochs, moments of both optimizers, gradients of several batches, the best epoch's weights.
@@ -196,6 +198,41 @@ def test_a_finished_run_can_be_resumed(dataset, finished):
 def test_time_between_checkpoints_may_change(dataset, finished):
     longer = config("checkpoint_minutes=7")
     assert ngame.train(dataset, longer, folder=finished, resume=True).metrics
+
+
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_what_is_known_of_clusters_outlives_a_stop(dataset, tmp_path, monkeypatch, refresh_every):
+    """Clusters are measured only for epochs that are scored, here 0, 2 and 4."""
+    monkeypatch.setattr(loops, "_score_every", lambda *_, **__: 2)
+    sets = ("encoder_stage.epochs=5", f"encoder_stage.refresh_every={refresh_every}")
+    own = tiny.config("classifier_stage.epochs=0", *sets)
+    ngame.train(dataset, own, folder=tmp_path / "whole")
+    step, steps = Stage.step, 0
+
+    def stopped(stage, *arguments):
+        nonlocal steps
+        steps += 1
+        if steps % 3 == 0:
+            signal.raise_signal(signal.SIGINT)
+        step(stage, *arguments)
+
+    monkeypatch.setattr(Stage, "step", stopped)
+    stops = 0
+    while True:
+        try:
+            ngame.train(dataset, own, folder=tmp_path / "stopped", resume=True)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops > 4
+    for name in ("vectors.safetensors", "metrics.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
+    entries = log(tmp_path / "whole")
+    assert log(tmp_path / "stopped") == entries
+    known = [entry["epoch"] for entry in entries if entry["neighbor_share"] is not None]
+    assert known == ([2, 4] if refresh_every == 1 else [1, 2, 3, 4])
 
 
 def test_folder_with_another_run(dataset, finished):

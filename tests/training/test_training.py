@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import ngame
 from ngame.batches import ClusterBatchSampler
+from ngame.cluster.clusters import Clusters
 from ngame.config import SCORERS
 from ngame.data.tokens import Tokens
 from ngame.encoders.bag import BagEncoder
@@ -24,6 +26,7 @@ from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.encode import encode
 from ngame.encoders.vectors import normalize
 from ngame.prediction import lexical
+from ngame.report.measures import RunReport
 from ngame.training import loops as training
 from ngame.training import stage as stage_module
 from ngame.training.checkpoint import Checkpoint
@@ -510,6 +513,49 @@ def test_scoring_takes_a_twentieth_of_the_work(log, monkeypatch, capfd):
     assert scored("keep='best'") == every
     monkeypatch.setattr(training, "_LITTLE_WORK", 50_000)
     assert scored() == every
+
+
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_the_seconds_of_an_epoch_are_those_of_its_parts(
+    dataset, log, monkeypatch, tmp_path, refresh_every
+):
+    """Refreshing, measuring and updates; NN10 of the clusters in use when points are scored."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def takes(seconds, owner, name):
+        function = getattr(owner, name)
+
+        def slow(*arguments, **others):
+            nonlocal now
+            now += seconds
+            return function(*arguments, **others)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    takes(3, ClusterBatchSampler, "refresh")
+    takes(5, Clusters, "neighbor_share")
+    takes(7, training, "_measure")
+    takes(0.5, stage_module.Stage, "step")
+    monkeypatch.setattr(training, "_score_every", lambda *_, **__: 2)
+    epochs = ("encoder_stage.epochs=5", f"encoder_stage.refresh_every={refresh_every}")
+    ngame.train(dataset, tiny.config(*ENCODER_ONLY, *epochs), folder=tmp_path / "run")
+    # Refreshed before epochs 1, 2, 3, 4 or 1 and 3, scored after 0, 2, 4.
+    refreshing = [0, 3, 3, 3, 3] if refresh_every == 1 else [0, 3, 0, 3, 0]
+    measuring = [7, 0, 12, 0, 12] if refresh_every == 1 else [7, 5, 7, 5, 7]
+    known = [2, 4] if refresh_every == 1 else [1, 2, 3, 4]
+    updates = 0.5 * 8  # batches of an epoch
+    seconds = [*map(sum, zip(refreshing, measuring, [updates] * 5, strict=True))]
+    assert [x["seconds"] for x in log()] == seconds
+    assert [x["measure_seconds"] for x in log()] == measuring
+    shares = [x["refresh_share"] for x in log()]
+    assert shares == [round(a / b, 4) for a, b in zip(refreshing, seconds, strict=True)]
+    assert [x["epoch"] for x in log() if x["neighbor_share"] is not None] == known
+    assert [x["epoch"] for x in log() if x["P@1"] is not None] == [0, 2, 4]
+    told = RunReport(tmp_path / "run").seconds()
+    assert told.pop("encoder: refreshes") == pytest.approx(sum(refreshing), abs=0.01)
+    assert told.pop("encoder: measuring") == sum(measuring)
+    assert told == {"encoder: updates": pytest.approx(5 * updates, abs=0.01)}
 
 
 @st.composite
