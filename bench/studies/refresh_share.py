@@ -7,8 +7,9 @@ training fills, once from a fresh encoding pass. It prints a line of Markdown fo
     python bench/studies/refresh_share.py train DATA --set encoder_stage.cluster_size=8
     python bench/studies/refresh_share.py trainer DATA MODEL
 
-An epoch consists of its refresh, its batches and updates, and in ``train`` the scoring of the
-held-out points. The first epoch has no refresh and is left out.
+An epoch consists of its refresh, its batches and updates, and in ``train``, where it is scored, of
+measuring: NN10 of the clusters, and the scores of the held-out points. The first epoch has no
+refresh and is left out.
 """
 
 import argparse
@@ -53,24 +54,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dataset = ngame.load_dataset(options.data)
-    print("| data | by | vectors | epoch, s | refresh, s | share |\n|---|---|---|---:|---:|---:|")
-    # Processor time, because the clock of `RefreshTimer` also counts other work on the machine.
+    print("| data | by | vectors | epoch, s | refresh, s | share | measuring, s |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    # Processor time, because the clocks of the loops also count other work on the machine.
     clock = SimpleNamespace(monotonic=time.process_time)
-    with mock.patch("ngame.batches.timer.time", clock):
+    with (
+        mock.patch("ngame.batches.timer.time", clock),
+        mock.patch("ngame.training.stage.time", clock),
+    ):
         for vectors in ("bank", "fresh"):
             if options.kind == "train":
                 epochs = by_train(dataset, vectors, options)
             else:
                 epochs = by_trainer(dataset, vectors, options)
-            seconds, refresh = (float(np.mean(side)) for side in zip(*epochs[1:], strict=True))
+            seconds, refresh, measuring = np.mean(epochs[1:], axis=0)
             row = [dataset.name, options.kind, vectors, f"{seconds:.1f}", f"{refresh:.2f}"]
-            print(f"| {' | '.join(row)} | {100 * refresh / seconds:.1f} % |", flush=True)
+            row += [f"{100 * refresh / seconds:.1f} %", f"{measuring:.2f}"]
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 def by_train(
     dataset: ngame.Dataset, vectors: str, options: argparse.Namespace
-) -> list[tuple[float, float]]:
-    """Seconds of each epoch of the encoder stage, and of its refresh."""
+) -> list[tuple[float, float, float]]:
+    """Seconds of each epoch of the encoder stage, of its refresh and of measuring."""
     points, labels = dataset.train_labels.shape
     config = Config.load(
         sets=[
@@ -85,7 +91,10 @@ def by_train(
         labels=labels,
     )
     _, log = trained(dataset, config)
-    return [(epoch["seconds"], epoch["seconds"] * epoch["refresh_share"]) for epoch in log]
+    return [
+        (epoch["seconds"], epoch["seconds"] * epoch["refresh_share"], epoch["measure_seconds"])
+        for epoch in log
+    ]
 
 
 class Timed(RefreshCallback):
@@ -94,7 +103,7 @@ class Timed(RefreshCallback):
     def __init__(self, bank: ngame.EmbeddingBank | None) -> None:
         super().__init__(bank=bank)
         self.timer = ngame.RefreshTimer()
-        self.epochs: list[tuple[float, float]] = []
+        self.epochs: list[tuple[float, float, float]] = []
 
     def on_epoch_begin(self, *arguments: Any, **kwargs: Any) -> None:
         self.timer.start_epoch()
@@ -102,13 +111,13 @@ class Timed(RefreshCallback):
             super().on_epoch_begin(*arguments, **kwargs)
 
     def on_epoch_end(self, *arguments: Any, **kwargs: Any) -> None:
-        self.epochs.append((self.timer.seconds, self.timer.refresh_seconds))
+        self.epochs.append((self.timer.seconds, self.timer.refresh_seconds, 0.0))
 
 
 def by_trainer(
     dataset: ngame.Dataset, vectors: str, options: argparse.Namespace
-) -> list[tuple[float, float]]:
-    """Seconds of each epoch in the trainer of sentence-transformers, and of its refresh."""
+) -> list[tuple[float, float, float]]:
+    """Seconds of each epoch in the trainer of sentence-transformers, of its refresh, and 0."""
     points, labels = dataset.train_labels.nonzero()
     chosen = np.random.default_rng(0).permutation(len(points))[: options.pairs]
     points, labels = points[chosen], labels[chosen]
