@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -164,36 +164,22 @@ class Run:
         there, begun = folder is not None and folder.exists(), True
         if self.folder is not None:
             self._lock, begun = _prepare_folder(self.folder, config, dataset, resume)
-        self.stop = Stop(self.ranks)
-        self.stage: Stage | None = None
-        self.log: list[dict[str, Any]] = []
-        self.checkpoint = Checkpoint(
-            folder / "checkpoint" if folder is not None else None, config.checkpoint_minutes
-        )
-        self.rows = trained
-        if val is None:
-            self.rows = np.sort(np.concatenate([trained, held_out]))
-        self.all_truth = truth.take(self.rows)
         try:
+            self.stop = Stop(self.ranks)
+            self.stage: Stage | None = None
+            self.log: list[dict[str, Any]] = []
+            self.checkpoint = Checkpoint(
+                folder / "checkpoint" if folder is not None else None, config.checkpoint_minutes
+            )
             self.about = _about(dataset, self.folder)
-            # The others read what rank 0 wrote.
-            with self.ranks.first(), self.timed("tokenizing"):
-                self.encoder = (
-                    checked
-                    if checked is not None
-                    else _make_encoder(dataset, config, folder, self.device)
-                )
-                self.encoder.to(self.device)
-                texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
-                self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
-                own = texts
-                if dataset.val_texts is not None:
-                    own = _tokenize(self.encoder, dataset.val_texts, folder, "validation")
-            self.ranks.synchronize(self.encoder)
-            self._empty: TransformerEncoder | None = None
-            made = checked is None and isinstance(self.encoder, TransformerEncoder)
-            if made and config.encoder.shard and self.ranks.size > 1:
-                self._empty = shard(cast(TransformerEncoder, self.encoder), self.ranks)
+            texts, own = self._read_texts(checked, folder)
+            self._share_encoder(made=checked is None)
+            self.rows = trained
+            if val is None:
+                self.rows = np.sort(np.concatenate([trained, held_out]))
+            self.all_truth = truth.take(self.rows)
+            self.points = Points(trained, texts.take(trained), truth.take(trained))
+            self.held_out = Points(held_out, own.take(held_out), (val or truth).take(held_out))
         except BaseException as error:
             # An error that resuming cannot mend must leave no folder behind either.
             passing = not isinstance(error, Exception) or isinstance(error, OSError | MemoryError)
@@ -201,8 +187,30 @@ class Run:
                 _abandon(self.folder, keep=there)
             self.close()
             raise
-        self.points = Points(trained, texts.take(trained), truth.take(trained))
-        self.held_out = Points(held_out, own.take(held_out), (val or truth).take(held_out))
+
+    def _read_texts(self, encoder: Encoder | None, folder: Path | None) -> tuple[Tokens, Tokens]:
+        """Make the encoder if none is given; tokenize the labels, the training points and those
+        that some are held out from, and return these two."""
+        dataset = self.dataset
+        # The others read what rank 0 wrote.
+        with self.ranks.first(), self.timed("tokenizing"):
+            if encoder is None:
+                encoder = _make_encoder(dataset, self.config, folder, self.device)
+            self.encoder = encoder
+            self.encoder.to(self.device)
+            texts = _tokenize(self.encoder, dataset.train_texts, folder, "points")
+            self.labels = _tokenize(self.encoder, dataset.label_texts, folder, "labels")
+            if dataset.val_texts is None:
+                return texts, texts
+            return texts, _tokenize(self.encoder, dataset.val_texts, folder, "validation")
+
+    def _share_encoder(self, *, made: bool) -> None:
+        """Give all ranks the same encoder, or a share of its weights each if it was made here."""
+        self.ranks.synchronize(self.encoder)
+        self._empty: TransformerEncoder | None = None
+        shared = made and self.config.encoder.shard and self.ranks.size > 1
+        if shared and isinstance(self.encoder, TransformerEncoder):
+            self._empty = shard(self.encoder, self.ranks)
 
     def close(self) -> None:
         """Let other processes use the folder."""

@@ -15,9 +15,12 @@ import tiny
 
 import ngame
 from ngame.data.formats import save_dataset
+from ngame.data.tokens import Tokens
+from ngame.files import lock_file
 from ngame.training import loops
 from ngame.training.checkpoint import Checkpoint
 from ngame.training.optimizer import Optimizer
+from ngame.training.run import Truth
 from ngame.training.stage import Stage
 
 # All state that one batch, epoch or stage hands to the next: a bank, clusters that last several
@@ -271,6 +274,22 @@ def test_without_its_state_a_run_still_knows_its_data(dataset, finished, tmp_pat
         ngame.train(tiny.dataset(points=120, seed=1), config(), folder=folder, resume=True)
     ngame.train(dataset, config(), folder=folder, resume=True)
     assert_same_run(folder, finished)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Checkpoint, "__init__"), (Truth, "take"), (Tokens, "take")]
+)
+def test_an_early_error_lets_others_use_the_folder(dataset, tmp_path, monkeypatch, owner, name):
+    def fails(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(MemoryError) as error:
+            ngame.train(dataset, config(), folder=tmp_path)
+    lock_file(tmp_path / "run.lock").close()
+    assert error.tb is not None  # until here it has kept the run alive
+    assert ngame.train(dataset, config(), folder=tmp_path, resume=True).metrics
 
 
 @pytest.mark.parametrize("resume", [False, True])
