@@ -12,7 +12,14 @@ import torch
 from ngame.arrays import as_count, as_ids
 from ngame.data.tokens import Tokens
 from ngame.encoders.base import Encoder
-from ngame.encoders.vectors import Vectors, as_floats, first_not_finite, to_device
+from ngame.encoders.vectors import (
+    Vectors,
+    as_floats,
+    first_not_finite,
+    normalize,
+    to_device,
+    to_float16,
+)
 from ngame.progress import Progress
 from ngame.transfer import sent
 
@@ -110,6 +117,20 @@ def encode_rows(
     >>> encode_rows(lambda rows: table(torch.from_numpy(rows)), 10, model=table).shape
     (10, 4)
     """
+    return _encoded(encode, n_rows, model, chunk_size, lengths, device)
+
+
+def _encoded(
+    encode: Callable[[npt.NDArray[np.int64]], Any],
+    n_rows: int,
+    model: torch.nn.Module,
+    chunk_size: int,
+    lengths: npt.ArrayLike | None,
+    device: torch.device | str | None,
+    unit: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Vectors:
+    """`encode_rows`, with what `encode` has more: a chunk at a time, so that it takes no memory."""
     n_rows, chunk_size = as_count(n_rows, "n_rows"), as_count(chunk_size, "chunk_size")
     if lengths is None:
         lengths = np.ones(n_rows, np.int64)
@@ -127,12 +148,17 @@ def encode_rows(
             rows = order[start:stop]
             chunk = as_floats(encode(rows), "encode returned", device)
             if vectors is None and chunk.ndim == 2:
-                vectors = to_device(torch.empty(n_rows, chunk.shape[1], device=device), device)
+                shape = n_rows, chunk.shape[1]
+                vectors = to_device(torch.empty(shape, dtype=dtype, device=device), device)
             if vectors is None or chunk.shape != (len(rows), vectors.shape[1]):
                 width = "width" if vectors is None else vectors.shape[1]
                 raise ValueError(
                     f"encode returned shape {tuple(chunk.shape)}, expected ({len(rows)}, {width})"
                 )
+            if unit:
+                chunk = normalize(chunk)
+            if dtype == torch.float16:
+                chunk = to_float16(chunk)
             if isinstance(chunk, torch.Tensor):
                 vectors.index_copy_(0, sent(torch.from_numpy(rows), vectors.device), chunk)
             else:
@@ -152,6 +178,8 @@ def encode(
     *,
     device: torch.device | None = None,
     tokens_per_batch: int | None = None,
+    unit: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Vectors:
     """Encode n texts within `evaluating`, sorted by length so that padding is short.
 
@@ -162,10 +190,12 @@ def encode(
     device : where to put the vectors, as a tensor; if not given, an array on the host
     tokens_per_batch : padded tokens per forward pass (number of texts times the longest of them);
         16,384 if not given, and eight times as many where the encoder is on a GPU
+    unit : scale the vectors to length 1; zero ones stay zero
+    dtype : of the result, float32 or float16
 
     Returns
     -------
-    float32 array or tensor of shape [n, dim]
+    array or tensor of shape [n, dim]
 
     Raises
     ------
@@ -175,18 +205,20 @@ def encode(
         The encoder returned a shape other than [texts, dim], or NaN or infinity.
     """
     if not len(tokens):
-        return to_device(torch.empty(0, encoder.dim, device=device), device)
+        return to_device(torch.empty(0, encoder.dim, dtype=dtype, device=device), device)
     if tokens_per_batch is None:
         weight = next(encoder.parameters(), None)
         on_gpu = weight is not None and weight.device.type == "cuda"
         tokens_per_batch = _TOKENS_PER_BATCH * (8 if on_gpu else 1)
-    return encode_rows(
+    return _encoded(
         lambda rows: check_vectors(encoder(tokens.take(rows)), len(rows), encoder.dim),
         len(tokens),
-        model=encoder,
-        chunk_size=tokens_per_batch,
-        lengths=tokens.lengths,
-        device=device,
+        encoder,
+        tokens_per_batch,
+        tokens.lengths,
+        device,
+        unit,
+        dtype,
     )
 
 

@@ -15,6 +15,8 @@ Results computed from them stay on the same device. Only ids and scores go to th
 
 # Pairs scored per chunk: their gathered vectors take a few tens of megabytes.
 _PAIRS_PER_CHUNK = 32_768
+# Rows looked at together for NaN: what is said of each number stays in the cache.
+_ROWS_PER_CHECK = 1024
 
 
 def torch_device(name: str) -> torch.device:
@@ -66,11 +68,12 @@ def to_numpy(values: Any) -> npt.NDArray[Any]:
 
 
 def normalize(x: Vectors) -> Vectors:
-    """Scale rows to length 1; zero rows stay zero."""
+    """Scale rows to length 1; zero rows stay zero, and those with infinity become NaN."""
     if isinstance(x, torch.Tensor):
         return F.normalize(x, dim=1, eps=1e-30)
     norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return cast(npt.NDArray[Any], x / np.maximum(norms, np.float32(1e-30)))
+    with np.errstate(invalid="ignore"):
+        return cast(npt.NDArray[Any], x / np.maximum(norms, np.float32(1e-30)))
 
 
 def to_float16(x: Vectors) -> Vectors:
@@ -87,9 +90,12 @@ def first_not_finite(x: Vectors) -> int | None:
     if isinstance(x, torch.Tensor):
         low, high = x.aminmax(dim=1)  # NaN propagates to both; `isfinite` on x would copy it
         finite = to_numpy(low.isfinite() & high.isfinite())
-    else:
-        finite = np.isfinite(x).all(axis=1)
-    return None if finite.all() else int(np.argmin(finite))
+        return None if finite.all() else int(np.argmin(finite))
+    for start in range(0, len(x), _ROWS_PER_CHECK):
+        finite = np.isfinite(x[start : start + _ROWS_PER_CHECK]).all(axis=1)
+        if not finite.all():
+            return start + int(np.argmin(finite))
+    return None
 
 
 def pair_products(

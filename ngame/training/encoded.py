@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ngame.data.tokens import Tokens
-from ngame.encoders.vectors import Vectors, normalize, to_device, to_float16
+from ngame.encoders.vectors import Vectors, to_device, to_float16
 from ngame.training.run import Run
 from ngame.transfer import sent
 
@@ -26,17 +25,18 @@ class EncodedTexts:
     @cached_property
     def labels(self) -> Vectors:
         """float32 [L, dim]."""
-        return self._encode(self._run.own(self._run.labels))
+        return self._run.encode(self._run.own(self._run.labels), unit=True)
 
     @cached_property
     def held_out(self) -> Vectors:
         """float32 [held-out points, dim]."""
-        return self._encode(self._run.own(self._run.held_out.tokens))
+        return self._run.encode(self._run.own(self._run.held_out.tokens), unit=True)
 
     @cached_property
     def points(self) -> Vectors:
-        """float16 [training points, dim]: half the memory of the largest array of a run."""
-        return to_float16(self._encode(self._run.own(self._run.points.tokens)))
+        """float16 [training points, dim], the largest array of a run; never whole in float32."""
+        own = self._run.own(self._run.points.tokens)
+        return self._run.encode(own, unit=True, dtype=torch.float16)
 
     def gather(self) -> None:
         """Gather all vectors on rank 0; the others have none afterwards."""
@@ -54,7 +54,7 @@ class EncodedTexts:
         """Vectors of some training points. Encodes only these if `points` was not used before."""
         if "points" in self.__dict__ and self._run.ranks.size == 1:
             return self.points[rows]
-        return self._encode(self._run.points.tokens.take(rows))
+        return self._run.encode(self._run.points.tokens.take(rows), unit=True)
 
     def batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Vectors of this rank's part of a batch of training points, float32 on the run's device.
@@ -84,9 +84,6 @@ class EncodedTexts:
         vectors[np.searchsorted(run.rows, run.held_out.rows)] = to_float16(self.held_out)
         merged: Vectors = vectors
         return merged
-
-    def _encode(self, tokens: Tokens) -> Vectors:
-        return normalize(self._run.encode(tokens))
 
 
 def _rows(vectors: Vectors, rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:

@@ -232,10 +232,12 @@ class Run:
         if self._empty is not None:
             self.encoder = unshard(self.encoder, self._empty, self.ranks)
 
-    def encode(self, tokens: Tokens) -> Vectors:
+    def encode(
+        self, tokens: Tokens, *, unit: bool = False, dtype: torch.dtype = torch.float32
+    ) -> Vectors:
         """Vectors of texts by the encoder as it is now. All ranks must call it together."""
         with whole(self.encoder):
-            return encode(self.encoder, tokens, device=self.core_device)
+            return encode(self.encoder, tokens, device=self.core_device, unit=unit, dtype=dtype)
 
     def own(self, tokens: Tokens) -> Tokens:
         """This rank's share of some texts."""

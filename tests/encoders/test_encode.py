@@ -2,16 +2,20 @@
 
 import doctest
 import random
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ngame.data.tokens import Tokens
 from ngame.encoders import bank as bank_module
 from ngame.encoders import encode as encode_module
 from ngame.encoders.encode import check_vectors, encode, encode_rows, evaluating
+from ngame.encoders.vectors import normalize, to_float16
 
 
 class Model(torch.nn.Module):
@@ -252,17 +256,71 @@ def test_texts_come_back_in_order(rng, tokens_per_batch):
         assert len(lengths) == 1 or len(lengths) * max(1, lengths.max()) <= tokens_per_batch
 
 
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["array", "tensor"])
+@pytest.mark.parametrize("dim", [3, 256])
+def test_unit_vectors_have_the_bits_of_those_scaled_afterwards(rng, device, dim):
+    tokens = some_tokens(rng, 300)
+    table = torch.nn.Embedding(100, dim)
+
+    def forward(part):
+        bags = part.ids.astype(np.int64), part.offsets[:-1]
+        return F.embedding_bag(torch.from_numpy(bags[0]), table.weight, torch.from_numpy(bags[1]))
+
+    encoder = Sums()
+    encoder.dim, encoder.forward = dim, forward
+    some = {"device": device, "tokens_per_batch": 64}
+    expected = normalize(encode(encoder, tokens, **some))
+    found = encode(encoder, tokens, unit=True, **some)
+    half = encode(encoder, tokens, unit=True, dtype=torch.float16, **some)
+    for vectors, same in ((found, expected), (half, to_float16(expected))):
+        assert type(vectors) is type(same)
+        assert vectors.dtype == same.dtype
+        np.testing.assert_array_equal(vectors, same)
+    assert tokens.lengths.min() == 0
+    assert not found[np.argmin(tokens.lengths)].any()
+
+
+def test_half_precision_takes_no_memory_beside_the_result():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.5
+
+
+# Peak memory of encoding, as a multiple of its result of 102 MB.
+MEMORY = """
+import resource
+import numpy as np, torch
+from ngame.data.tokens import Tokens
+from ngame.encoders.encode import encode
+class Encoder(torch.nn.Module):
+    dim = 512
+    def forward(self, tokens):
+        return torch.ones(len(tokens), self.dim)
+torch.set_num_threads(1)
+tokens = Tokens(np.ones(100_000, np.int32), np.arange(100_001))
+few = {"unit": True, "dtype": torch.float16, "tokens_per_batch": 1000}
+encode(Encoder(), tokens.part(slice(0, 2000)), **few)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = encode(Encoder(), tokens, **few)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / found.nbytes)
+"""
+
+
 def test_no_texts():
     assert encode(Sums(), Tokens.from_lists([])).shape == (0, 3)
+    half = encode(Sums(), Tokens.from_lists([]), unit=True, dtype=torch.float16)
+    assert half.dtype == np.float16
 
 
-def test_nan_names_the_text(rng):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("unit", [False, True])
+def test_nan_names_the_text(value, unit):
     tokens = Tokens.from_lists([[1], [2, 2], [3]])
     encoder = Sums()
     good = encoder.forward
-    encoder.forward = lambda t: good(t).masked_fill_(good(t) == 4, torch.nan)
+    encoder.forward = lambda t: good(t).masked_fill_(good(t) == 4, value)
     with pytest.raises(ValueError, match=r"NaN or infinity for row 1$"):
-        encode(encoder, tokens)
+        encode(encoder, tokens, unit=unit)
 
 
 def test_wrong_shape_and_type(rng):

@@ -57,11 +57,13 @@ def test_normalize_and_to_float16(kind):
 
 @both
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_first_not_finite(kind, value):
+def test_first_not_finite(kind, value, monkeypatch):
+    monkeypatch.setattr(vectors, "_ROWS_PER_CHECK", 2)
     x = np.full((5, 3), 3e38, np.float32)  # the sum overflows
     assert first_not_finite(kind(x)) is None
     x[2, 1] = x[4, 0] = value
     assert first_not_finite(kind(x)) == 2
+    assert first_not_finite(kind(x[3:])) == 1
 
 
 @both
