@@ -142,15 +142,15 @@ def train(
 
 
 def _train(run: Run) -> Model:
-    in_full = run.config.classifier_stage.labels == "all"
+    config = run.config.classifier_stage
     train_encoder(run)
-    encoded = EncodedTexts(run)
-    classifier = (train_all_labels if in_full else train_classifier)(run, encoded)
-    if run.config.classifier_stage.finetune:
+    encoded, classifier = EncodedTexts(run), None
+    if config.epochs > 0:
+        train_labels = train_all_labels if config.labels == "all" else train_classifier
+        classifier = run.gather(train_labels(run, encoded), len(run.labels))
+    if config.finetune:
         encoded = EncodedTexts(run)
     encoded.gather()
-    if classifier is not None:
-        classifier = run.gather(classifier, len(run.labels))
     run.unshard_encoder()
     if run.ranks.rank > 0:
         return cast(Model, None)
@@ -201,68 +201,48 @@ def train_encoder(run: Run) -> None:
         stage.end_epoch(measured)
 
 
-def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors | None:
+def train_classifier(run: Run, encoded: EncodedTexts) -> Vectors:
     """Classifier stage: train one vector per label on all positives of each batch.
 
     `encoded` has the vectors of the trained encoder. The stage uses them throughout, unless it
     fine-tunes the encoder.
     """
-    config = run.config.classifier_stage
-    encoder, points, ranks = run.encoder, run.points, run.ranks
-    if config.epochs == 0:
-        return None
-    own = ranks.share(len(run.labels))
-    classifier = torch.nn.Embedding(own.stop - own.start, encoder.dim, sparse=True)
+    ranks, own = run.ranks, run.ranks.share(len(run.labels))
+    classifier = torch.nn.Embedding(own.stop - own.start, run.encoder.dim, sparse=True)
     classifier.to(run.device)
     saved = run.checkpoint.load()
     if saved is None or saved[0]["stage"] != "classifier":
         with torch.no_grad():
             classifier.weight.copy_(torch.as_tensor(encoded.labels))
-    rate = config.learning_rate
-    modules = {"classifier": ParameterGroup(classifier, rate, rate, len(run.labels))}
-    if config.finetune:
-        rate = config.encoder_learning_rate
-        modules["encoder"] = ParameterGroup(encoder, rate, rate)
-    stage = Stage(run, "classifier", CLASSIFIER, config, modules)
-    stage.score_every = _score_every(run, config, encodes=config.finetune)
+    rate = run.config.classifier_stage.learning_rate
+    stage = _label_stage(run, classifier, rate, len(run.labels))
     stage.restore(saved)
-    frozen = None if config.finetune else encoded
     labels_of = partial(_batch_labels, stage)
     bounds = np.append(0, np.cumsum(ranks.counts(len(run.labels))))
-    for _ in stage.epochs():
-        stage.refresh(lambda: _point_vectors(run, None) if frozen is None else frozen.points)
-        encoder.train(config.finetune)
-        for rows in stage.batches():
-            pool, known, targets = labels_of(stage.batch, rows)
-            if frozen is None:
-                x = _embed(encoder, points.tokens.take(rows[ranks.share(len(rows))]))
-            else:
-                x = frozen.batch(rows)
-            x = F.normalize(F.dropout(x, config.dropout), dim=1)
-            # The pool ascends, and so do the ranks' labels.
-            places = np.searchsorted(pool, bounds)
-            ids = pool[places[ranks.rank] : places[ranks.rank + 1]] - own.start
-            w = F.normalize(classifier(sent(torch.from_numpy(ids), run.device).long()), dim=1)
-            w = ranks.concatenate(w, np.diff(places).tolist())
-            stage.step(_loss(stage, x, w, known, targets), len(x) / len(rows))
-        measured = None
-        if stage.scores_epoch:
-            weight = _joined(run, classifier.weight)
-            measured = _measure(stage, frozen or EncodedTexts(run), weight, labels_of)
-        stage.end_epoch(measured)
-    return _joined(run, classifier.weight)
+
+    def loss_of(rows: npt.NDArray[np.int64], x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        pool, known, targets = labels_of(stage.batch, rows)
+        # The pool ascends, and so do the ranks' labels.
+        places = np.searchsorted(pool, bounds)
+        ids = pool[places[ranks.rank] : places[ranks.rank + 1]] - own.start
+        w = F.normalize(classifier(sent(torch.from_numpy(ids), run.device).long()), dim=1)
+        w = ranks.concatenate(w, np.diff(places).tolist())
+        return _loss(stage, x, w, known, targets), len(x) / len(rows)
+
+    def trained() -> Vectors:
+        return _joined(run, classifier.weight)
+
+    _train_labels(stage, encoded, loss_of, lambda now: _measure(stage, now, trained(), labels_of))
+    return trained()
 
 
-def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
+def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors:
     """Classifier stage, each batch compared with all labels that have a training point.
 
     The others keep the encoder's vectors: negatives alone would push them away.
     """
-    config, points, encoder = run.config.classifier_stage, run.points, run.encoder
-    ranks = run.ranks
-    if config.epochs == 0:
-        return None
-    targets, known = points.truth.targets, points.truth.known
+    config, ranks = run.config.classifier_stage, run.ranks
+    targets, known = run.points.truth.targets, run.points.truth.known
     seen = np.flatnonzero(targets.getnnz(axis=0))
     # All ranks train as many of them, whichever of all labels they have.
     of_all, of_seen = (np.cumsum(ranks.counts(n)) for n in (len(run.labels), len(seen)))
@@ -273,16 +253,10 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
     vectors = torch.as_tensor(encoded.labels).to(run.device, copy=True)
     start = ranks.redeal(vectors[places], ends, of_seen)
     labels = torch.nn.ModuleList(
-        AllLabels(part, config.temperature, ranks) for part in split(encoder, start)
+        AllLabels(part, config.temperature, ranks) for part in split(run.encoder, start)
     )
-    modules = {"classifier": ParameterGroup(labels, 0.0, 0.0, len(seen))}
-    if config.finetune:
-        rate = config.encoder_learning_rate
-        modules["encoder"] = ParameterGroup(encoder, rate, rate)
-    stage = Stage(run, "classifier", CLASSIFIER, config, modules)
-    stage.score_every = _score_every(run, config, encodes=config.finetune)
+    stage = _label_stage(run, labels, 0.0, len(seen))
     stage.restore(run.checkpoint.load())
-    frozen = None if config.finetune else encoded
 
     def trained() -> Vectors:
         parts = [cast(AllLabels, part).vectors for part in labels]
@@ -291,33 +265,61 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors | None:
 
     columns = seen[ranks.share(len(seen))]
     targets, known = (matrix.tocsc()[:, columns].tocsr() for matrix in (targets, known))
+
+    def loss_of(rows: npt.NDArray[np.int64], x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        x = ranks.concatenate(x, ranks.counts(len(rows)))
+        if not config.finetune:
+            x.requires_grad_()
+        of_batch = [CooIndex.of(matrix[rows], run.device) for matrix in (known, targets)]
+        rate = config.step * stage.optimizer.share
+        seeds = stage.seeds(stage.batch).generate_state(1 + len(labels)).tolist()[1:]
+        losses = [
+            cast(AllLabels, part).step(own, of_batch[0], of_batch[1], rate, seed)
+            for part, own, seed in zip(labels, split(run.encoder, x), seeds, strict=True)
+        ]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0], 1.0
+
+    def measure(now: EncodedTexts) -> dict[str, float]:
+        # Every batch meets all labels.
+        return {"P@1": _precision(run, now.held_out, trained()), "hard_negative_recall": 1.0}
+
+    _train_labels(stage, encoded, loss_of, measure)
+    return trained()
+
+
+def _label_stage(run: Run, labels: torch.nn.Module, rate: float, rows: int) -> Stage:
+    """The classifier stage, of a module that has `rows` labels on all ranks; not yet restored."""
+    config = run.config.classifier_stage
+    modules = {"classifier": ParameterGroup(labels, rate, rate, rows)}
+    if config.finetune:
+        rate = config.encoder_learning_rate
+        modules["encoder"] = ParameterGroup(run.encoder, rate, rate)
+    stage = Stage(run, "classifier", CLASSIFIER, config, modules)
+    stage.score_every = _score_every(run, config, encodes=config.finetune)
+    return stage
+
+
+def _train_labels(
+    stage: Stage,
+    encoded: EncodedTexts,
+    loss_of: Callable[[npt.NDArray[np.int64], torch.Tensor], tuple[torch.Tensor, float]],
+    measure: Callable[[EncodedTexts], dict[str, float]],
+) -> None:
+    """The frame of both ways to train labels' vectors: `loss_of` gives the arguments of
+    `Stage.step`, from a batch's rows and the unit vectors, after dropout, of this rank's part."""
+    run, config, ranks = stage.run, stage.run.config.classifier_stage, stage.run.ranks
+    frozen = None if config.finetune else encoded
     for _ in stage.epochs():
         stage.refresh(lambda: _point_vectors(run, None) if frozen is None else frozen.points)
-        encoder.train(config.finetune)
+        run.encoder.train(config.finetune)
         for rows in stage.batches():
             if frozen is None:
-                x = _embed(encoder, points.tokens.take(rows[ranks.share(len(rows))]))
+                x = _embed(run.encoder, run.points.tokens.take(rows[ranks.share(len(rows))]))
             else:
                 x = frozen.batch(rows)
             x = F.normalize(F.dropout(x, config.dropout), dim=1)
-            x = ranks.concatenate(x, ranks.counts(len(rows)))
-            if frozen is not None:
-                x.requires_grad_()
-            of_batch = [CooIndex.of(matrix[rows], run.device) for matrix in (known, targets)]
-            rate = config.step * stage.optimizer.share
-            seeds = stage.seeds(stage.batch).generate_state(1 + len(labels)).tolist()[1:]
-            losses = [
-                cast(AllLabels, part).step(own, of_batch[0], of_batch[1], rate, seed)
-                for part, own, seed in zip(labels, split(encoder, x), seeds, strict=True)
-            ]
-            stage.step(torch.stack(losses).mean() if len(losses) > 1 else losses[0], 1.0)
-        measured = None
-        if stage.scores_epoch:
-            held_out = (frozen or EncodedTexts(run)).held_out
-            # Every batch meets all labels.
-            measured = {"P@1": _precision(run, held_out, trained()), "hard_negative_recall": 1.0}
-        stage.end_epoch(measured)
-    return trained()
+            stage.step(*loss_of(rows, x))
+        stage.end_epoch(measure(frozen or EncodedTexts(run)) if stage.scores_epoch else None)
 
 
 def _make_model(run: Run, encoded: EncodedTexts, classifier: Vectors | None) -> Model:
