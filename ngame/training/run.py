@@ -463,7 +463,7 @@ def _about(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
             warnings.warn(
                 f"{folder} was written by ngame {before['ngame']}, this is {about['ngame']}: it "
                 "may end in other numbers than a run that was not stopped",
-                stacklevel=5,
+                stacklevel=4,
             )
     return about
 

@@ -107,7 +107,7 @@ class Stage:
             warnings.warn(
                 f"the run was stopped with {meta.get('ranks', 1)} processes and goes on with "
                 f"{ranks.size}: the batches are the same, the last digits may differ",
-                stacklevel=4,
+                stacklevel=5,
             )
         for name, module in self.modules.items():
             module.load_state_dict(self._own(take_prefix(tensors, f"{name}."), name))

@@ -276,6 +276,16 @@ def test_without_its_state_a_run_still_knows_its_data(dataset, finished, tmp_pat
     assert_same_run(folder, finished)
 
 
+def test_a_run_of_another_version_is_said_at_the_call(dataset, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(about | {"ngame": "0.0"}))
+    with pytest.warns(UserWarning, match="was written by ngame 0.0") as found:
+        ngame.train(dataset, config(), folder=folder, resume=True)
+    assert found[0].filename == __file__
+
+
 @pytest.mark.parametrize(
     ("owner", "name"), [(Checkpoint, "__init__"), (Truth, "take"), (Tokens, "take")]
 )
