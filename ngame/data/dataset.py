@@ -1,15 +1,28 @@
 """Texts and their labels, checked."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from ngame.arrays import as_array, as_texts
+
+Labels: TypeAlias = (
+    sparse.sparray
+    | sparse.spmatrix
+    | npt.ArrayLike
+    | Iterable[Iterable[int]]
+    | Iterable[Iterable[str]]
+)
+"""Labels of points: a matrix of 0 and 1, or a row of label ids or of label texts for each point."""
+
+_INTEGERS = int, np.integer
+_NUMBERS = int, float, np.number, np.bool_
 
 
 class Dataset:
@@ -21,11 +34,13 @@ class Dataset:
     ----------
     train_texts : sequence of str, length N
         Texts of the training points. Empty texts are kept; one warning counts all that there are.
-    train_labels : sparse matrix or 2-d array of shape [N, L]
+    train_labels : sparse matrix or 2-d array of shape [N, L], or N rows of labels
         1 where a point has a label, 0 elsewhere. A canonical float32 CSR matrix of ones is shared,
-        anything else is copied.
+        anything else is copied. Or a row for each point, such as a list, tuple, set or array: of
+        label ids, or of names, which are in `label_texts`. A row may be empty; a label given twice
+        in it counts once. Rows of 0 and 1 as long as `label_texts` are a matrix.
     label_texts : sequence of str, length L
-        Texts of the labels; several may be the same.
+        Texts of the labels; several may be the same, but not that of a label given by name.
     test_texts, test_labels : optional
         The test points, in the same form. Both or neither.
     val_texts, val_labels : optional
@@ -58,10 +73,11 @@ class Dataset:
     Raises
     ------
     TypeError
-        A text is not a string, or labels or pairs are not numbers of the right kind.
+        A text is not a string, labels or pairs are not of the right kind, or a row of labels is a
+        string.
     ValueError
         There are no texts, a text cannot be encoded, shapes do not agree, a label value is not 0 or
-        1, or a pair is given twice.
+        1, a pair is given twice, or a name is not in `label_texts`, or is there several times.
     IndexError
         A label id or a pair out of range.
 
@@ -69,18 +85,27 @@ class Dataset:
     --------
     >>> Dataset(["red apple", "green pear"], [[1, 0], [1, 1]], ["fruit", "green"])
     <Dataset: 2 training points, 0 test points, 2 labels>
+
+    By names, as a column of a table holds them:
+
+    >>> tags = [["fruit"], ["green", "fruit"], []]
+    >>> names = sorted({tag for row in tags for tag in row})
+    >>> Dataset(["red apple", "green pear", "stone"], tags, names).train_labels.toarray()
+    array([[1., 0.],
+           [1., 1.],
+           [0., 0.]], dtype=float32)
     """
 
     def __init__(
         self,
         train_texts: Sequence[str],
-        train_labels: sparse.sparray | sparse.spmatrix | npt.ArrayLike,
+        train_labels: Labels,
         label_texts: Sequence[str],
         *,
         test_texts: Sequence[str] | None = None,
-        test_labels: sparse.sparray | sparse.spmatrix | npt.ArrayLike | None = None,
+        test_labels: Labels | None = None,
         val_texts: Sequence[str] | None = None,
-        val_labels: sparse.sparray | sparse.spmatrix | npt.ArrayLike | None = None,
+        val_labels: Labels | None = None,
         drop_train: npt.ArrayLike | None = None,
         drop_test: npt.ArrayLike | None = None,
         drop_val: npt.ArrayLike | None = None,
@@ -96,16 +121,15 @@ class Dataset:
         self.label_titles = _checked_titles(label_titles, self.label_texts)
         self.train_texts = _checked_texts(train_texts, "train_texts")
         self.train_labels = _checked_labels(
-            train_labels, "train", len(self.train_texts), len(self.label_texts)
+            train_labels, "train", len(self.train_texts), self.label_texts
         )
         self.drop_train = _checked_pairs(drop_train, "drop_train", self.train_labels.shape)
         self.same_train = _checked_pairs(same_train, "same_train", self.train_labels.shape)
-        n_labels = len(self.label_texts)
         self.test_texts, self.test_labels, self.drop_test, self.same_test = _checked_split(
-            "test", test_texts, test_labels, drop_test, same_test, n_labels
+            "test", test_texts, test_labels, drop_test, same_test, self.label_texts
         )
         self.val_texts, self.val_labels, self.drop_val, self.same_val = _checked_split(
-            "val", val_texts, val_labels, drop_val, same_val, n_labels
+            "val", val_texts, val_labels, drop_val, same_val, self.label_texts
         )
         self._warn_of_empty_texts()
 
@@ -179,7 +203,7 @@ def _checked_split(
     labels: Any,
     drop: npt.ArrayLike | None,
     same: npt.ArrayLike | None,
-    n_labels: int,
+    label_texts: list[str],
 ) -> tuple[
     list[str] | None,
     sparse.csr_matrix | None,
@@ -196,27 +220,31 @@ def _checked_split(
                 raise ValueError(f"{name} was given without {split}_texts")
         return None, None, None, None
     checked = _checked_texts(texts, f"{split}_texts")
-    matrix = _checked_labels(labels, split, len(checked), n_labels)
+    matrix = _checked_labels(labels, split, len(checked), label_texts)
     dropped, equal = (_checked_pairs(given, name, matrix.shape) for name, given in pairs.items())
     return checked, matrix, dropped, equal
 
 
-def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> sparse.csr_matrix:
-    name = f"{split}_labels"
-    listed = isinstance(labels, list | tuple)
+def _checked_labels(
+    labels: Any, split: str, n_rows: int, label_texts: list[str]
+) -> sparse.csr_matrix:
+    name, n_labels = f"{split}_labels", len(label_texts)
     wanted = (
-        f"expected a matrix of 0 and 1, {n_rows} points by {n_labels} labels"
-        + " (lists of labels or of their ids are none)" * listed
+        f"expected a matrix of 0 and 1, {n_rows} points by {n_labels} labels, or a row of label "
+        "ids or names for each point"
     )
-    if listed and len({_length(row) for row in labels}) > 1:
-        raise ValueError(f"{name} has rows of different lengths; {wanted}")
+    listed = False
     if not sparse.issparse(labels):
-        labels = as_array(labels, name)
+        # A column of lists is an array of objects.
+        listed = isinstance(labels, Iterable) and not hasattr(labels, "__array__")
+        labels = list(labels) if listed else as_array(labels, name)
+        if listed or (labels.dtype.kind in "OU" and labels.ndim):
+            labels = _matrix_of_rows(list(labels), name, label_texts)
     if labels.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {labels.dtype}; {wanted}")
     if labels.ndim != 2:
         raise ValueError(f"{name} has {labels.ndim} dimensions; {wanted}")
-    if listed and split == "train" and not labels.any():
+    if listed and split == "train" and not sparse.issparse(labels) and not labels.any():
         raise ValueError(f"{name} has no 1; {wanted}")
     # float32 first: the conversion of a boolean COO matrix to CSR would hide pairs given twice.
     matrix = sparse.csr_matrix(labels.astype(np.float32, copy=False))
@@ -244,8 +272,58 @@ def _checked_labels(labels: Any, split: str, n_rows: int, n_labels: int) -> spar
     return matrix
 
 
-def _length(row: Any) -> int | None:
-    return len(row) if hasattr(row, "__len__") else None
+def _matrix_of_rows(given: list[Any], name: str, label_texts: list[str]) -> Any:
+    """The matrix that rows of label ids or names stand for, or whose rows they are."""
+    rows: list[list[Any]] = []
+    for labels in given:
+        labels = np.asarray(labels).tolist() if hasattr(labels, "__array__") else labels
+        if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+            raise TypeError(
+                f"{name}[{len(rows)}] is a {type(labels).__name__}, "
+                "expected a list of label ids or names"
+            )
+        rows.append(list(labels))
+    n_labels = len(label_texts)
+    if _is_matrix(rows, n_labels):
+        return np.asarray(rows)
+    places: dict[str, int | None] = {}
+    for number, text in enumerate(label_texts):
+        places[text] = None if text in places else number
+    found = []
+    for row, labels in enumerate(rows):
+        ids = set()
+        for label in labels:
+            place = places.get(label) if isinstance(label, str) else label
+            if isinstance(label, str) and place is None:
+                many = "is several times" if label in places else "is not"
+                raise ValueError(f"{name}[{row}] has {label!r}, which {many} in label_texts")
+            if not isinstance(place, _INTEGERS) or isinstance(place, bool):
+                raise TypeError(f"{name}[{row}] has {label!r}, which is no label id and no name")
+            if not 0 <= place < n_labels:
+                raise IndexError(
+                    f"{name} has label id {label} in row {row}; there are {n_labels} labels"
+                )
+            ids.add(int(place))
+        found.append(sorted(ids))
+    indices = np.fromiter(chain.from_iterable(found), np.int32)
+    offsets = np.append(0, np.cumsum([len(row) for row in found], dtype=np.int64))
+    content = np.ones(len(indices), np.float32), indices, offsets
+    return sparse.csr_matrix(content, shape=(len(found), n_labels))
+
+
+def _is_matrix(rows: list[list[Any]], n_labels: int) -> bool:
+    """Whether the rows are those of a matrix of 0 and 1, even of one with a fault.
+
+    As label ids they would mean something else, which nobody would notice.
+    """
+    values = [value for row in rows for value in row]
+    numbers = all(isinstance(value, _NUMBERS) for value in values)
+    if not numbers or len({len(row) for row in rows}) > 1:
+        return False
+    flags, wide = all(value in (0, 1) for value in values), len(values) == len(rows) * n_labels
+    repeated = any(len({*row}) < len(row) for row in rows)
+    floats = any(isinstance(value, float | np.floating) for value in values)
+    return floats or (flags and wide) or ((flags or wide) and repeated)
 
 
 def _entry(matrix: sparse.csr_matrix, position: int) -> tuple[int, int]:

@@ -54,28 +54,72 @@ def test_points_and_labels_that_stand_alone_are_kept():
     assert data.drop_train is None
 
 
+def columns(rows):
+    """Rows in the forms that tables and libraries have them in."""
+    array = np.empty(len(rows), object)
+    array[:] = rows
+    yield rows
+    yield tuple(map(tuple, rows))
+    yield [{*row} for row in rows]
+    yield [np.array(row, None if row else np.int64) for row in rows]
+    yield iter(rows)
+    yield array
+
+
+@pytest.mark.parametrize("rows", [[[0, 2, 0], [], [1]], [["x", "z", "x"], [], ["y"]]])
+def test_rows_of_labels(rows):
+    for given in columns(rows):
+        data = Dataset(["a", "b", "c"], given, ["x", "y", "z"], test_texts=["d"], test_labels=[[]])
+        matrix = data.train_labels
+        assert matrix.has_canonical_format
+        assert matrix.dtype == np.float32
+        np.testing.assert_array_equal(matrix.toarray(), Y)
+        assert data.test_labels.shape == (1, 3)
+
+
+def test_rows_of_a_table():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"text": ["a", "b", "c"], "tags": [["x", "z"], [], ["y"]]})
+    for labels in (table.tags, pandas.DataFrame(Y), pandas.DataFrame(Y.astype(object))):
+        data = Dataset(table.text, labels, ["x", "y", "z"])
+        np.testing.assert_array_equal(data.train_labels.toarray(), Y)
+
+
+def test_rows_of_equal_length():
+    """Neither their length nor their numbers alone make them a matrix."""
+    names = ["x", "y", "z"]
+    for rows in ([[0, 1, 2], [2, 1, 0]], [[0], [1]], [["x"], ["y"]], [[0, 1], [1, 0]], [[], []]):
+        matrix = Dataset(["a", "b"], rows, names).train_labels
+        ids = [[names.index(label) if label in names else label for label in row] for row in rows]
+        assert [row.indices.tolist() for row in matrix] == [sorted(row) for row in ids]
+    np.testing.assert_array_equal(
+        Dataset(["a", "b"], np.array([["x", "y"], ["x", "z"]]), names).train_labels.toarray(),
+        [[1, 1, 0], [1, 0, 1]],
+    )
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "error", "message"),
     [
-        ([[0], [0]], ["x"], ValueError, "train_labels has no 1"),
-        ([[0], [2]], ["x", "y", "z"], ValueError, "has 1 columns, label_texts has 3 entries"),
-        ([[0], [0, 1]], ["x", "y"], ValueError, "train_labels has rows of different lengths"),
-        ([[0, 2], [1, 2]], ["x", "y"], ValueError, "adds up to 2 in row 0, column 1"),
-        ([["x"], ["y"]], ["x", "y"], TypeError, "train_labels has dtype <U1"),
-        ([["x"], []], ["x", "y"], ValueError, "train_labels has rows of different lengths"),
-        (["x", "y"], ["x", "y"], TypeError, "train_labels has dtype <U1"),
+        ([[0], [0]], ["x"], ValueError, "train_labels has no 1; expected a matrix"),
+        ([[1, 0], [1, 1]], ["x", "y", "z"], ValueError, "has 2 columns, label_texts has 3 entries"),
+        ([[2, 0, 0], [0, 1, 0]], ["x", "y", "z"], ValueError, "adds up to 2 in row 0, column 0"),
+        ([[0], [3]], ["x", "y", "z"], IndexError, "label id 3 in row 1; there are 3 labels"),
+        ([[0], [-1, 1]], ["x", "y"], IndexError, "label id -1 in row 1; there are 2 labels"),
+        ([["x"], ["w"]], ["x", "y"], ValueError, r"\[1\] has 'w', which is not in label_texts"),
+        ([["y"], ["x"]], ["x", "y", "x"], ValueError, r"\[1\] has 'x', which is several times in"),
+        (["x", "y"], ["x", "y"], TypeError, r"\[0\] is a str, expected a list of label ids or"),
+        ([["x"], np.nan], ["x", "y"], TypeError, r"\[1\] is a float, expected a list"),
+        ([["x"], {"x": 0}], ["x", "y"], TypeError, r"\[1\] is a dict, expected a list"),
+        ([[0], [True, False]], ["x", "y"], TypeError, r"\[1\] has True, which is no label id"),
+        ([[["x"]], [["y"]]], ["x", "y"], TypeError, r"\[0\] has \['x'\], which is no label id"),
+        ([[0], [0], [0, 1]], ["x", "y"], ValueError, "has 3 rows, train_texts has 2 entries"),
+        (None, ["x", "y"], TypeError, "has dtype object; .* or a row of label ids or names for"),
     ],
 )
-def test_lists_of_labels_are_no_matrix(labels, names, error, message):
-    wanted = (
-        rf"expected a matrix of 0 and 1, 2 points by {len(names)} labels \(lists of labels or of "
-        r"their ids are none\)"
-    )
-    with pytest.raises(error, match=f"{message}.*; {wanted}"):
+def test_bad_rows_of_labels(labels, names, error, message):
+    with pytest.raises(error, match=f"train_labels.*{message.removeprefix('train_labels')}"):
         Dataset(["a", "b"], labels, names)
-    # What is no list is not told of lists.
-    with pytest.raises(ValueError, match=r"2 points by 3 labels$"):
-        Dataset(["a", "b"], np.eye(2), ["x", "y", "z"])
 
 
 def test_pairs_become_int64():
@@ -115,14 +159,14 @@ TWICE = ([True, True], ([0, 0], [1, 1]))
             ValueError,
             "label_titles has 'z' for label 1, whose text begins otherwise: 'y'",
         ),
-        ({"label_texts": ["x"]}, ValueError, "has 2 columns, label_texts has 1 entries"),
+        ({"train_labels": np.ones((1, 3))}, ValueError, "has 3 columns, label_texts has 2 entries"),
         ({"train_labels": [[1, 0]] * 2}, ValueError, "has 2 rows, train_texts has 1 entries"),
-        ({"train_labels": [1, 0]}, ValueError, "has 1 dimensions; expected a matrix of 0 and 1"),
         (
-            {"train_labels": [["1", "0"]]},
-            TypeError,
-            "train_labels has dtype <U1; expected a matrix",
+            {"train_labels": np.ones(2)},
+            ValueError,
+            "has 1 dimensions; expected a matrix of 0 and 1",
         ),
+        ({"train_labels": [1, 0]}, TypeError, r"train_labels\[0\] is a int, expected a list"),
         ({"train_labels": [[0.5, 1]]}, ValueError, "adds up to 0.5 in row 0, column 0"),
         ({"train_labels": [[np.nan, 1]]}, ValueError, "adds up to nan in row 0, column 0"),
         (
