@@ -104,7 +104,8 @@ def test_train(call, data, tmp_path):
         assert line.startswith(start)
         assert f"held-out P@1 {100 * entry['P@1']:.2f}" in line
     lines = out.splitlines()
-    assert lines[0] == "<Dataset tiny: 300 training points, 60 test points, 24 labels>"
+    sizes = "300 training points, 60 test points, 24 labels"
+    assert lines[0] == f"<Dataset tiny: {sizes}, pairs left out: 2 test>"
     assert re.fullmatch(rf"trained in \d+ s, the run is in {tmp_path}/run", lines[1])
     assert lines[2].split() == ["P@1", "P@3", "P@5", "N@5", "PSP@1", "PSP@5", "R@10", "R@100"]
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -255,6 +255,7 @@ def test_a_library_is_loaded_by_its_adapter_alone(module, wanted):
         "batches.groups",
         "batches.neighbours",
         "cluster.balanced",
+        "data.dataset",
         "metrics",
         "mining",
         "negatives",

@@ -145,9 +145,17 @@ class Dataset:
 
     def __repr__(self) -> str:
         validation = f"{len(self.val_texts)} validation points, " if self.val_texts else ""
+        splits = {"training": self.drop_train, "validation": self.drop_val, "test": self.drop_test}
+        left_out = [
+            f"{len(pairs)} {split}"
+            for split, pairs in splits.items()
+            if pairs is not None and len(pairs)
+        ]
         return (
             f"<Dataset{self.name and ' ' + self.name}: {len(self.train_texts)} training points, "
-            f"{validation}{len(self.test_texts or [])} test points, {len(self.label_texts)} labels>"
+            f"{validation}{len(self.test_texts or [])} test points, {len(self.label_texts)} labels"
+            + (f", pairs left out: {', '.join(left_out)}" if left_out else "")
+            + ">"
         )
 
 

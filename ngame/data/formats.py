@@ -31,6 +31,7 @@ _RAW = {
     "lbl": ("lbl", "label", "labels"),
 }
 _SCORED = ("trn", "tst")
+_NO_PAIRS = np.empty((0, 2), np.int64)
 _SUPPORTED = (
     "a folder with trn.json.gz (or .json, .jsonl), or with trn_X_Y.txt and either "
     "raw_data/train.raw.txt or trn_X_Xf.txt, or with train.txt; or one file of texts with tags, "
@@ -50,11 +51,11 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     extreme-classification repository (a header ``rows columns``, then a row a line, ``label:value``
     pairs counted from 0), the labels come from there; values must be positive and are not used.
     ``filter_labels_train.txt``, ``filter_labels_test.txt`` and ``filter_labels_val.txt`` hold the
-    ``row label`` pairs of `Dataset.drop_train`, `Dataset.drop_test` and `Dataset.drop_val`. Where
-    the last is missing, its pairs are the other labels of training points that have a validation
-    point's text. A point with the ``uid`` of a label is in `Dataset.same_train`, `same_test` or
-    `same_val`; uids that are numbers, as those of counted lines, are not used. Other files are
-    ignored.
+    ``row label`` pairs of `Dataset.drop_train`, `Dataset.drop_test` and `Dataset.drop_val`. The
+    last also gets the labels of training points with the text of a validation point, but for that
+    point's own labels. A point with the ``uid`` of a label is in `Dataset.same_train`, `same_test`
+    or `same_val`; uids that are numbers, as those of counted lines, are not used. Other files are
+    ignored, with a warning of those whose names begin with ``filter``.
 
     Where there is no ``trn`` of that kind, points are read from ``trn.raw.txt`` or
     ``train.raw.txt``, there or in ``raw_data/``, a text a line; or from ``trn_X_Xf.txt``, sparse
@@ -95,9 +96,23 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
         The content of a file is wrong; the message says ``file:line: what``.
     """
     path = _checked(path)
+    if path.is_dir():
+        _warn_of_unread_pairs(path)
     dataset = _load_folder(path) if path.is_dir() else read_tagged(path).dataset()
     dataset.path = str(path.resolve())
     return dataset
+
+
+def _warn_of_unread_pairs(folder: Path) -> None:
+    """Warn of files that look like pairs to leave out, but have another name."""
+    names = [_PAIRS.format(split) for split in ("train", "test", "val")]
+    unread = sorted(path.name for path in folder.glob("filter*") if path.name not in names)
+    if unread:
+        warnings.warn(
+            f"{folder}: {', '.join(unread)} is not read; pairs to leave out are in "
+            f"{', '.join(names)}",
+            stacklevel=3,
+        )
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
@@ -137,6 +152,7 @@ def read_matrices(folder: str | os.PathLike[str]) -> Matrices | None:
     train, test = folder / "trn_X_Y.txt", folder / "tst_X_Y.txt"
     if not (train.exists() and test.exists()) or all(_has_texts(folder, stem) for stem in _SCORED):
         return None
+    _warn_of_unread_pairs(folder)
     train_labels = _read_sparse_text(train, None, None)
     matrices = train_labels, _read_sparse_text(test, None, train_labels.shape[1])
     drop = []
@@ -226,8 +242,10 @@ def _load_folder(folder: Path) -> Dataset:
     for split in splits:
         split.labels.resize(split.labels.shape[0], n_labels)
         arguments |= split.arguments(folder)
-    if "val_texts" in arguments and "drop_val" not in arguments:
-        arguments["drop_val"] = _known_pairs(arguments)
+    if "val_texts" in arguments:
+        pairs = np.concatenate([arguments.get("drop_val", _NO_PAIRS), _known_pairs(arguments)])
+        _, first = np.unique(pairs, axis=0, return_index=True)
+        arguments["drop_val"] = pairs[np.sort(first)]  # in their order, which the digest depends on
     return Dataset(label_texts=label_texts, name=folder.resolve().name, **arguments)
 
 

@@ -140,6 +140,15 @@ def test_repr_is_short():
     assert repr(data) == "<Dataset many: 1000 training points, 0 test points, 1 labels>"
 
 
+def test_repr_tells_of_pairs_left_out():
+    data = Dataset(
+        ["a"], [[1]], ["x"], test_texts=["b", "c"], test_labels=[[0], []],
+        val_texts=["d"], val_labels=[[0]],
+        drop_train=[], drop_test=[(0, 0), (1, 0)], drop_val=[(0, 0)],
+    )  # fmt: skip
+    assert repr(data).endswith("1 labels, pairs left out: 1 validation, 2 test>")
+
+
 OUT_OF_RANGE = sparse.csr_matrix((1, 2), dtype=np.float32)
 OUT_OF_RANGE.indices, OUT_OF_RANGE.data = np.array([2], np.int32), np.ones(1, np.float32)
 OUT_OF_RANGE.indptr = np.array([0, 1], np.int32)

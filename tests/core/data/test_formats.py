@@ -92,7 +92,7 @@ def test_titles_are_apart_where_more_follows(folder, labels, titles):
 
 
 def test_validation_points(folder):
-    """Without a filter file, labels of training points with the same text are left out."""
+    """Labels of training points with the same text are left out, beside those of a filter file."""
     val = [
         {"title": "red apple", "target_ind": [1]},
         {"title": "blue", "target_ind": [0]},
@@ -104,12 +104,25 @@ def test_validation_points(folder):
     assert dataset.val_labels.toarray().tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]]
     assert dataset.drop_val.tolist() == [[0, 0], [0, 2], [2, 2]]
     assert repr(dataset).endswith(
-        "3 training points, 3 validation points, 0 test points, 3 labels>"
+        "3 validation points, 0 test points, 3 labels, pairs left out: 3 validation>"
     )
-    write(folder / "filter_labels_val.txt", b"1 1\n")
-    assert load_dataset(folder).drop_val.tolist() == [[1, 1]]
+    write(folder / "filter_labels_val.txt", b"2 2\n1 1\n")
+    assert load_dataset(folder).drop_val.tolist() == [[2, 2], [1, 1], [0, 0], [0, 2]]
     save_dataset(dataset, folder / "saved")
     assert same(load_dataset(folder / "saved"), dataset)
+
+
+def test_filters_that_are_not_read(folder):
+    """A name that is nearly right would leave the filter off without a word."""
+    write(folder / "filter_labels_train.txt", b"0 1\n")
+    for name in ("filter_test.txt", "filter_labels_tst.txt"):
+        write(folder / name, b"0 1\n")
+    message = (
+        r"filter_labels_tst.txt, filter_test.txt is not read; pairs to leave out are in filter_"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        load_dataset(folder)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_sparse_text_stands_in_for_target_ind(folder):
