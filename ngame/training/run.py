@@ -482,5 +482,8 @@ def digest(dataset: Dataset) -> dict[str, Any]:
     for texts in filter(None, all_texts):
         for text in texts:
             hashed.update(text.encode("utf8") + b"\0")
+    # Without titles the hash is that of runs from before they counted.
+    for title in dataset.label_titles or []:
+        hashed.update(b"|" + title.encode("utf8") + b"\0")
     points, labels = dataset.train_labels.shape
     return {"points": points, "labels": labels, "digest": hashed.hexdigest()}

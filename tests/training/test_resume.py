@@ -14,13 +14,14 @@ import pytest
 import tiny
 
 import ngame
+from ngame.data.dataset import Dataset
 from ngame.data.formats import save_dataset
 from ngame.data.tokens import Tokens
 from ngame.files import lock_file
 from ngame.training import loops
 from ngame.training.checkpoint import Checkpoint
 from ngame.training.optimizer import Optimizer
-from ngame.training.run import Truth
+from ngame.training.run import Truth, digest
 from ngame.training.stage import Stage
 
 # All state that one batch, epoch or stage hands to the next: a bank, clusters that last several
@@ -256,6 +257,7 @@ def test_folder_with_another_run(dataset, finished):
         {"drop_train": [(0, 0)]},
         {"drop_test": [(0, 0)]},
         {"test_texts": ["ba"] * 60},
+        {"label_titles": [text.split()[0] for text in tiny.dataset(points=1).label_texts]},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -263,6 +265,16 @@ def test_resume_on_other_data(finished, changed):
     other = tiny.dataset(**{"points": 120} | changed)
     with pytest.raises(ValueError, match="was started on other data"):
         ngame.train(other, config(), folder=finished, resume=True)
+
+
+def test_data_without_titles_keep_their_digest():
+    """A run of an earlier version goes on."""
+    data = {"train_texts": ["a"], "train_labels": [[1, 0]], "label_texts": ["x", "y z"]}
+    assert digest(Dataset(**data))["digest"] == "0e3eddc4711fb8bd"
+    other = {
+        digest(Dataset(**data, label_titles=titles))["digest"] for titles in (["x", "y"], ["", "y"])
+    }
+    assert len(other - {"0e3eddc4711fb8bd"}) == 2
 
 
 def test_without_its_state_a_run_still_knows_its_data(dataset, finished, tmp_path):
