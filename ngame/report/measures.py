@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,12 +87,8 @@ class RunReport:
             raise FileNotFoundError(f"{folder} holds no run: it has no config.toml")
         self.config = Config.load(folder / "config.toml", whole=True)
         self.about: dict[str, Any] = read_about(folder)
-        log = folder / "log.jsonl"
-        lines = log.read_bytes().splitlines() if log.exists() else []
-        with reading(log):
-            self.log: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        measured = folder / "metrics.json"
-        self.metrics: dict[str, dict[str, float]] = read_json(measured) if measured.exists() else {}
+        self.log: list[dict[str, Any]] = _read_log(folder / "log.jsonl")
+        self.metrics: dict[str, dict[str, float]] = _read_metrics(folder / "metrics.json")
         self.model = Model.load(folder) if (folder / "fusion.json").exists() else None
         if dataset is not None and self.config.self_pairs == "drop":
             dataset, _ = drop_self_pairs(dataset)  # as the run did
@@ -158,8 +154,8 @@ class RunReport:
         if "tokenizing" in parts:
             spent["tokenizing"] = parts.pop("tokenizing")
         for entry in self.log:
-            total, measuring = entry["seconds"], entry.get("measure_seconds", 0.0)
-            refreshing = entry.get("refresh_share", 0.0) * total
+            total, measuring = entry["seconds"], entry.get("measure_seconds") or 0.0
+            refreshing = (entry.get("refresh_share") or 0.0) * total
             for part, value in (
                 ("refreshes", refreshing),
                 ("measuring", measuring),
@@ -174,7 +170,54 @@ def read_about(folder: Path) -> dict[str, Any]:
     """What ``run.json`` says; nothing for runs of versions that did not write it."""
     path = folder / "run.json"
     found: dict[str, Any] = read_json(path) if path.exists() else {}
+    with reading(path):
+        _check(isinstance(found, dict), "it is no object")
+        data, seconds = found.get("data", {"name": "", "path": ""}), found.get("seconds", {})
+        known = isinstance(data, dict) and all(
+            isinstance(data.get(key), str) for key in ("name", "path")
+        )
+        _check(known, "data has no name and path")
+        _check(isinstance(found.get("ngame", ""), str), "ngame is no version")
+        _check(isinstance(seconds, dict) and _numbers(seconds.values()), "seconds are no numbers")
     return found
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of ``log.jsonl``, one an epoch; none before the first one ended."""
+    entries = []
+    with reading(path):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            entry = json.loads(line)
+            _check(isinstance(entry, dict), f"line {number} is no object")
+            stage, others = entry.get("stage"), {**entry, "stage": None}
+            _check(isinstance(stage, str), f"line {number} has no stage")
+            _check(_numbers([entry.get("epoch")]), f"line {number} has no epoch")
+            _check(_numbers([entry.get("seconds")]), f"line {number} has no seconds")
+            known = [value for value in others.values() if value is not None]
+            _check(_numbers(known), f"line {number} has a value that is no number")
+            entries.append(entry)
+    return entries
+
+
+def _read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    """The scores of each scorer, if they were recorded."""
+    found: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    with reading(path):
+        _check(isinstance(found, dict), "it is no object")
+        for scorer, scores in found.items():
+            whole = isinstance(scores, dict) and "P@1" in scores and _numbers(scores.values())
+            _check(whole, f"{scorer} has no scores")
+    return found
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _check(found: bool, otherwise: str) -> None:
+    if not found:
+        raise ValueError(otherwise)
 
 
 def best_ids(found: sp.csr_matrix, k: int) -> Ids:

@@ -12,6 +12,7 @@ import tiny
 import ngame
 from ngame.cli import main
 from ngame.data.formats import save_dataset
+from ngame.files import DamagedFileError
 
 pytest.importorskip("matplotlib")
 page = pytest.importorskip("ngame.report.page")
@@ -138,6 +139,40 @@ def test_wrong_data_and_folders(dataset, run, tmp_path):
         written([run], tmp_path, tiny.dataset(points=200))
     with pytest.raises(FileNotFoundError, match="holds no run"):
         written([tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.jsonl", "{}", "line 1 has no stage"),
+        ("log.jsonl", '{"stage": "encoder", "epoch": 0, "second": 1}', "line 1 has no seconds"),
+        ("log.jsonl", '{"stage": "encoder", "seconds": 1}', "line 1 has no epoch"),
+        (
+            "log.jsonl",
+            '{"stage": "a", "epoch": 0, "seconds": 1, "loss": "x"}',
+            "line 1 has a value",
+        ),
+        ("log.jsonl", "[]", "line 1 is no object"),
+        ("log.jsonl", "{", "Expecting property name"),
+        ("run.json", "[]", "it is no object"),
+        ("run.json", "null", "it is no object"),
+        ("run.json", "7", "it is no object"),
+        ("run.json", '{"data": {}}', "data has no name and path"),
+        ("run.json", '{"data": null}', "data has no name and path"),
+        ("run.json", '{"ngame": 1}', "ngame is no version"),
+        ("run.json", '{"seconds": {"fusion": "x"}}', "seconds are no numbers"),
+        ("metrics.json", "[]", "it is no object"),
+        ("metrics.json", '{"fused": {"P@3": 1}}', "fused has no scores"),
+    ],
+)
+def test_damaged_files_are_named(run, tmp_path, capsys, name, content, message):
+    folder = tmp_path / "damaged"
+    shutil.copytree(run, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(DamagedFileError, match=rf"{name} is damaged: {message}"):
+        written([folder], tmp_path)
+    assert main(["report", str(folder)]) == 3
+    assert f"{folder / name} is damaged: {message}" in capsys.readouterr().err
 
 
 def test_matplotlib_is_missing(run, tmp_path, monkeypatch):
