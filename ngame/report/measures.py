@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,15 @@ class RunReport:
         return np.bincount(
             self.model.point_labels.indices, minlength=len(self.model.label_texts)
         ).astype(np.int64)
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """What names each label in a table: its title if the data have one, else its text."""
+        assert self.model is not None
+        titles = (self.dataset and self.dataset.label_titles) or []
+        # The model may have labels that came after training.
+        names = zip_longest(titles, self.model.label_texts, fillvalue="")
+        return [title or text for title, text in names]
 
     @cached_property
     def test(self) -> ScoredPoints | None:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from ngame.data.dataset import Dataset
 from ngame.files import atomic_write
-from ngame.prediction.model import Model
 from ngame.report import charts
 from ngame.report.measures import (
     GROUPS,
@@ -52,6 +51,7 @@ summary { cursor: pointer; padding: .3rem 0; }
 """
 _SHOWN_POINTS = 64  # of a batch, in the drawing of its cosines
 _EXAMPLES = 8
+_NAME = 90  # characters of what names labels, at most
 _LABELS = 300  # rows of the table of labels
 _SIZE_IF_RANDOM = 32  # of the clusters that a run with random batches is shown
 
@@ -332,7 +332,7 @@ def _labels(run: RunReport) -> str:
     test, model = run.test, run.model
     if test is None or model is None:
         return ""
-    ids, labels = test.found["fused"], model.label_texts
+    ids, labels = test.found["fused"], [_short(name, _NAME) for name in run.label_names]
     counts = LabelCounts.of(ids, test.truth)
     worst = []
     for label in worst_labels(counts, _EXAMPLES):
@@ -391,21 +391,23 @@ def _missing(run: RunReport) -> str:
         return ""
     found = missing_positives(model)
     text = (
-        "<p>The propensity model of extreme classification (Jain et al., 2016) estimates that "
-        f"<b>{100 * found.by_propensity:.0f} %</b> of the true pairs are missing from the training "
-        "data. It knows only how frequent labels are, and its constants come from other data. "
+        "<p>How many true pairs the training data lack can only be guessed. The propensity model "
+        "of extreme classification (Jain et al., 2016) knows nothing but how frequent labels are, "
+        "and its constants come from other data, so it may be far off: it says "
+        f"{100 * found.by_propensity:.0f} %. "
     )
     if found.by_duplicates is None:
         text += "Too few points say the same for an estimate from the labels themselves.</p>"
     else:
         text += (
             f"By {found.pairs:,} pairs of training points with almost the same vector, whose "
-            f"labels should agree, at most <b>{100 * found.by_duplicates:.0f} %</b>: texts that "
+            f"labels should agree, at most {100 * found.by_duplicates:.0f} %: texts that "
             "only look alike count as well.</p>"
         )
     if run.test is not None:
+        names = run.label_names
         rows = [
-            [_short(run.test.texts[row]), model.label_texts[label], _own(run.test, model, row)]
+            [_short(run.test.texts[row]), _short(names[label], _NAME), _own(run.test, names, row)]
             for row, label in unlabelled_agreements(run.test, _EXAMPLES)
         ]
         if rows:
@@ -458,21 +460,18 @@ def _batches(run: RunReport) -> str:
     )
     if run.point_texts is not None and len(run.point_texts) == len(model.point_vectors):
         for title, view in zip(titles, views, strict=True):
-            text += _texts_of(title, view, run.point_texts, model)
+            text += _texts_of(title, view, run.point_texts, run)
     return text
 
 
-def _texts_of(title: str, view: BatchView, texts: Sequence[str], model: Model) -> str:
+def _texts_of(title: str, view: BatchView, texts: Sequence[str], run: RunReport) -> str:
+    assert run.model is not None
     rows = [
-        [_short(texts[row]), _short(", ".join(_labels_of(model, row)), 90)]
+        [_short(texts[row]), _joined(run.label_names, run.model.point_labels[row].indices)]
         for row in view.rows[:_EXAMPLES].tolist()
     ]
     table = _table(["point", "labels"], rows)
     return f"<details><summary>{title}: its first points</summary>{table}</details>"
-
-
-def _labels_of(model: Model, row: int) -> list[str]:
-    return [model.label_texts[label] for label in model.point_labels[row].indices]
 
 
 def _time(runs: Sequence[RunReport], names: Sequence[str]) -> str:
@@ -540,8 +539,12 @@ def _missed(test: ScoredPoints, label: int) -> int:
     return int(having[missed][0])
 
 
-def _own(test: ScoredPoints, model: Model, row: int) -> str:
-    return _short(", ".join(model.label_texts[label] for label in test.truth[row].indices), 90)
+def _own(test: ScoredPoints, names: Sequence[str], row: int) -> str:
+    return _joined(names, test.truth[row].indices)
+
+
+def _joined(names: Sequence[str], labels: Iterable[int]) -> str:
+    return _short(", ".join(names[label] for label in labels), _NAME)
 
 
 def _first(labels: Sequence[str], label: int) -> str:

@@ -77,6 +77,29 @@ def test_report_of_a_run(dataset, run, tmp_path):
     assert written([run], tmp_path, dataset) == text  # the same bytes again
 
 
+def test_long_labels_are_named_by_their_titles_or_cut(tmp_path):
+    """A cell with a whole description makes a table that nobody can read."""
+    data, folder = tiny.dataset(), tmp_path / "run"
+    titles = [text if label % 2 else "" for label, text in enumerate(data.label_texts)]
+    texts = [f"{text} {'description ' * 60}".strip() for text in data.label_texts]
+    data.label_texts, data.label_titles = texts, titles
+    ngame.train(data, tiny.config(), folder=folder)
+    report = page.RunReport(folder, data)
+    assert report.label_names[1] == titles[1]
+    assert report.label_names[0] == texts[0]
+    report.model.label_texts.append("new")  # as of labels that came after training
+    assert page.RunReport.label_names.func(report)[-1] == "new"
+    text = written([folder], tmp_path, data)
+    assert f"<td>{titles[1]}</td>" in text
+    assert texts[0][:89] + "…" in text
+    assert max(map(len, re.findall(r"<td[^>]*>(.*?)</td>", text))) <= 140
+
+
+def test_estimates_begin_with_what_they_are_worth(run, tmp_path):
+    text = written([run], tmp_path).partition("Missing positives")[2]
+    assert text.index("can only be guessed") < text.index(" %. ")
+
+
 def test_without_the_data(run, tmp_path):
     """The log, the model and the recorded scores still speak."""
     text = written([run], tmp_path)
