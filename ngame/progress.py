@@ -24,6 +24,11 @@ def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def no_bar() -> bool | None:
+    """What tqdm takes as `disable`: None hides bars where standard error is no terminal."""
+    return True if sys.stderr is None else None
+
+
 class Progress:
     """Counts what is done of `total`; a bar from the second second on, or a line a minute.
 
@@ -44,7 +49,7 @@ class Progress:
             total=total,
             unit=unit,
             unit_scale=unit == "B",
-            disable=None,  # where standard error is no terminal
+            disable=no_bar(),
             delay=2,
             leave=False,
         )

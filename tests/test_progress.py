@@ -44,6 +44,12 @@ def test_one_process_of_several_speaks(clock, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_no_standard_error(monkeypatch):
+    """As under pythonw, or where it was closed."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(Progress("encoding", 2, "chunk").over("ab")) == ["a", "b"]
+
+
 def test_a_terminal_has_a_bar_and_no_lines(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

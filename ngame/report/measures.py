@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from ngame import metrics
 from ngame.arrays import widened
 from ngame.batches import ClusterBatchSampler
-from ngame.config import Config
+from ngame.config import Config, flat
 from ngame.data.dataset import Dataset
 from ngame.data.self_pairs import drop_self_pairs
 from ngame.encoders.vectors import to_numpy
@@ -518,17 +518,7 @@ def _view(model: Model, rows: Ids, shown: int) -> BatchView:
 
 def settings_that_differ(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
     """Dotted names of the settings that are not the same in all, with the value of each."""
-    flat = [dict(_flat(config)) for config in configs]
-    names = dict.fromkeys(name for one in flat for name in one)
-    values = [(name, [one.get(name) for one in flat]) for name in names]
+    tables = [flat(config) for config in configs]
+    names = dict.fromkeys(name for table in tables for name in table)
+    values = [(name, [table.get(name) for table in tables]) for name in names]
     return [(name, found) for name, found in values if any(one != found[0] for one in found)]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        if isinstance(value, Mapping) and key != "schedule":
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((prefix + key, value))
-    return found

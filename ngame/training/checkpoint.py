@@ -22,19 +22,19 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path | None, minutes: float) -> None:
-        self._path = folder / "state.safetensors" if folder is not None else None
+        self.path = folder / "state.safetensors" if folder is not None else None
         self._seconds = minutes * 60
         self._last = time.monotonic()
 
     def due(self) -> bool:
         """Whether enough time has passed since the last save."""
-        return self._path is not None and time.monotonic() - self._last >= self._seconds
+        return self.path is not None and time.monotonic() - self._last >= self._seconds
 
     def save(self, meta: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Replace the checkpoint by `meta` (JSON values) and `tensors`."""
-        if self._path is None:
+        if self.path is None:
             return
-        write_tensors(self._path, tensors, {"meta": json.dumps(meta)})
+        write_tensors(self.path, tensors, {"meta": json.dumps(meta)})
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
@@ -45,8 +45,8 @@ class Checkpoint:
         DamagedFileError
             The file is damaged; the message names it.
         """
-        if self._path is None or not self._path.exists():
+        if self.path is None or not self.path.exists():
             return None
-        with reading(self._path), safetensors.safe_open(self._path, "pt") as file:
+        with reading(self.path), safetensors.safe_open(self.path, "pt") as file:
             meta = json.loads(file.metadata()["meta"])
             return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

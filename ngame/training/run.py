@@ -458,10 +458,10 @@ def _about(dataset: Dataset, folder: Path | None) -> dict[str, Any]:
     if folder is not None and (folder / "run.json").exists():
         before = read_json(folder / "run.json")
         with reading(folder / "run.json"):
-            about["seconds"] = dict(before["seconds"])
-        if before["ngame"] != about["ngame"]:
+            about["seconds"], version = dict(before["seconds"]), before["ngame"]
+        if version != about["ngame"]:
             warnings.warn(
-                f"{folder} was written by ngame {before['ngame']}, this is {about['ngame']}: it "
+                f"{folder} was written by ngame {version}, this is {about['ngame']}: it "
                 "may end in other numbers than a run that was not stopped",
                 stacklevel=4,
             )

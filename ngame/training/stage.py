@@ -19,12 +19,16 @@ from ngame.batches.timer import RefreshTimer
 from ngame.config import StageConfig
 from ngame.encoders.bank import EmbeddingBank
 from ngame.encoders.vectors import Vectors
+from ngame.files import reading
 from ngame.loss import CooIndex, decoupled_softmax, triplet
-from ngame.progress import LINE_SECONDS, say
+from ngame.progress import LINE_SECONDS, no_bar, say
 from ngame.state import from_tensors, take_prefix, to_tensors, with_prefixes
 from ngame.training.optimizer import Optimizer, ParameterGroup
 from ngame.training.run import Run
 from ngame.training.shards import gathered, parts
+
+# How near its margin a triplet loss is where all scores are equal, and nothing is learnt.
+_COLLAPSED = 0.01
 
 
 class _Loss(Protocol):
@@ -98,7 +102,11 @@ class Stage:
         """Continue from a checkpoint, if it belongs to this stage."""
         if saved is None or saved[0]["stage"] != self.name:
             return
-        meta, tensors = saved
+        assert self.run.checkpoint.path is not None
+        with reading(self.run.checkpoint.path):
+            self._restore(*saved)
+
+    def _restore(self, meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         self.epoch, self.batch, self.best = meta["epoch"], meta["batch"], meta["best"]
         self.neighbor_share = meta["neighbor_share"]
         self.run.log = meta["log"]
@@ -107,7 +115,7 @@ class Stage:
             warnings.warn(
                 f"the run was stopped with {meta.get('ranks', 1)} processes and goes on with "
                 f"{ranks.size}: the batches are the same, the last digits may differ",
-                stacklevel=5,
+                stacklevel=6,
             )
         for name, module in self.modules.items():
             module.load_state_dict(self._own(take_prefix(tensors, f"{name}."), name))
@@ -153,7 +161,7 @@ class Stage:
             self.run.stop.hold()  # a rank that stops to save needs the others
         self.run.stage = self
         total = self.config.epochs * len(self.sampler)
-        shown = None if self.run.ranks.rank == 0 else True
+        shown = no_bar() if self.run.ranks.rank == 0 else True
         self._said = time.monotonic()
         with tqdm(total=total, desc=self.name, disable=shown, unit="batch") as self.bar:
             self.bar.update(self.epoch * len(self.sampler) + self.batch)
@@ -169,10 +177,24 @@ class Stage:
                     self.save()
         self.run.stop.end()
         self.run.stage = None
+        self._warn_of_collapse()
         if self.best_weights:
             for name, module in self.modules.items():
                 module.load_state_dict(take_prefix(self.best_weights, f"{name}."))
         _give_back_memory()
+
+    def _warn_of_collapse(self) -> None:
+        """Warn if the triplet loss ended at its margin, as it does where all scores are equal."""
+        config, entries = self.config, [e for e in self.run.log if e["stage"] == self.name]
+        if config.loss != "triplet" or not entries or self.run.ranks.rank > 0:
+            return
+        if math.isclose(entries[-1]["loss"], config.margin, rel_tol=_COLLAPSED):
+            warnings.warn(
+                f"the {self.name} stage learnt nothing: its triplet loss ended at the margin, "
+                f"{config.margin}, as if all vectors were the same. Try another loss, "
+                f"{self.name}_stage.loss=softmax, or a lower learning rate",
+                stacklevel=6,
+            )
 
     def refresh(self, embeddings: Callable[[], Vectors]) -> None:
         """Cluster the embeddings of the points if a refresh is due, and time it.

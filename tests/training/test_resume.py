@@ -85,6 +85,19 @@ def assert_same_run(a, b):
     assert log(a) == log(b)
 
 
+def test_a_checkpoint_of_another_run(tmp_path, monkeypatch):
+    """Of another width: the file is named."""
+    data = tiny.dataset()
+    monkeypatch.setattr(Stage, "end_epoch", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    for name, dim in (("one", 16), ("two", 8)):
+        config = tiny.config(f"encoder.dim={dim}")
+        with pytest.raises(KeyboardInterrupt):
+            ngame.train(data, config, folder=tmp_path / name)
+    shutil.copy(*(tmp_path / name / "checkpoint" / "state.safetensors" for name in ("two", "one")))
+    with pytest.raises(ValueError, match=r"one/checkpoint/state\.safetensors is damaged: .*"):
+        ngame.train(data, tiny.config(), folder=tmp_path / "one", resume=True)
+
+
 def test_a_second_signal_within_an_update(tmp_path, monkeypatch):
     """It stops at once, when weights are new and the batch is not counted: that is not saved."""
     dataset, config = tiny.dataset(), tiny.config("checkpoint_minutes=0")

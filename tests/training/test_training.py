@@ -90,6 +90,21 @@ class Words(torch.nn.Module):
 # Results
 
 
+@pytest.mark.parametrize("stage", ["encoder", "classifier"])
+def test_a_triplet_loss_that_ends_at_its_margin(stage):
+    """As where all texts, and so all vectors, are the same."""
+    data = tiny.dataset()
+    texts = ["ba ke"] * len(data.train_texts), ["ba ke"] * len(data.label_texts)
+    same = ngame.Dataset(texts[0], data.train_labels, texts[1])
+    one = "encoder_stage.epochs=0" if stage == "classifier" else "classifier_stage.epochs=0"
+    frozen = f"{stage}_stage.learning_rate=1e-9", "encoder_stage.sparse_learning_rate=1e-9"
+    more = f"{stage}_stage.loss='triplet'", "self_pairs='keep'"
+    config = tiny.config(one, *frozen, *more)
+    says = f"the {stage} stage learnt nothing: its triplet loss ended at the margin, 0.3, .*"
+    with pytest.warns(UserWarning, match=f"{says}{stage}_stage.loss=softmax"):
+        ngame.train(same, config)
+
+
 def test_beside_another_training_and_without_gradients():
     """Of two threads one trains at a time; what the caller set for gradients does not matter."""
     data, config = tiny.dataset(), tiny.config("encoder.dropout=0.2")
