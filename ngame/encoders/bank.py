@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ngame.arrays import as_count, as_ids
-from ngame.encoders.vectors import Vectors, as_floats, to_device
+from ngame.encoders.vectors import as_floats, to_device, to_numpy
 from ngame.transfer import sent
 
 # Smallest norm to divide by. It is far below every float32 norm, so it only affects zero vectors.
@@ -112,15 +112,16 @@ class EmbeddingBank:
             self.vectors[ids] = values / np.where(norms > 0, norms, 1)
         self._seen[ids] = True
 
-    def state_dict(self) -> dict[str, Vectors]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """What a checkpoint needs: `vectors`, and `seen`, bool [n_rows], the rows ever stored.
 
-        They are the bank's own, not copies: write them before more is stored.
+        They are tensors, so that plain ``torch.load`` reads them, and the bank's own, not copies:
+        write them before more is stored.
         """
-        return {"vectors": self.vectors, "seen": self._seen}
+        return {"vectors": torch.as_tensor(self.vectors), "seen": torch.from_numpy(self._seen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned, as tensors or arrays.
 
         Raises
         ------
@@ -132,7 +133,8 @@ class EmbeddingBank:
                 raise ValueError(f"state lacks {name}")
             if np.shape(state[name]) != ours.shape:
                 raise ValueError(
-                    f"state has {name} of shape {np.shape(state[name])}, this bank {ours.shape}"
+                    f"state has {name} of shape {tuple(np.shape(state[name]))}, "
+                    f"this bank {tuple(ours.shape)}"
                 )
         self.vectors[:] = to_device(torch.as_tensor(state["vectors"]), self._device)
-        self._seen[:] = state["seen"]
+        self._seen[:] = to_numpy(state["seen"])

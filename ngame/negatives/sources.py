@@ -263,11 +263,18 @@ class NegativeQueue:
         return Candidates(self._ids[order], self._vectors[torch.from_numpy(order)], weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs: copies of `ids` and `vectors`, and `pushed`."""
-        return {"ids": self._ids.copy(), "vectors": self._vectors.clone(), "pushed": self._pushed}
+        """What a restart needs: copies of `ids` and `vectors`, and `pushed`.
+
+        The copies are tensors, so that plain ``torch.load`` reads them.
+        """
+        return {
+            "ids": torch.tensor(self._ids),
+            "vectors": self._vectors.clone(),
+            "pushed": self._pushed,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Take over what `state_dict` gave, as tensors or arrays.
 
         Raises
         ------
@@ -279,10 +286,10 @@ class NegativeQueue:
                 raise ValueError(f"state lacks {name}")
             if np.shape(state[name]) != np.shape(here):
                 raise ValueError(
-                    f"state has {name} of shape {np.shape(state[name])}, "
+                    f"state has {name} of shape {tuple(np.shape(state[name]))}, "
                     f"this queue {tuple(np.shape(here))}"
                 )
-        self._ids[:] = np.asarray(state["ids"])
+        self._ids[:] = torch.as_tensor(state["ids"]).cpu().numpy()
         self._vectors.copy_(torch.as_tensor(state["vectors"]))
         self._pushed = int(state["pushed"])
 
