@@ -60,6 +60,13 @@ class Clusters:
         object.__setattr__(self, "order", order)
         object.__setattr__(self, "offsets", offsets)
 
+    def __repr__(self) -> str:
+        sizes = np.diff(self.offsets)
+        of = f" of {sizes.min()}" if len(sizes) else ""
+        if len(sizes) and sizes.max() > sizes.min():
+            of += f" to {sizes.max()}"
+        return f"Clusters({len(self.order)} rows, {len(self)} clusters{of})"
+
     def __len__(self) -> int:
         """Number of clusters."""
         return len(self.offsets) - 1

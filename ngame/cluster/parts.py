@@ -127,9 +127,14 @@ def parted_order(
     return order
 
 
-def _append(rows: npt.NDArray[np.float32], path: Path) -> None:
-    with open(path, "ab") as file:
-        rows.tofile(file)
+def _append(values: npt.NDArray[Any], path: Path) -> None:
+    """Add an array to a file; OSError with the reason and the file, which `tofile` does not say."""
+    try:
+        with open(path, "ab") as file:
+            file.write(values.data)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
 
 
 def _not_finite(x: npt.NDArray[Any]) -> ValueError:
@@ -220,8 +225,7 @@ class _Files:
         for part, start, end in zip(parts.tolist(), starts, ends, strict=True):
             chosen = order[start:end]
             for path, values in zip(self._paths(part), (ids, rows), strict=True):
-                with open(path, "ab") as file:
-                    values[chosen].tofile(file)
+                _append(values[chosen], path)
 
     def take(self, part: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
         """Ids and rows of a part, in the order in which they came. Its files are removed."""

@@ -1,3 +1,4 @@
+import errno
 import importlib
 import mmap
 import os
@@ -6,6 +7,7 @@ import tempfile
 import threading
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -437,6 +439,15 @@ class TestParts:
             ngame.balanced_clusters(x, size=9, memory=700_000)
         assert not any(tmp_path.iterdir())
 
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+    def test_a_full_disk_is_said(self, mixture, monkeypatch):
+        parts = importlib.import_module("ngame.cluster.parts")
+        full = Path("/dev/full")
+        monkeypatch.setattr(parts._Files, "_paths", lambda self, part: (full, full))
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'") as caught:
+            ngame.balanced_clusters(mixture(1000, 10), size=9, memory=40_000)
+        assert caught.value.errno == errno.ENOSPC
+
     def test_equal_and_zero_rows_are_parted_too(self, monkeypatch):
         parts = importlib.import_module("ngame.cluster.parts")
         for x in (np.ones((4000, 6), np.float32), np.zeros((4000, 6), np.float32)):
@@ -543,6 +554,12 @@ class TestClusters:
         for index in (3, -4):
             with pytest.raises(IndexError, match=f"cluster {index} is out of range for 3"):
                 clusters[index]
+
+    def test_is_shown_in_short(self):
+        assert repr(self.make()) == "Clusters(4 rows, 3 clusters of 0 to 3)"
+        equal = ngame.Clusters(np.arange(20_000), np.arange(0, 20_001, 32))
+        assert repr(equal) == "Clusters(20000 rows, 625 clusters of 32)"
+        assert repr(ngame.Clusters([], [0])) == "Clusters(0 rows, 0 clusters)"
 
     def test_equality_is_by_content(self):
         assert self.make() == self.make()
