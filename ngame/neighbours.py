@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from scipy.spatial import cKDTree
 
 from ngame.arrays import as_array, as_count, as_csr, as_threads, canonical
 from ngame.dispatch import on_host
@@ -48,6 +47,8 @@ def haversine_neighbours(
     >>> haversine_neighbours([0, 0, 0, 80], [179, -178, 100, 100], 2).tolist()
     [[1, 2], [0, 2], [0, 3], [2, 0]]
     """
+    from scipy.spatial import cKDTree  # only here: its import takes a tenth of a second
+
     places = {}
     for name, value in (("latitude", latitude), ("longitude", longitude)):
         angles = np.asarray(value)

@@ -231,6 +231,11 @@ def test_import_loads_no_torch():
     check_that_import_loads_nothing_of(unwanted, "ngame")
 
 
+def test_batches_load_no_scipy_spatial():
+    """It takes a tenth of a second, and `haversine_neighbours` alone needs it."""
+    check_that_import_loads_nothing_of({"scipy.spatial"}, "ngame.batches")
+
+
 @pytest.mark.parametrize(
     ("module", "wanted"),
     [

@@ -459,6 +459,15 @@ def check_rows(name: str, rows: int, n_rows: int) -> None:
         raise ValueError(f"{name} has {rows} rows, the sampler has {n_rows}")
 
 
+def check_columns(source: Any) -> None:
+    """ValueError for embeddings without a column, of which no row is nearer than another."""
+    shape = tuple(np.shape(source))
+    if shape[1:] == (0,):
+        raise ValueError(
+            f"source has shape {shape}, expected embeddings [n_rows, D] with D above 0"
+        )
+
+
 def as_share(value: Any, name: str) -> float:
     """Check a share of the rows."""
     if not isinstance(value, (int, float, np.floating)):

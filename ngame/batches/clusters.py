@@ -14,6 +14,7 @@ from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
     as_share,
+    check_columns,
     check_rows,
     draw_seed,
     stored,
@@ -196,7 +197,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
         Raises
         ------
         TypeError, ValueError
-            As `balanced_clusters`; or the number of rows is not n_rows.
+            As `balanced_clusters`; or the number of rows is not n_rows, or there is no column.
         """
         if isinstance(source, Clusters):
             check_rows("source", len(source.order), self.n_rows)
@@ -209,6 +210,7 @@ class ClusterBatchSampler(RefreshedBatchSampler):
                 )
             if group is None:
                 check_rows("source", len(x), self.n_rows)
+            check_columns(x)
             with renamed(x="source"):
                 clusters = balanced_clusters(
                     x,

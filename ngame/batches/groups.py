@@ -1,5 +1,7 @@
 """Batches of one group, or of several groups with equally many rows of each."""
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +20,8 @@ class GroupBatchSampler(BatchSampler):
 
     Without `alpha` an epoch visits no row twice, and as many rows as possible. It leaves out the
     rows that do not fill their group's last K (so it never visits groups smaller than `per_group`)
-    and, if few groups have most of the rows, those that find no other group for their batch.
+    and, if few groups have most of the rows, those that find no other group for their batch. A
+    warning says so where that is more than a tenth.
 
     With `alpha` an epoch has as many batches, but groups take part in proportion to
     ``size ** alpha``: 1 means by size, 0 all equally; CoCoSoDa uses 0.7. Small groups then repeat
@@ -127,6 +130,7 @@ class GroupBatchSampler(BatchSampler):
             )
         self._settle()
         if alpha is None:
+            self._warn_of_groups(sizes)
             return
         if not isinstance(alpha, (int, float, np.floating)):
             raise TypeError(f"alpha is a {type(alpha).__name__}, expected a float")
@@ -140,11 +144,38 @@ class GroupBatchSampler(BatchSampler):
         self._settle()
 
     def _warn_of_keys(self, reached: int, keys: npt.NDArray[np.int32]) -> None:
+        if 2 * reached < self._reach_without_keys():  # else it is the groups that leave rows out
+            super()._warn_of_keys(reached, keys)
+
+    def _warn_of_groups(self, sizes: npt.NDArray[np.int64]) -> None:
+        """Warn if the groups leave out more than a tenth beyond what fills no batch anyway."""
+        left_out = self.n_rows - self._reach_without_keys()
+        if 10 * (left_out - self.n_rows % self.batch_size) <= self.n_rows:
+            return
+        count, least = self.batch_size // self._per_group, self._per_group
+        if self._mixed:
+            takes = f"{least} rows or more from each of two groups or more"
+            helps = "larger batches or a smaller at_least use"
+        elif count == 1:
+            takes, helps = f"{least} rows of one group", "smaller batches use"
+        else:
+            takes, helps = f"{least} rows from each of {count} groups", "fewer groups a batch use"
+            if self._keys is None:
+                helps = "at_least= in place of per_group, or fewer groups a batch, use"
+        warnings.warn(
+            f"groups leave {left_out} of {self.n_rows} rows out of each epoch: a batch takes "
+            f"{takes}, which have {sizes.min()} to {sizes.max()}; {helps} more",
+            stacklevel=3,
+        )
+
+    def _reach_without_keys(self) -> int:
+        """Rows that an epoch could visit if there were no keys."""
+        if self._mixed:  # without keys by itself
+            return self._reference(0)[1]
         alone: Order = _core.group_order(
             *self._groups, None, self._per_group, self.batch_size, None, 0
         )
-        if 2 * reached < alone[1]:  # else it is the groups that leave rows out
-            super()._warn_of_keys(reached, keys)
+        return alone[1]
 
     def _order(self, epoch: int, rng: np.random.Generator) -> Order:
         self._require("_groups")

@@ -13,6 +13,7 @@ from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
     as_share,
+    check_columns,
     check_rows,
     draw_seed,
     stored,
@@ -152,7 +153,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
         TypeError
             `source` is none of these.
         ValueError
-            It does not have n_rows rows, has another shape, NaN or infinity.
+            It does not have n_rows rows, has another shape, NaN or infinity, or no column.
         IndexError
             A neighbour is not in -1 .. n_rows - 1.
         """
@@ -178,6 +179,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             if not stays and array.dtype.kind in "iu":
                 neighbours = self._checked(array)
             else:
+                check_columns(array)
                 with renamed(queries="source", items="source"):
                     neighbours = embedding_neighbours(array, self._range, threads=self._threads)
         self._refreshed("neighbours", neighbours)

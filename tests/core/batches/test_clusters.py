@@ -415,6 +415,8 @@ def test_bad_calls() -> None:
         sampler.refresh(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="source has NaN or infinity in row 3"):
         sampler.refresh(np.where(np.arange(100)[:, None] == 3, np.nan, 1).astype(np.float32))
+    with pytest.raises(ValueError, match=r"source has shape \(100, 0\), expected embeddings"):
+        sampler.refresh(np.zeros((100, 0), np.float32))
     with pytest.raises(TypeError, match="epoch is a float"):
         sampler.set_epoch(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="epoch is -1"):

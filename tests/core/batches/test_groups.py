@@ -1,6 +1,8 @@
 """Batches of groups: pure ones, several of each, in proportion to a power of the size."""
 
 import pickle
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +16,10 @@ from plans import Sampler, check_epochs, some_keys, try_length
 from ngame.batches import GroupBatchSampler
 
 # Toys, whose keys are those of many rows.
-pytestmark = pytest.mark.filterwarnings("ignore:keys let")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:keys let"),
+    pytest.mark.filterwarnings("ignore:groups leave"),
+]
 
 
 def test_batches_of_one_group() -> None:
@@ -207,6 +212,40 @@ def test_bad_arguments_of_groups(
 ) -> None:
     with pytest.raises(error, match=message):
         GroupBatchSampler(**{"groups": np.zeros(100, int), "batch_size": 10, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"batch_size": 60, "per_group": 6},
+            "groups leave 1340 of 2000 rows out of each epoch: a batch takes 6 rows from each of "
+            "10 groups, which have 69 to 526; at_least= in place of per_group, or fewer groups a "
+            "batch, use more",
+        ),
+        ({"batch_size": 60, "per_group": 6, "keys": np.arange(2000)}, "; fewer groups a batch"),
+        ({"batch_size": 120}, "leave 560 .* takes 120 rows of one group, .*; smaller batches use"),
+        ({"batch_size": 32, "at_least": 2, "sizes": [3000, 50, 50]}, "1500 of .* smaller at_least"),
+        # What helps is quiet, and so is what leaves out no more than full batches do.
+        ({"batch_size": 60, "at_least": 6}, None),
+        ({"batch_size": 30, "per_group": 6}, None),
+        ({"batch_size": 120, "alpha": 0.5}, None),
+        ({"batch_size": 4, "per_group": 2, "sizes": [2, 2, 3]}, None),
+    ],
+)
+def test_one_warning_where_groups_leave_out_many_rows(
+    options: dict[str, Any], message: str | None
+) -> None:
+    options = {"sizes": [526, 300, 260, 230, 180, 150, 120, 90, 75, 69], **options}
+    sizes = options.pop("sizes")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        sampler = GroupBatchSampler(np.repeat(np.arange(len(sizes)), sizes), **options)
+    assert len(warned) == (message is not None)
+    if message is not None:
+        assert re.search(message, str(warned[0].message))
+        assert f"leave {sampler.rows_left_out} of" in str(warned[0].message)
+        assert warned[0].filename == __file__
 
 
 def test_too_few_groups() -> None:

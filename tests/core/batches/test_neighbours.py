@@ -221,6 +221,7 @@ def test_neighbours_come_from_a_search(mixture: Any) -> None:
         (None, TypeError, "source is a NoneType, expected neighbours or embeddings"),
         (np.zeros((100, 4)), TypeError, "source has dtype float64"),
         (np.full((100, 4), np.nan, np.float32), ValueError, "source has NaN"),
+        (np.zeros((100, 0), np.float32), ValueError, r"source has shape \(100, 0\), expected emb"),
         (np.full((100, 4), 100), IndexError, r"source\[0, 0\] is 100, out of range for 100"),
         (np.full((100, 4), -2), IndexError, r"source\[0, 0\] is -2"),
         ((np.zeros((100, 4)), np.zeros((100, 4))), TypeError, "source is a pair of which the sec"),
