@@ -222,7 +222,16 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
         if matrix.shape != shape:
             raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}")
         return canonical(matrix)
-    array = as_array(value, name)
+    per_row = (
+        f"{name} is a list with an entry for each row, expected (row, column) pairs [n, 2], or a "
+        f"CSR matrix of shape {shape}"
+    )
+    try:
+        array = as_array(value, name)
+    except ValueError:
+        if isinstance(value, list | tuple) and len(value) == shape[0]:
+            raise ValueError(per_row) from None
+        raise
     if array.size == 0:
         array = array.reshape(0, 2).astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -230,7 +239,8 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
             f"{name} has dtype {array.dtype}, expected integer pairs [n, 2], or a CSR matrix"
         )
     if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name} has shape {array.shape}, expected [n, 2]")
+        listed = array.ndim == 2 and len(array) == shape[0]
+        raise ValueError(per_row if listed else f"{name} has shape {array.shape}, expected [n, 2]")
     for axis, what in enumerate(("row", "column")):
         bad = (array[:, axis] < 0) | (array[:, axis] >= shape[axis])
         if bad.any():

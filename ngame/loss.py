@@ -23,7 +23,7 @@ class CooIndex(NamedTuple):
     """Positions of entries in a matrix: `rows` and `columns`, int64 tensors of the same length.
 
     `shape` is that of the matrix, where it is known: the losses check that the scores have it.
-    `CooIndex.of` makes one of a CSR matrix, such as `ngame.label_pool` gives.
+    `CooIndex.of` makes one of a CSR matrix, such as `ngame.label_pool` gives, or of a mask.
     """
 
     rows: torch.Tensor
@@ -31,21 +31,43 @@ class CooIndex(NamedTuple):
     shape: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> "CooIndex":
-        """Positions of the stored entries of a CSR matrix, row by row.
+    def of(
+        cls, matrix: sp.csr_matrix | torch.Tensor, device: torch.device | str | None = None
+    ) -> "CooIndex":
+        """Positions of the stored entries of a CSR matrix, or of a mask's True, row by row.
+
+        Parameters
+        ----------
+        matrix : CSR matrix, or dense bool tensor, of shape [n, c]
+            A GPU that has the tensor is waited for.
+        device : torch.device or str, optional
+            Where the result goes; if not given, it stays where `matrix` is.
 
         Raises
         ------
         TypeError
             `matrix` is something else.
+        ValueError
+            It is a tensor of other than two dimensions.
         """
+        if isinstance(matrix, torch.Tensor):
+            if matrix.dtype != torch.bool or matrix.layout != torch.strided:
+                kind = f"{matrix.layout} tensor of {matrix.dtype}"
+                raise TypeError(f"matrix is a {kind}, expected a CSR matrix or a dense bool tensor")
+            if matrix.ndim != 2:
+                raise ValueError(f"matrix has shape {list(matrix.shape)}, expected two dimensions")
+            there = matrix.device if device is None else device
+            rows, columns = torch.nonzero(matrix.to(there), as_tuple=True)
+            return cls(rows, columns, (matrix.shape[0], matrix.shape[1]))
         if not sp.issparse(matrix) or matrix.format != "csr":
             kind = type(matrix).__name__
-            raise TypeError(f"matrix is a {kind}, expected a scipy.sparse CSR matrix or array")
-        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        columns = matrix.indices.astype(np.int64)
-        places = torch.from_numpy(rows), torch.from_numpy(columns)
-        return cls(*places, (matrix.shape[0], matrix.shape[1])).to(device)
+            raise TypeError(
+                f"matrix is a {kind}, expected a scipy.sparse CSR matrix or array, or a bool tensor"
+            )
+        row_of = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        places = torch.from_numpy(row_of), torch.from_numpy(matrix.indices.astype(np.int64))
+        index = cls(*places, (matrix.shape[0], matrix.shape[1]))
+        return index if device is None else index.to(device)
 
     def to(self, device: torch.device | str) -> "CooIndex":
         """The same positions on a device; a GPU is not waited for."""
@@ -71,8 +93,7 @@ def check_index(index: CooIndex, name: str, rows: int, columns: int) -> None:
     if not isinstance(index, CooIndex):
         raise TypeError(
             f"{name} is a {type(index).__name__}, expected a CooIndex: CooIndex.of({name}) of a "
-            f"CSR matrix, CooIndex(*torch.nonzero({name}).T) of a tensor mask, or what "
-            "ngame.negatives.batch_labels gives"
+            "CSR matrix or a bool tensor, or what ngame.negatives.batch_labels gives"
         )
     if index.shape is not None and index.shape != (rows, columns):
         raise ValueError(
@@ -98,6 +119,9 @@ def triplet(
     of ``n / temperature`` over the negatives that violate the margin; all others have weight 0. A
     row with fewer negatives uses those it has. Losses are averaged over the targets of each row,
     then over the rows that have a target.
+
+    A loss that stays at the margin means that all vectors have become the same: start with
+    `decoupled_softmax` or a lower learning rate.
 
     Parameters
     ----------

@@ -45,10 +45,22 @@ def test_matrices_where_positions_are_wanted(loss):
             says = rf"^{name} is a {kind}, expected a CooIndex: CooIndex\.of\({name}\) "
             with pytest.raises(TypeError, match=says):
                 loss(scores, *arguments)
-    mask = given["Tensor"]
-    assert loss(scores, CooIndex.of(given["csr_matrix"]), CooIndex(*torch.nonzero(mask).T)) > 0
-    with pytest.raises(TypeError, match=r"matrix is a Tensor, expected a scipy.sparse CSR matrix"):
-        CooIndex.of(mask)
+    assert loss(scores, CooIndex.of(given["csr_matrix"]), CooIndex.of(given["Tensor"])) > 0
+
+
+def test_positions_of_a_mask():
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    index = CooIndex.of(mask)
+    assert index.rows.tolist() == [0, 0, 1]
+    assert index.columns.tolist() == [1, 2, 0]
+    assert index.shape == (2, 3)
+    for other in (mask.long(), mask.to_sparse()):
+        with pytest.raises(TypeError, match=r"matrix is a torch.* tensor of torch.*, expected a C"):
+            CooIndex.of(other)
+    with pytest.raises(ValueError, match=r"matrix has shape \[3\], expected two dimensions"):
+        CooIndex.of(mask[0])
+    with pytest.raises(TypeError, match=r"matrix is a ndarray, expected a scipy.sparse CSR matrix"):
+        CooIndex.of(mask.numpy())
 
 
 def test_no_negatives_to_look_at():

@@ -33,7 +33,7 @@ from torch.utils.data import RandomSampler
 
 from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
-from ngame.arrays import as_list, renamed
+from ngame.arrays import as_list, refuse_names, renamed
 from ngame.batches import ClusterBatchSampler
 from ngame.encoders.bank import EmbeddingBank
 from ngame.loss import CooIndex
@@ -89,7 +89,7 @@ class BatchSamplerFactory:
     Raises
     ------
     TypeError
-        `dataset` is iterable only, or the sampler has no such keyword.
+        `dataset` is iterable only, or has strings for labels; or the sampler has no such keyword.
     ValueError
         `parts` names a part that is not there. When the trainer calls: it runs several processes
         with ``dataloader_drop_last=False``; or this factory was unpickled, as from saved training
@@ -110,7 +110,9 @@ class BatchSamplerFactory:
     ) -> None:
         self._datasets = dict(dataset) if isinstance(dataset, Mapping) else {"": dataset}
         for name, part in self._datasets.items():
-            count_rows(part, f"dataset[{name!r}]" if name else "dataset")
+            called = f'dataset["{name}"]' if name else "dataset"
+            count_rows(part, called)
+            _check_labels(part, called)
         self._sampler = sampler
         self._parts = dict(parts or {})
         self._options = options
@@ -154,6 +156,13 @@ class BatchSamplerFactory:
     def __getstate__(self) -> dict[str, Any]:
         # The trainer pickles its arguments into every checkpoint.
         return {"_datasets": {}}
+
+
+def _check_labels(dataset: Any, name: str) -> None:
+    """TypeError for a label column of strings, of which the trainer cannot make a tensor."""
+    there = getattr(dataset, "column_names", ())
+    if label := next((column for column in DEFAULT_LABEL_COLUMNS if column in there), None):
+        refuse_names(np.asarray(dataset[:1][label]), f'{name}["{label}"]')
 
 
 def _check_keywords(sampler: Callable[..., Any], given: Iterable[str]) -> None:
@@ -544,7 +553,12 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         if labels is None or tuple(labels.shape) not in shapes:
             came = "missing" if labels is None else f"of shape {tuple(labels.shape)}"
             expected = " or ".join(map(str, dict.fromkeys(shapes)))
-            raise ValueError(f"the label column is {came}, expected {expected} in this batch")
+            what = "[anchor id, positive id], and ids of the negatives, if any"
+            if not self.filters:
+                what = f"ids of the positives, or {what}"
+            raise ValueError(
+                f"the label column is {came}, expected {expected} in this batch: {what}"
+            )
         if labels.is_floating_point():
             raise TypeError(f"the label column is of {labels.dtype}, expected integers")
         given = labels.cpu().numpy()

@@ -162,9 +162,10 @@ class GroupBatchSampler(BatchSampler):
             takes, helps = f"{least} rows from each of {count} groups", "fewer groups a batch use"
             if self._keys is None:
                 helps = "at_least= in place of per_group, or fewer groups a batch, use"
+        have = " to ".join(map(str, dict.fromkeys([sizes.min(), sizes.max()])))
         warnings.warn(
             f"groups leave {left_out} of {self.n_rows} rows out of each epoch: a batch takes "
-            f"{takes}, which have {sizes.min()} to {sizes.max()}; {helps} more",
+            f"{takes}, which have {have}; {helps} more",
             stacklevel=3,
         )
 

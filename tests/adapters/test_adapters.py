@@ -56,6 +56,7 @@ from ngame.adapters.transformers import BatchSamplerMixin, RefreshCallback, Samp
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:groups leave"),  # of toys
 ]
 
 ROWS, BATCH, STEPS = 42, 8, 6  # the last batch of an epoch holds 2 rows
@@ -279,6 +280,20 @@ def test_factory_names_typos_at_once() -> None:
         BatchSamplerFactory({"qa": pairs()}, cluster_size=4, parts={"qa": {"key": [0]}})
     own: Any = lambda rows, size, **options: ClusterBatchSampler(rows, size, **options)  # noqa: E731
     BatchSamplerFactory(pairs(), own, anything=4)
+
+
+def test_factory_refuses_labels_that_are_strings() -> None:
+    data = pairs().remove_columns("label")
+    for names in (data["anchor"][:], [[text, text] for text in data["anchor"]]):
+        named = data.add_column("label", names)
+        with pytest.raises(
+            TypeError,
+            match=r'dataset\["label"\] holds strings, .*: np.unique\(dataset\["label"\], return_in',
+        ):
+            BatchSamplerFactory(named, cluster_size=4)
+        with pytest.raises(TypeError, match=r'dataset\["qa"\]\["label"\] holds strings'):
+            BatchSamplerFactory({"qa": named}, cluster_size=4)
+    BatchSamplerFactory(data, cluster_size=4)  # for a loss that takes none
 
 
 def test_callback_wants_a_loss_with_a_state() -> None:
@@ -609,7 +624,8 @@ def test_loss_refuses_labels_of_another_form() -> None:
         loss_of([x, x], [0, 1, 2], sp.csr_matrix(np.eye(3)))
     with pytest.raises(IndexError):
         loss_of([x, x], [[0, 3]] * 3, sp.csr_matrix(np.eye(3)))
-    with pytest.raises(ValueError, match="label column is missing"):
+    says = r"is missing, .* in this batch: ids of the positives, or \[anchor id, positive id\]"
+    with pytest.raises(ValueError, match=f"label column {says}"):
         MaskedMultipleNegativesRankingLoss(Given())(embeddings(x, x), None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Scale must be a positive"):
         loss_of([x, x], [0, 1, 2], scale=0)

@@ -293,6 +293,13 @@ class TestTopk:
             ngame.topk(q, x, 1, drop=sp.csr_matrix((4, 4)))
         with pytest.raises(IndexError, match=r"drop\[1\] has column 5, out of range for 5"):
             ngame.topk(q, x, 1, drop=[[0, 0], [1, 5]])
+        for lists in ([[0], [1], [2], [3]], [[0, 1], [1], [2], [3]], np.zeros((4, 3), int)):
+            with pytest.raises(ValueError, match="drop is a list with an entry for each row, expe"):
+                ngame.topk(q, x, 1, drop=lists)
+        with pytest.raises(ValueError, match=r"drop has shape \(3, 1\), expected \[n, 2\]"):
+            ngame.topk(q, x, 1, drop=[[0], [1], [2]])
+        with pytest.raises(ValueError, match="drop is a ragged list"):
+            ngame.topk(q, x, 1, drop=[[0, 1], [1], [2]])
 
 
 class TestExactIndex:
