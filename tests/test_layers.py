@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"_core", "arrays", "dispatch"},
     "neighbours": {"arrays", "dispatch", "shortlist", "topk"},
     "mining": {"arrays", "cluster", "topk"},
-    "negatives": {"arrays", "loss", "positives"},
+    "negatives": {"arrays", "loss", "positives", "transfer"},
     # the way of the data
     "data": {"_core", "arrays", "files", "progress"},
     "encoders": {"arrays", "cuda", "data", "files", "progress", "transfer"},

@@ -18,6 +18,7 @@ from ngame.negatives.mixing import HardMixer, MixingDraws
 from ngame.negatives.schedule import Number, value_at
 from ngame.negatives.sources import EMPTY, Candidates, Ids
 from ngame.positives import in_batch_positives
+from ngame.transfer import sent
 
 Direction = Literal["query_to_item", "item_to_query", "query_to_query", "item_to_item"]
 
@@ -357,7 +358,7 @@ class _Batch:
         positives = self.items.ids[self._columns]
         if anchor == "query":
             order = np.argsort(self._rows, kind="stable")
-            scores = self._pairs[torch.from_numpy(order).to(self._pairs.device)]
+            scores = self._pairs[sent(torch.from_numpy(order), self._pairs.device)]
             anchors = _Anchors(
                 self.queries.vectors,
                 np.arange(len(self.queries)),
@@ -444,7 +445,7 @@ class _Batch:
             never = self._never(comparison)
             if sides == ("item", "item") and source.rows is not None:
                 mined = torch.from_numpy(source.mined_for(anchors.rows))
-                never = never | mined.to(never.device)
+                never = never | sent(mined, never.device)
             mask = self._left_out(comparison, never, count)
             values = scores * (self.scale * source.weight)
             if source.shift is not None:
@@ -479,7 +480,7 @@ class _Batch:
         if mined == others:
             return others * scores if others else 0.0
         strength = np.where(source.mined_for(rows), mined, others).astype(np.float32)
-        return torch.from_numpy(strength).to(scores.device) * scores
+        return sent(torch.from_numpy(strength), scores.device) * scores
 
     def _left_out(
         self, comparison: Comparison, left_out: torch.Tensor, count: bool
@@ -511,7 +512,7 @@ class _Batch:
             rows, columns = _stored(self._own, queries, items)
         else:
             rows, columns = np.nonzero(stored(self._own, queries[:, None], items))
-        empty = torch.from_numpy(ids == EMPTY).to(comparison.scores.device)
+        empty = sent(torch.from_numpy(ids == EMPTY), comparison.scores.device)
         return comparison.mask(rows, columns) | empty
 
 

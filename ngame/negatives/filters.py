@@ -20,6 +20,7 @@ from ngame.loss import CooIndex
 from ngame.negatives.schedule import Number, Schedule, value_at
 from ngame.negatives.sources import Ids
 from ngame.positives import in_batch_positives
+from ngame.transfer import sent
 
 Side = Literal["query", "item"]
 
@@ -62,20 +63,22 @@ class Comparison:
         return self.queries if self.anchor == "query" else self.positives
 
     def mask(self, rows: npt.NDArray[Any], columns: npt.NDArray[Any]) -> torch.Tensor:
-        """A bool tensor [n, c] that is true at these entries."""
-        mask = torch.zeros(self.scores.shape, dtype=torch.bool)
-        mask[torch.from_numpy(rows), torch.from_numpy(columns)] = True
-        return mask.to(self.scores.device)
+        """A bool tensor [n, c] that is true at these entries; a GPU is not waited for."""
+        mask = self.scores.new_zeros(self.scores.shape, dtype=torch.bool)
+        places = self._sent(rows), self._sent(columns)
+        return mask.index_put_(places, mask.new_ones(()))
 
     def with_id(self) -> torch.Tensor:
         """Which candidates have an id, bool tensor [c] or [n, c]."""
-        return torch.from_numpy(self.ids >= 0).to(self.scores.device)
+        return self._sent(self.ids >= 0)
 
     def lowest(self, scores: torch.Tensor) -> torch.Tensor:
         """Each row's lowest of [t] scores of the labelled positives, [n, 1]; infinite without."""
         lowest = scores.new_full((len(self.queries),), torch.inf)
-        owners = torch.from_numpy(self.owners).to(scores.device)
-        return lowest.scatter_reduce(0, owners, scores, "amin")[:, None]
+        return lowest.scatter_reduce(0, self._sent(self.owners), scores, "amin")[:, None]
+
+    def _sent(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        return sent(torch.from_numpy(values), self.scores.device)
 
 
 class Filter(Protocol):
@@ -196,7 +199,7 @@ class Guide:
         positives = _rows(self._vectors["item"], comparison.positives, device)
         anchors = queries if comparison.anchor == "query" else positives
         candidates = _rows(self._vectors[comparison.candidate], comparison.ids, device)
-        owners = torch.from_numpy(comparison.owners).to(device)
+        owners = sent(torch.from_numpy(comparison.owners), device)
         bound = comparison.lowest((queries[owners] * positives).sum(1))
         margin = value_at(self.margin, comparison.step)
         bound = bound - (margin if self.mode == "absolute" else margin * bound.abs())

@@ -18,6 +18,7 @@ from ngame.negatives import (
     NearCopies,
     Schedule,
     SelfGuide,
+    filters,
 )
 
 
@@ -37,6 +38,22 @@ def comparison(ids, *, scores=None, positives=(0, 1), owners=None, queries=(0, 1
         "positive_scores": torch.zeros(len(positives)),
     }
     return Comparison(**(options | changed))
+
+
+def test_a_mask_is_made_where_the_scores_are(monkeypatch):
+    """Positions are sent there, not the whole of it."""
+    sizes = []
+
+    def spy(host, device):
+        sizes.append(host.numel())
+        return host.to(device)
+
+    monkeypatch.setattr(filters, "sent", spy)
+    found = comparison([4, 5, 6]).mask(np.array([0, 1, 1]), np.array([2, 0, 0]))
+    assert found.tolist() == [[False, False, True], [True, False, False]]
+    assert sizes == [3, 3]
+    nowhere = comparison([4, 5, 6]).mask(np.empty(0, int), np.empty(0, int))
+    assert not nowhere.any()
 
 
 # Known positives
