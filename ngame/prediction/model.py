@@ -24,7 +24,6 @@ from ngame.encoders.load import load_encoder
 from ngame.encoders.vectors import (
     Vectors,
     core_device,
-    normalize,
     pair_products,
     to_device,
     to_numpy,
@@ -179,7 +178,7 @@ class Model:
         texts = as_texts(texts, "texts")
         ours = self.label_vectors
         device = ours.device if isinstance(ours, torch.Tensor) else None
-        return normalize(encode(self.encoder, self.encoder.tokenize(texts), device=device))
+        return encode(self.encoder, self.encoder.tokenize(texts), device=device, unit=True)
 
     def predict(
         self,
