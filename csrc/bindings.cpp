@@ -16,6 +16,7 @@
 #include "metrics.h"
 #include "parallel.h"
 #include "positives.h"
+#include "refine.h"
 #include "scorer.h"
 #include "shortlist.h"
 #include "sparse_text.h"
@@ -169,7 +170,8 @@ py::array_t<int32_t> balanced_clusters_(const py::array& x, const Array<int64_t>
 }
 
 py::array_t<int32_t> refine_clusters_(const py::array& x, const Array<int32_t>& order,
-                                      const Array<int64_t>& offsets, int rounds, int threads) {
+                                      const Array<int64_t>& offsets, int rounds, int threads,
+                                      int64_t compared) {
   const MatrixView view = matrix_view(x, "x");
   if (order.size() != view.rows) {
     throw std::invalid_argument("order has " + std::to_string(order.size()) + " ids, expected " +
@@ -178,8 +180,8 @@ py::array_t<int32_t> refine_clusters_(const py::array& x, const Array<int32_t>& 
   py::array_t<int32_t> refined(view.rows);
   const std::span<int32_t> out(refined.mutable_data(), static_cast<size_t>(refined.size()));
   compute([&](Cancel& cancel) {
-    refine_clusters(view, {span_of(order), span_of(offsets)}, rounds, thread_count(threads), cancel,
-                    out);
+    refine_clusters(view, {span_of(order), span_of(offsets)}, rounds, compared,
+                    thread_count(threads), cancel, out);
   });
   return refined;
 }
@@ -576,7 +578,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("balanced_clusters", &balanced_clusters_, py::arg("x"), py::arg("offsets").noconvert(),
         py::arg("seed"), py::arg("max_iter"), py::arg("refine"), py::arg("threads"));
   m.def("refine_clusters", &refine_clusters_, py::arg("x"), py::arg("order").noconvert(),
-        py::arg("offsets").noconvert(), py::arg("rounds"), py::arg("threads"));
+        py::arg("offsets").noconvert(), py::arg("rounds"), py::arg("threads"),
+        py::arg("compared") = kMostCompared);
   m.def("cluster_sums", &cluster_sums_, py::arg("x"), py::arg("order").noconvert(),
         py::arg("offsets").noconvert(), py::arg("threads"));
   m.def("coherence", &coherence_, py::arg("x"), py::arg("order").noconvert(),

@@ -458,8 +458,8 @@ void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
   }
 }
 
-void refine_clusters(const MatrixView& x, const ClustersView& given, int rounds, int threads,
-                     Cancel& cancel, std::span<int32_t> order) {
+void refine_clusters(const MatrixView& x, const ClustersView& given, int rounds,
+                     int64_t most_compared, int threads, Cancel& cancel, std::span<int32_t> order) {
   // Another thread may change the caller's arrays: what is checked is what is used.
   std::copy(given.order.begin(), given.order.end(), order.begin());
   const std::vector<int64_t> offsets(given.offsets.begin(), given.offsets.end());
@@ -475,7 +475,7 @@ void refine_clusters(const MatrixView& x, const ClustersView& given, int rounds,
   if (x.rows == 0) return;
   std::vector<float> inverse(static_cast<size_t>(x.rows));
   inverse_norms(x, threads, cancel, inverse);
-  refine(x, inverse, Fetch(x), offsets, rounds, threads, cancel, order);
+  refine(x, inverse, Fetch(x), offsets, rounds, threads, cancel, order, most_compared);
 }
 
 namespace {

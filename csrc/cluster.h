@@ -24,8 +24,8 @@ void balanced_clusters(const MatrixView& x, std::span<const int64_t> offsets,
                        const ClusterParams& params, Cancel& cancel, std::span<int32_t> order);
 
 // Refines given clusters, none of them empty, by `rounds` rounds at most: see refine.h.
-void refine_clusters(const MatrixView& x, const ClustersView& clusters, int rounds, int threads,
-                     Cancel& cancel, std::span<int32_t> order);
+void refine_clusters(const MatrixView& x, const ClustersView& clusters, int rounds,
+                     int64_t most_compared, int threads, Cancel& cancel, std::span<int32_t> order);
 
 // The sum of the unit vectors of every cluster, x.cols floats each.
 void cluster_sums(const MatrixView& x, const ClustersView& clusters, int threads, Cancel& cancel,

@@ -30,6 +30,10 @@ constexpr int64_t kGroup = 16;
 constexpr int kGroupRounds = 2;
 constexpr int kGroupIterations = 5;
 
+// Where there are more groups than are compared with each other, groups of so many of them are
+// made, and half as many as would be compared are searched.
+constexpr int64_t kGroupOfGroups = 4;
+
 // A row moves only for a cosine that is better by so much: far below any gain, above the noise of
 // equal rows.
 constexpr float kLeastGain = 3e-5f;
@@ -51,14 +55,14 @@ constexpr float kNone = -2.0f;  // of what is not to be chosen: below every cosi
 struct Scratch {
   AlignedVector<float> rows;  // unit vectors
   std::vector<float> scores, keys;
-  std::vector<int32_t> ids, listed;
+  std::vector<int32_t> ids;
 };
 
 class Refinement {
  public:
   Refinement(const MatrixView& x, std::span<const float> inverse, const Fetch& fetch,
              std::span<const int64_t> offsets, int threads, Cancel& cancel,
-             std::span<int32_t> order)
+             std::span<int32_t> order, int64_t most_compared)
       : x_(x),
         inverse_(inverse),
         fetch_(fetch),
@@ -66,6 +70,7 @@ class Refinement {
         threads_(threads),
         cancel_(cancel),
         order_(order),
+        most_compared_(std::max(most_compared, int64_t{1})),
         clusters_(static_cast<int64_t>(offsets.size()) - 1),
         dim_(static_cast<int64_t>(rounded_up(static_cast<size_t>(x.cols), kPackedUnit))),
         listed_(std::min(kListed, clusters_)),
@@ -180,8 +185,7 @@ class Refinement {
     return squares / static_cast<double>(clusters_);
   }
 
-  // The `count` best of scores of clusters, in the order of `ids`, which ascend; not that of
-  // cluster `without`.
+  // The best of scores of vectors, in the order of `ids`, which ascend; not that of `without`.
   static void best(std::span<float> scores, std::span<const int32_t> ids, int32_t without,
                    std::span<int32_t> out) {
     for (size_t item = 0; item < ids.size(); ++item) {
@@ -196,85 +200,22 @@ class Refinement {
     }
   }
 
-  // Orders clusters so that kGroup that follow each other are a group: anew, or what was a group
-  // before is refined.
-  void group() {
-    const bool anew = grouped_.empty();
-    if (anew) {
-      grouped_.resize(static_cast<size_t>(clusters_));
-      std::iota(grouped_.begin(), grouped_.end(), 0);
-    }
-    if (clusters_ <= searched_) return;
-    std::vector<int64_t> offsets;
-    for (int64_t first = 0; first < clusters_; first += kGroup) offsets.push_back(first);
-    offsets.push_back(clusters_);
-    const MatrixView means{means_.data(), clusters_, dim_, dim_, Scalar::f32, "means"};
-    if (anew) {
-      balanced_clusters(means, offsets, {0, kGroupIterations, kGroupRounds, threads_}, cancel_,
-                        grouped_);
-    } else {
-      std::vector<float> inverse(lengths_.size());
-      for (size_t cluster = 0; cluster < inverse.size(); ++cluster) {
-        inverse[cluster] = lengths_[cluster] > 0 ? 1.0f : 0.0f;
-      }
-      refine(means, inverse, Fetch(means), offsets, 1, threads_, cancel_, grouped_);
-    }
-  }
+  // Vectors in an order in which `size` that follow each other are a group.
+  struct Groups {
+    std::span<const int32_t> order;
+    int64_t size;
 
-  // Every cluster's list: itself, then those whose means are nearest, in the order of clusters.
-  void find_lists() {
-    group();
-    const int64_t groups = (clusters_ + kGroup - 1) / kGroup;
-    const auto members = [&](int64_t group) {
-      const int64_t first = group * kGroup;
-      return std::span<const int32_t>(grouped_).subspan(first, std::min(kGroup, clusters_ - first));
-    };
-    const auto dim = static_cast<size_t>(dim_);
-    AlignedVector<float> middles(static_cast<size_t>(groups * dim_), 0.0f);
-    for_each_block(groups, 1, [&](int64_t group, Scratch&) {
-      float* const sum = middles.data() + group * dim_;
-      for (const int32_t cluster : members(group)) add(mean_of(cluster), sum);
-      normalise(sum);
-    });
-    std::vector<int32_t> all(static_cast<size_t>(groups));
-    std::iota(all.begin(), all.end(), 0);
-    const bool is_every_searched = clusters_ <= searched_;
-    const int64_t searched = is_every_searched ? groups : searched_ / kGroup;
-    // Near groups are an estimate, so near means may be one too.
-    const bool coded =
-        !is_every_searched && kernels().code_products != nullptr && Coding::fits_in_bytes(x_.cols);
-    const Codes codes = coded ? code_means() : Codes{};
-    parallel_for(
-        (groups + kGroups - 1) / kGroups, threads_, cancel_, [&](int64_t block, int thread) {
-          const int64_t first = block * kGroups;
-          const auto near_to = std::span(all).subspan(first, std::min(kGroups, groups - first));
-          const size_t stride = padded_scores(groups);
-          std::vector<float> nearness(near_to.size() * stride);
-          kernels().products({middles.data(), dim, near_to.data(), near_to.size()},
-                             {middles.data(), dim, all.data(), all.size()}, dim, nearness.data(),
-                             stride);
-          auto& [rows, scores, keys, ids, listed] = scratch_[thread];
-          for (const int32_t group : near_to) {
-            cancel_.check();
-            listed.assign(static_cast<size_t>(searched), group);
-            best(std::span(nearness).subspan((group - first) * stride, all.size()), all, group,
-                 std::span(listed).subspan(1));
-            ids.clear();
-            for (const int32_t near : listed) {
-              ids.insert(ids.end(), members(near).begin(), members(near).end());
-            }
-            std::sort(ids.begin(), ids.end());
-            score_means(members(group), ids, codes, scores);
-            for (size_t index = 0; index < members(group).size(); ++index) {
-              const int32_t cluster = members(group)[index];
-              const std::span<int32_t> list = list_of(cluster);
-              list[0] = cluster;
-              best(std::span(scores).subspan(index * padded_scores(ids.size()), ids.size()), ids,
-                   cluster, list.subspan(1));
-            }
-          }
-        });
-  }
+    int64_t count() const { return (std::ssize(order) + size - 1) / size; }
+    std::span<const int32_t> members(int64_t group) const {
+      return order.subspan(group * size, std::min(size, std::ssize(order) - group * size));
+    }
+    std::vector<int64_t> offsets() const {
+      std::vector<int64_t> found;
+      for (int64_t first = 0; first < std::ssize(order); first += size) found.push_back(first);
+      found.push_back(std::ssize(order));
+      return found;
+    }
+  };
 
   // Unit vectors as 8-bit codes, `dim` of them, times a scale each.
   struct Codes {
@@ -294,25 +235,131 @@ class Refinement {
     return codes;
   }
 
-  // Products of the means of some clusters with those of others, padded_scores of these a cluster;
-  // estimates where there are codes.
-  void score_means(std::span<const int32_t> clusters, std::span<const int32_t> others,
-                   const Codes& codes, std::vector<float>& scores) const {
+  // Orders clusters so that kGroup that follow each other are a group: anew, or what was a group
+  // before is refined.
+  void group() {
+    const bool anew = grouped_.empty();
+    if (anew) {
+      grouped_.resize(static_cast<size_t>(clusters_));
+      std::iota(grouped_.begin(), grouped_.end(), 0);
+    }
+    if (clusters_ <= searched_) return;
+    if (anew) {
+      divide(means_, grouped_, kGroup);
+    } else {
+      const MatrixView means{means_.data(), clusters_, dim_, dim_, Scalar::f32, "means"};
+      std::vector<float> inverse(lengths_.size());
+      for (size_t cluster = 0; cluster < inverse.size(); ++cluster) {
+        inverse[cluster] = lengths_[cluster] > 0 ? 1.0f : 0.0f;
+      }
+      refine(means, inverse, Fetch(means), Groups{grouped_, kGroup}.offsets(), 1, threads_, cancel_,
+             grouped_);
+    }
+  }
+
+  void divide(const AlignedVector<float>& vectors, std::span<int32_t> order, int64_t size) {
+    const MatrixView view{vectors.data(), std::ssize(order), dim_, dim_, Scalar::f32, "vectors"};
+    balanced_clusters(view, Groups{order, size}.offsets(),
+                      {0, kGroupIterations, kGroupRounds, threads_}, cancel_, order);
+  }
+
+  // Every cluster's list: itself, then those whose means are nearest, in the order of clusters.
+  void find_lists() {
+    group();
+    const Groups groups{grouped_, kGroup};
+    const bool is_every_searched = clusters_ <= searched_;
+    const int64_t searched = is_every_searched ? groups.count() : searched_ / kGroup;
+    const auto near = near_to_each(middles_of(means_, groups), groups.count(), searched);
+    // Near groups are an estimate, so near means may be one too.
+    const bool coded =
+        !is_every_searched && kernels().code_products != nullptr && Coding::fits_in_bytes(x_.cols);
+    search(means_, coded ? code_means() : Codes{}, groups, near, lists_);
+  }
+
+  // Unit vectors, a group each.
+  AlignedVector<float> middles_of(const AlignedVector<float>& vectors, const Groups& groups) {
+    AlignedVector<float> middles(static_cast<size_t>(groups.count() * dim_), 0.0f);
+    for_each_block(groups.count(), 1, [&](int64_t group, Scratch&) {
+      float* const sum = middles.data() + group * dim_;
+      for (const int32_t one : groups.members(group)) add(vectors.data() + one * dim_, sum);
+      normalise(sum);
+    });
+    return middles;
+  }
+
+  // A list for each of `count` unit vectors: itself, then the listed - 1 that are nearest to it, in
+  // their order. Many are an estimate: among the members of near groups, found in the same way.
+  std::vector<int32_t> near_to_each(const AlignedVector<float>& vectors, int64_t count,
+                                    int64_t listed) {
+    std::vector<int32_t> lists(static_cast<size_t>(count * listed));
+    std::vector<int32_t> order(static_cast<size_t>(count));
+    std::iota(order.begin(), order.end(), 0);
+    if (count > most_compared_) {
+      divide(vectors, order, kGroupOfGroups);
+      const Groups groups{order, kGroupOfGroups};
+      const int64_t compared = std::max(most_compared_ / 2, listed + 2 * kGroupOfGroups);
+      const int64_t searched = std::min(compared / kGroupOfGroups, groups.count());
+      const auto near = near_to_each(middles_of(vectors, groups), groups.count(), searched);
+      search(vectors, {}, groups, near, lists);
+      return lists;
+    }
+    const Groups blocks{order, kGroups};
+    for_each_block(blocks.count(), 1, [&](int64_t block, Scratch& scratch) {
+      list(vectors, {}, blocks.members(block), order, scratch, listed, lists.data());
+    });
+    return lists;
+  }
+
+  // The lists of vectors, each among the members of the groups that are near to its own: `near` has
+  // those of every group.
+  void search(const AlignedVector<float>& vectors, const Codes& codes, const Groups& groups,
+              std::span<const int32_t> near, std::span<int32_t> lists) {
+    const int64_t searched = std::ssize(near) / groups.count();
+    const int64_t listed = std::ssize(lists) / std::ssize(groups.order);
+    for_each_block(groups.count(), kGroups, [&](int64_t group, Scratch& scratch) {
+      std::vector<int32_t>& others = scratch.ids;
+      others.clear();
+      for (const int32_t each : near.subspan(group * searched, searched)) {
+        others.insert(others.end(), groups.members(each).begin(), groups.members(each).end());
+      }
+      std::sort(others.begin(), others.end());
+      list(vectors, codes, groups.members(group), others, scratch, listed, lists.data());
+    });
+  }
+  // The lists of some vectors, sought among others, which ascend.
+  void list(const AlignedVector<float>& vectors, const Codes& codes, std::span<const int32_t> some,
+            std::span<const int32_t> others, Scratch& scratch, int64_t listed,
+            int32_t* lists) const {
+    cancel_.check();
+    multiply(vectors, codes, some, others, scratch.scores);
+    for (size_t index = 0; index < some.size(); ++index) {
+      const std::span<int32_t> found(lists + some[index] * listed, static_cast<size_t>(listed));
+      found[0] = some[index];
+      best(std::span(scratch.scores).subspan(index * padded_scores(others.size()), others.size()),
+           others, some[index], found.subspan(1));
+    }
+  }
+
+  // Products of some vectors with others, padded_scores of these a vector; estimates where there
+  // are codes.
+  void multiply(const AlignedVector<float>& vectors, const Codes& codes,
+                std::span<const int32_t> some, std::span<const int32_t> others,
+                std::vector<float>& scores) const {
     const auto dim = static_cast<size_t>(dim_);
     const size_t stride = padded_scores(others.size());
-    scores.resize(clusters.size() * stride);
+    scores.resize(some.size() * stride);
     if (codes.dim == 0) {
-      kernels().products({means_.data(), dim, clusters.data(), clusters.size()},
-                         {means_.data(), dim, others.data(), others.size()}, dim, scores.data(),
+      kernels().products({vectors.data(), dim, some.data(), some.size()},
+                         {vectors.data(), dim, others.data(), others.size()}, dim, scores.data(),
                          stride);
       return;
     }
     const int8_t* const values = codes.values.data();
-    kernels().code_products({values, codes.dim, clusters.data(), clusters.size()},
+    kernels().code_products({values, codes.dim, some.data(), some.size()},
                             {values, codes.dim, others.data(), others.size()}, codes.dim,
                             scores.data(), stride);
-    // The scale of the cluster itself does not change which are the best.
-    for (size_t index = 0; index < clusters.size(); ++index) {
+    // The scale of the vector itself does not change which are the best.
+    for (size_t index = 0; index < some.size(); ++index) {
       for (size_t other = 0; other < others.size(); ++other) {
         scores[index * stride + other] *= codes.scales[others[other]];
       }
@@ -472,6 +519,7 @@ class Refinement {
   int threads_;
   Cancel& cancel_;
   std::span<int32_t> order_;
+  int64_t most_compared_;
   int64_t clusters_;
   int64_t dim_;
   int64_t listed_;
@@ -494,8 +542,8 @@ class Refinement {
 
 void refine(const MatrixView& x, std::span<const float> inverse, const Fetch& fetch,
             std::span<const int64_t> offsets, int rounds, int threads, Cancel& cancel,
-            std::span<int32_t> order) {
-  Refinement(x, inverse, fetch, offsets, threads, cancel, order).run(rounds);
+            std::span<int32_t> order, int64_t most_compared) {
+  Refinement(x, inverse, fetch, offsets, threads, cancel, order, most_compared).run(rounds);
 }
 
 }  // namespace ngame

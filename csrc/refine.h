@@ -10,6 +10,10 @@
 
 namespace ngame {
 
+// Groups of 16 clusters that are compared with each other. Of more of them, each is compared with
+// half as many at most, so that the time does not grow with the square of their number.
+constexpr int64_t kMostCompared = 4096;
+
 // Improves a division of the rows of `x` in `rounds` rounds at most. In each, every row scores the
 // clusters near its own by its cosine to their means; the mean of its own is taken without the row.
 // Then rows and clusters are matched stably (Gale and Shapley, 1962): a row asks the best of these
@@ -25,6 +29,6 @@ namespace ngame {
 // round reads `x` twice.
 void refine(const MatrixView& x, std::span<const float> inverse, const Fetch& fetch,
             std::span<const int64_t> offsets, int rounds, int threads, Cancel& cancel,
-            std::span<int32_t> order);
+            std::span<int32_t> order, int64_t most_compared = kMostCompared);
 
 }  // namespace ngame

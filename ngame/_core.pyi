@@ -36,6 +36,7 @@ def refine_clusters(
     offsets: npt.NDArray[np.int64],
     rounds: int,
     threads: int,
+    compared: int = 4096,
 ) -> npt.NDArray[np.int32]: ...
 def cluster_sums(
     x: npt.NDArray[Any],

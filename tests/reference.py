@@ -8,6 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import minimize
 
+from ngame import _core
+
 
 def stored(matrix):
     """Where a sparse matrix has an entry, its value being of no matter."""
@@ -131,10 +133,72 @@ def label_pool(labels, rows):
     return pool, mask[:, pool]
 
 
-def refined(x, clusters):
+def groups_of(vectors, size):
+    """Groups of so many vectors, the last may be smaller: balanced clusters."""
+    offsets = np.append(np.arange(0, len(vectors), size), len(vectors))
+    order = _core.balanced_clusters(vectors.astype(np.float32), offsets, 0, 5, 2, 1)
+    return np.split(order, offsets[1:-1])
+
+
+def middles_of(vectors, groups):
+    """The direction of each group of unit vectors."""
+    return unit(np.array([vectors[group].sum(axis=0) for group in groups]))
+
+
+def listed(vectors, some, among, count):
+    """For each of some vectors, itself and the count - 1 nearest of others, in the order of ids."""
+    among = np.sort(among)
+    lists = {}
+    for one, products in zip(some, vectors[some] @ vectors[among].T, strict=True):
+        near = among[np.lexsort([among, -products])]
+        lists[one] = [one, *sorted(near[near != one][: count - 1])]
+    return lists
+
+
+def near_to_each(vectors, count, compared):
+    """For each vector, itself and the count - 1 nearest to it, of many an estimate.
+
+    Of more than `compared` vectors, groups of four are made, and a vector's list is sought in the
+    groups nearest to its own: half of `compared` vectors, or two groups more than are listed.
+    Near groups are found in the same way.
+    """
+    everyone = np.arange(len(vectors))
+    if len(vectors) <= compared:
+        return listed(vectors, everyone, everyone, count)
+    groups = groups_of(vectors, 4)
+    searched = min(max(compared // 2, count + 8) // 4, len(groups))
+    near = near_to_each(middles_of(vectors, groups), searched, compared)
+    return searched_lists(vectors, groups, near, count)
+
+
+def searched_lists(vectors, groups, near, count):
+    """The lists of vectors, sought among the members of groups near to their own."""
+    lists = {}
+    for number, group in enumerate(groups):
+        among = np.concatenate([groups[one] for one in near[number]])
+        lists |= listed(vectors, group, among, count)
+    return lists
+
+
+def near_clusters(means, rows, compared):
+    """For each cluster, itself and the 63 whose means are nearest to its own, in order.
+
+    They are sought among 32 for each row of a cluster, but 256 at least and 1,024 at most. Where
+    there are more, clusters are divided into groups of 16, and the nearest groups searched.
+    """
+    count = min(64, len(means))
+    searched = min(max(32 * rows // len(means), 256), 1024)
+    if len(means) <= searched:
+        return listed(means, np.arange(len(means)), np.arange(len(means)), count)
+    groups = groups_of(means, 16)
+    near = near_to_each(middles_of(means, groups), searched // 16, compared)
+    return searched_lists(means, groups, near, count)
+
+
+def refined(x, clusters, compared=4096):
     """The assignment after one round of refinement: a stable matching of rows and near clusters.
 
-    A row lists its own cluster and the 63 whose means are nearest to its own cluster's mean. It
+    A row lists the clusters near to its own, of which up to `compared` groups are compared. It
     scores them by its cosine to the mean, that of its own cluster without the row; a row moves for
     a gain of 3e-5 or more. It asks the best 8 from the best down, of equal ones its own first,
     then the lower id. A cluster keeps the best that ask, of equal ones the lower id. Rows refused
@@ -147,11 +211,11 @@ def refined(x, clusters):
     sums = np.array([x[ids].sum(axis=0) for ids in clusters])
     means = unit(sums)
     asks = []  # of each row: (-score, cluster), the next to ask first
+    lists = near_clusters(means, len(x), compared)
     for row, own in zip(x, home, strict=True):
-        others = [c for c in range(len(room)) if c != own]
-        near = sorted(others, key=lambda c: (-(means[own] @ means[c]), c))[:63]
         rest = unit([sums[own] - row])[0] if room[own] > 1 else np.zeros_like(row)
-        scored = [(rest @ row + 3e-5, own)] + [(means[c] @ row, c) for c in sorted(near)]
+        scores = [rest @ row + 3e-5, *(means[lists[own][1:]] @ row)]
+        scored = list(zip(scores, lists[own], strict=True))
         asks.append(sorted(scored, key=lambda pair: -pair[0])[:8])
     held = [[] for _ in room]
     free = list(range(len(x)))

@@ -128,6 +128,36 @@ def test_a_round_is_the_reference_s(mixture, simd, rows, dim, size):
     assert np.mean(same) > 0.97
 
 
+# Clusters in groups; groups of groups; groups of groups of groups; and the least of these searched.
+@pytest.mark.parametrize(("size", "compared"), [(6, 4096), (6, 32), (8, 12), (7, 1)])
+def test_a_round_of_many_clusters_is_the_reference_s(mixture, simd, size, compared):
+    x = mixture(6000, 24)
+    tree = ngame.balanced_clusters(x, size=size, refine=0)
+    given = x, tree.order, tree.offsets, 1
+    orders = [_core.refine_clusters(*given, threads, compared) for threads in (1, 2, 7)]
+    assert all((order == orders[0]).all() for order in orders)
+    found = ngame.Clusters(orders[0], tree.offsets)
+    is_division(found, np.diff(tree.offsets))
+    expected = reference.refined(x, tree, compared)
+    assert (expected != tree.assignment).mean() > 0.3
+    # Scores within rounding, or within that of 8-bit codes, may be taken for equal.
+    assert (found.assignment == expected).mean() > 0.97
+
+
+def test_many_clusters_are_refined_as_well_as_few(mixture):
+    x = mixture(20_000, 24)
+    tree = ngame.balanced_clusters(x, size=8, refine=0)
+    all_compared, few = (
+        ngame.Clusters(
+            _core.refine_clusters(x, tree.order, tree.offsets, 5, 2, compared), tree.offsets
+        )
+        for compared in (4096, 64)
+    )
+    assert few.order.tolist() != all_compared.order.tolist()
+    assert few.coherence(x) > 0.98 * all_compared.coherence(x)
+    assert few.neighbor_share(x) > 0.95 * all_compared.neighbor_share(x)
+
+
 @pytest.mark.parametrize("rows", [2500, 12_000])
 def test_rounds_tighten(mixture, simd, rows):
     x = mixture(rows, 24)
