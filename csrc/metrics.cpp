@@ -13,6 +13,9 @@ namespace {
 // Rows that share one partial sum; partial sums are added in block order.
 constexpr int64_t kBlock = 1024;
 
+// Entries read between two checks whether the call was stopped.
+constexpr int64_t kMostUnchecked = 1 << 16;
+
 // Rows with more positives than this are ranked by sorting, others by counting.
 constexpr size_t kMostCounted = 64;
 
@@ -120,7 +123,8 @@ class Evaluation {
     std::vector<double> best;
   };
 
-  void add_row(int64_t row, Scratch& scratch, std::span<Sums> sums) const {
+  // Returns how many entries were read.
+  int64_t add_row(int64_t row, Scratch& scratch, std::span<Sums> sums) const {
     std::span<const Index> positives = labels(&truth_, row);
     if (weights_ != nullptr) {
       // Needed last; with many labels they are in no cache.
@@ -128,13 +132,14 @@ class Evaluation {
     }
     const std::span<const Index> dropped = labels(drop_, row);
     const Row predicted = predictions(row);
+    const int64_t entries = std::ssize(positives) + std::ssize(dropped) + predicted.size;
     if (!dropped.empty()) {
       scratch.positives.clear();
       std::set_difference(positives.begin(), positives.end(), dropped.begin(), dropped.end(),
                           std::back_inserter(scratch.positives));
       positives = scratch.positives;
     }
-    if (positives.empty()) return;
+    if (positives.empty()) return entries;
     scratch.hits.clear();
     if (positives.size() + dropped.size() <= kMostCounted) {
       count_for_hits(predicted, positives, dropped, scratch);
@@ -145,6 +150,7 @@ class Evaluation {
     std::sort(scratch.hits.begin(), scratch.hits.end(), earlier);
     add_hits(scratch.hits, static_cast<int64_t>(positives.size()), sums);
     if (weights_ != nullptr) add_best(positives, scratch.best, sums);
+    return entries;
   }
 
  private:
@@ -307,9 +313,13 @@ Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
   parallel_for(blocks, threads, cancel, [&](int64_t block, int thread) {
     auto& scratch = scratches[static_cast<size_t>(thread)];
     const int64_t end = std::min(rows, (block + 1) * kBlock);
+    int64_t work = 0;
     for (int64_t row = block * kBlock; row < end; ++row) {
       const auto part = static_cast<size_t>(by_row ? row : block);
-      evaluation.add_row(row, scratch, std::span(sums).subspan(part * ks.size(), ks.size()));
+      const auto sum = std::span(sums).subspan(part * ks.size(), ks.size());
+      if ((work += evaluation.add_row(row, scratch, sum)) <= kMostUnchecked) continue;
+      cancel.check();
+      work = 0;
     }
   });
   Metrics means;

@@ -27,14 +27,20 @@ namespace {
 
 constexpr int64_t kBlock = 256;
 
-// Labels handled within a cluster between two checks whether the call was stopped.
+// Entries, or labels of a cluster, handled between two checks whether the call was stopped.
 constexpr int64_t kMostUnchecked = 1 << 16;
 
+// body(row, thread) for every row; it returns how many entries that took.
 template <class Body>
 void for_rows(int64_t rows, int threads, Cancel& cancel, const Body& body) {
   parallel_for((rows + kBlock - 1) / kBlock, threads, cancel, [&](int64_t block, int thread) {
     const int64_t end = std::min(rows, (block + 1) * kBlock);
-    for (int64_t row = block * kBlock; row < end; ++row) body(row, thread);
+    int64_t work = 0;
+    for (int64_t row = block * kBlock; row < end; ++row) {
+      if ((work += body(row, thread)) <= kMostUnchecked) continue;
+      cancel.check();
+      work = 0;
+    }
   });
 }
 
@@ -95,6 +101,7 @@ Sparse<Score> allocate_for(const CsrView<Index>& first, const CsrView<Index>& se
     const auto count = [&](const Index*, const Index*) { ++common; };
     walk<Index>(one, two, nothing, nothing, count);
     out.offsets[row + 1] = size(one.size(), two.size(), common);
+    return one.size() + two.size();
   });
   allocate(out);
   return out;
@@ -276,6 +283,7 @@ Sparse<Score> keep_topk(const CsrView<Index>& matrix, const Score* values, int64
       }
     }
     writer.finish();
+    return entries.size();
   });
   return out;
 }
@@ -298,9 +306,11 @@ Sparse<Score> merge(const CsrView<Index>& first, const Score* first_values,
       const Score b = second_values[two - second.columns];
       writer.put(*one, how == Merge::sum ? a + b : a > b || std::isnan(a) ? a : b);
     };
-    walk<Index>(first.row(row), second.row(row), copy_from(first, first_values),
-                copy_from(second, second_values), both);
+    const auto one = first.row(row);
+    const auto two = second.row(row);
+    walk<Index>(one, two, copy_from(first, first_values), copy_from(second, second_values), both);
     writer.finish();
+    return one.size() + two.size();
   });
   return out;
 }
@@ -316,8 +326,11 @@ Sparse<Score> drop_pairs(const CsrView<Index>& matrix, const Score* values,
       writer.put(begin, end, values + (begin - matrix.columns));
     };
     const auto nothing = [](const Index*, const Index*) {};
-    walk<Index>(matrix.row(row), pairs.row(row), copy, nothing, nothing);
+    const auto one = matrix.row(row);
+    const auto two = pairs.row(row);
+    walk<Index>(one, two, copy, nothing, nothing);
     writer.finish();
+    return one.size() + two.size();
   });
   return out;
 }

@@ -219,6 +219,28 @@ def test_a_signal_stops_work_within_one_large_cluster(rng):
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_signal_stops_an_evaluation_within_a_block_of_long_rows(rng):
+    def stop(number, frame):
+        raise Stopped
+
+    rows, cols = 500, 20_000
+    y = sp.random(rows, cols, density=0.01, format="csr", dtype=np.float32, random_state=rng)
+    ends = np.arange(0, rows * cols + 1, cols, dtype=np.int32)
+    ids = np.tile(np.arange(cols, dtype=np.int32), rows)
+    scores = rng.random(rows * cols, dtype=np.float32)
+    dense = sp.csr_matrix((scores, ids, ends), shape=y.shape)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        start = time.process_time()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Stopped):
+            metrics.evaluate(dense, y, ks=[cols], threads=1)  # above a second if not stopped
+        assert time.process_time() - start < 0.2 + 0.5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 LONG_CALLS = {
     "topk": lambda x, threads: ngame.topk_arrays(x, x, 10, threads=threads),
     "cluster": lambda x, threads: ngame.balanced_clusters(x, size=2, threads=threads),
