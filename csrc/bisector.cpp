@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "matrix.h"
 #include "random.h"
 
 namespace ngame {
@@ -20,12 +21,6 @@ constexpr int64_t kPowerRows = 128;
 // Rows whose products and sum are taken together, so that the second finds them in the nearest
 // cache.
 constexpr int64_t kFewRows = 16;
-
-void normalise(std::span<float> vector) {
-  const float squares = kernels().squared_norm_f32(vector.data(), vector.size());
-  const float scale = squares > 0 ? 1.0f / std::sqrt(squares) : 0.0f;
-  for (float& value : vector) value *= scale;
-}
 
 }  // namespace
 

@@ -40,9 +40,6 @@ constexpr int64_t kSampledRowsPerDimension = 12;
 constexpr int64_t kSampledBytes = 32 * 1024 * 1024;
 constexpr int64_t kLeastSampled = 64;
 
-// What is read from the disk in one piece where memory does not hold the input.
-constexpr int64_t kWindowBytes = 32 * 1024 * 1024;
-
 // Clusters [first, last) of the result, and with them rows offsets[first] .. offsets[last].
 struct Node {
   int64_t first;
@@ -101,12 +98,6 @@ struct Stretch {
   int64_t count;
 };
 
-// Elements of a packed row.
-constexpr int64_t rounded_up(int64_t cols) {
-  constexpr auto kUnit = static_cast<int64_t>(kPackedUnit);
-  return (cols + kUnit - 1) / kUnit * kUnit;
-}
-
 class Tree {
  public:
   Tree(const MatrixView& x, std::span<const float> inverse, const Fetch& fetch,
@@ -119,7 +110,7 @@ class Tree {
         params_(params),
         cancel_(cancel),
         order_(order),
-        dim_(rounded_up(x.cols)),
+        dim_(rounded_up(x.cols, kPackedUnit)),
         copied_rows_(std::max(kCopiedBytes / std::max<int64_t>(2 * dim_, 1), kLeastCopied)),
         sampled_rows_(std::max(std::min(std::max(kSampledRowsPerDimension * dim_, kSampledRows),
                                         kSampledBytes / std::max<int64_t>(2 * dim_, 1)),
@@ -240,15 +231,9 @@ class Tree {
     if (static_cast<int64_t>(scores.size()) < needed) scores.resize(needed);
     float* next = scores.data();
     for (Division& each : divisions) next = (each.scores = next) + scores_of(each);
-    // A window is read from the disk while the one before is worked on. In memory it is all rows.
-    const int64_t row_bytes = std::max<int64_t>(x_.stride * bytes_of(x_.scalar), 1);
-    const int64_t window =
-        fetch_.from_disk() ? std::max(kWindowBytes / row_bytes, kBlock) : x_.rows;
-    for (int64_t first = 0; first < x_.rows; first += window) {
-      const int64_t last = std::min(first + window, x_.rows);
-      fetch_.rows(last, std::min(last + window, x_.rows));
+    fetch_.for_each_window([&](int64_t first, int64_t last) {
       project(divisions, static_cast<int32_t>(first), last);
-    }
+    });
     apply(divisions);
   }
   int64_t scores_of(const Division& division) const {

@@ -11,6 +11,14 @@
 
 namespace ngame {
 
+constexpr int64_t divided_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+constexpr int64_t rounded_up(int64_t value, int64_t unit) { return divided_up(value, unit) * unit; }
+
+[[noreturn]] inline void reject_value(const char* name, int64_t row) {
+  throw std::invalid_argument(std::string(name) + " has NaN or infinity in row " +
+                              std::to_string(row));
+}
+
 enum class Scalar { f32, f16 };
 
 constexpr int64_t bytes_of(Scalar scalar) { return scalar == Scalar::f16 ? 2 : 4; }

@@ -179,9 +179,7 @@ void check_rows(const WeightedRows<Index>& points, Cancel& cancel) {
     const auto entries = points.pattern.sorted_row(point);
     const float* value = points.values + (entries.begin - points.pattern.columns);
     for (int64_t entry = 0; entry < entries.size(); ++entry) {
-      if (std::isfinite(value[entry])) continue;
-      throw std::invalid_argument(std::string(points.pattern.name) +
-                                  " has NaN or infinity in row " + std::to_string(point));
+      if (!std::isfinite(value[entry])) reject_value(points.pattern.name, point);
     }
   }
 }

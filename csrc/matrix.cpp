@@ -62,10 +62,7 @@ void inverse_norms(const MatrixView& matrix, int threads, Cancel& cancel,
     const int64_t end = std::min(matrix.rows, (block + 1) * kBlock);
     for (int64_t row = block * kBlock; row < end; ++row) {
       const double norm = norm_of(matrix, row);
-      if (!std::isfinite(norm)) {
-        throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
-                                    std::to_string(row));
-      }
+      if (!std::isfinite(norm)) reject_value(matrix.name, row);
       inverse[static_cast<size_t>(row)] = norm < FLT_MIN ? 0.0f : static_cast<float>(1.0 / norm);
     }
   });
@@ -79,6 +76,13 @@ void copy_row(const MatrixView& matrix, int64_t row, float scale, float* out) {
     kernels().scale_f32(matrix.f32(row), cols, scale, out);
   }
   std::fill(out + matrix.cols, out + padded(matrix.cols), 0.0f);
+}
+
+float normalise(std::span<float> vector) {
+  const float length = std::sqrt(kernels().squared_norm_f32(vector.data(), vector.size()));
+  const float scale = length > 0 ? 1.0f / length : 0.0f;
+  for (float& value : vector) value *= scale;
+  return length;
 }
 
 Fetch::Fetch(const MatrixView& matrix) : matrix_(matrix), from_disk_(!is_in_memory(matrix)) {}

@@ -12,6 +12,7 @@
 #include "coding.h"
 #include "cut.h"
 #include "kernels.h"
+#include "scorer.h"
 
 namespace ngame {
 namespace {
@@ -47,9 +48,6 @@ constexpr int64_t kGroups = 8;
 constexpr int64_t kRows = 64;
 constexpr int64_t kMatchedRows = 2048;
 
-// What is read from the disk in one piece where memory does not hold the input.
-constexpr int64_t kWindowBytes = 32 * 1024 * 1024;
-
 constexpr float kNone = -2.0f;  // of what is not to be chosen: below every cosine
 
 struct Scratch {
@@ -72,7 +70,7 @@ class Refinement {
         order_(order),
         most_compared_(std::max(most_compared, int64_t{1})),
         clusters_(static_cast<int64_t>(offsets.size()) - 1),
-        dim_(static_cast<int64_t>(rounded_up(static_cast<size_t>(x.cols), kPackedUnit))),
+        dim_(rounded_up(x.cols, kPackedUnit)),
         listed_(std::min(kListed, clusters_)),
         searched_(std::clamp(kSearchedForRow * x.rows / clusters_, kLeastSearched, kMostSearched)),
         means_(static_cast<size_t>(clusters_ * dim_)),
@@ -114,23 +112,18 @@ class Refinement {
   // they come from the disk, those of one window after the other.
   template <class Body>
   void for_each_cluster(const Body& body) {
-    const int64_t row_bytes = std::max<int64_t>(x_.stride * bytes_of(x_.scalar), 1);
-    const int64_t window =
-        fetch_.from_disk() ? std::max(kWindowBytes / row_bytes, int64_t{1}) : x_.rows;
-    for (int64_t first = 0; first < x_.rows; first += window) {
-      const int64_t last = std::min(first + window, x_.rows);
-      fetch_.rows(last, std::min(last + window, x_.rows));
+    fetch_.for_each_window([&](int64_t first, int64_t last) {
       for_each_block(clusters_, kClusters, [&](int64_t cluster, Scratch& scratch) {
         const std::span<int32_t> ids = ids_of(cluster);
         const auto begin = std::lower_bound(ids.begin(), ids.end(), first);
         const auto end = std::lower_bound(begin, ids.end(), last);
         if (begin != end) body(cluster, std::span<const int32_t>(begin, end), scratch);
       });
-    }
+    });
   }
   template <class Body>
   void for_each_block(int64_t items, int64_t block, const Body& body) {
-    parallel_for((items + block - 1) / block, threads_, cancel_, [&](int64_t index, int thread) {
+    parallel_for(divided_up(items, block), threads_, cancel_, [&](int64_t index, int thread) {
       const int64_t end = std::min(items, (index + 1) * block);
       for (int64_t item = index * block; item < end; ++item) body(item, scratch_[thread]);
     });
@@ -175,7 +168,7 @@ class Refinement {
       }
     });
     for_each_block(clusters_, kClusters, [&](int64_t cluster, Scratch&) {
-      lengths_[cluster] = normalise(mean_of(cluster));
+      lengths_[cluster] = normalise(vector(mean_of(cluster)));
     });
     double squares = 0;
     for (int64_t cluster = 0; cluster < clusters_; ++cluster) {
@@ -205,7 +198,7 @@ class Refinement {
     std::span<const int32_t> order;
     int64_t size;
 
-    int64_t count() const { return (std::ssize(order) + size - 1) / size; }
+    int64_t count() const { return divided_up(std::ssize(order), size); }
     std::span<const int32_t> members(int64_t group) const {
       return order.subspan(group * size, std::min(size, std::ssize(order) - group * size));
     }
@@ -224,7 +217,7 @@ class Refinement {
     std::vector<float> scales;
   };
   Codes code_means() {
-    const size_t dim = rounded_up(static_cast<size_t>(dim_), kCodeUnit);
+    const auto dim = static_cast<size_t>(rounded_up(dim_, kCodeUnit));
     Codes codes{dim, AlignedVector<int8_t>(static_cast<size_t>(clusters_) * dim, 0),
                 std::vector<float>(static_cast<size_t>(clusters_))};
     for_each_block(clusters_, kRows, [&](int64_t cluster, Scratch&) {
@@ -282,7 +275,7 @@ class Refinement {
     for_each_block(groups.count(), 1, [&](int64_t group, Scratch&) {
       float* const sum = middles.data() + group * dim_;
       for (const int32_t one : groups.members(group)) add(vectors.data() + one * dim_, sum);
-      normalise(sum);
+      normalise(vector(sum));
     });
     return middles;
   }
@@ -365,18 +358,13 @@ class Refinement {
       }
     }
   }
-  static size_t rounded_up(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
-  static size_t padded_scores(size_t count) { return rounded_up(count, kProductUnit); }
+  static size_t padded_scores(size_t count) {
+    return static_cast<size_t>(rounded_up(static_cast<int64_t>(count), kProductUnit));
+  }
   float* mean_of(int64_t cluster) { return means_.data() + cluster * dim_; }
+  std::span<float> vector(float* begin) const { return {begin, static_cast<size_t>(dim_)}; }
   void add(const float* vector, float* sum) const {
     for (int64_t col = 0; col < dim_; ++col) sum[col] += vector[col];
-  }
-  // Returns the length before; a zero vector stays one.
-  float normalise(float* vector) const {
-    const float length = std::sqrt(kernels().squared_norm_f32(vector, static_cast<size_t>(dim_)));
-    const float scale = length > 0 ? 1.0f / length : 0.0f;
-    for (int64_t col = 0; col < dim_; ++col) vector[col] *= scale;
-    return length;
   }
   std::span<int32_t> list_of(int64_t cluster) {
     return std::span(lists_).subspan(cluster * listed_, listed_);
@@ -466,43 +454,34 @@ class Refinement {
     return id;
   }
 
-  // Who asks, and how near.
-  struct Asking {
-    float score;
-    int32_t id;
-    bool before(const Asking& other) const {
-      return score > other.score || (score == other.score && id < other.id);
-    }
-  };
-
   // Returns the row that the cluster does not keep, or -1. What it keeps is a heap with the worst
   // at its root. Only who has the lock may touch it, or a row that it has just let go.
-  int32_t offer(int64_t cluster, Asking asking) {
+  int32_t offer(int64_t cluster, Scored asking) {
     while (locks_[cluster].test_and_set(std::memory_order_acquire)) std::this_thread::yield();
     const std::span<int32_t> ids = held_by(cluster);
     const auto scores = std::span(held_scores_).subspan(offsets_[cluster], ids.size());
     int32_t& count = held_count_[cluster];
-    const auto held = [&](int64_t place) { return Asking{scores[place], ids[place]}; };
-    const auto put = [&](int64_t place, Asking one) {
+    const auto held = [&](int64_t place) { return Scored{scores[place], ids[place]}; };
+    const auto put = [&](int64_t place, Scored one) {
       scores[place] = one.score;
       ids[place] = one.id;
     };
     int32_t refused = -1;
     if (count < room(cluster)) {
       int64_t place = count++;
-      for (; place > 0 && held((place - 1) / 2).before(asking); place = (place - 1) / 2) {
+      for (; place > 0 && better(held((place - 1) / 2), asking); place = (place - 1) / 2) {
         put(place, held((place - 1) / 2));
       }
       put(place, asking);
-    } else if (!asking.before(held(0))) {
+    } else if (!better(asking, held(0))) {
       refused = asking.id;
     } else {
       refused = ids[0];
       int64_t place = 0;
       while (2 * place + 1 < count) {
         int64_t below = 2 * place + 1;
-        if (below + 1 < count && held(below).before(held(below + 1))) ++below;
-        if (!asking.before(held(below))) break;
+        if (below + 1 < count && better(held(below), held(below + 1))) ++below;
+        if (!better(asking, held(below))) break;
         put(place, held(below));
         place = below;
       }

@@ -41,10 +41,7 @@ std::vector<double> norms_of(const MatrixView& matrix, int threads, Cancel& canc
     for (int64_t row = block * kRows; row < end; ++row) {
       widen_row(matrix, row, narrow, wide);
       const double norm = std::sqrt(product(use, matrix, row, wide.data()));
-      if (!std::isfinite(norm)) {
-        throw std::invalid_argument(std::string(matrix.name) + " has NaN or infinity in row " +
-                                    std::to_string(row));
-      }
+      if (!std::isfinite(norm)) reject_value(matrix.name, row);
       norms[static_cast<size_t>(row)] = norm;
     }
   });

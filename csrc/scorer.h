@@ -10,6 +10,15 @@
 
 namespace ngame {
 
+// Who was scored. The better one comes first, of equals the lower id.
+struct Scored {
+  float score;
+  int32_t id;
+};
+inline bool better(const Scored& one, const Scored& other) {
+  return one.score > other.score || (one.score == other.score && one.id < other.id);
+}
+
 // The norm of every row, in double. Throws std::invalid_argument naming the first row with NaN or
 // infinity.
 std::vector<double> norms_of(const MatrixView& matrix, int threads, Cancel& cancel);

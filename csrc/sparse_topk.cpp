@@ -7,6 +7,7 @@
 
 #include "aligned.h"
 #include "kernels.h"
+#include "scorer.h"
 
 namespace ngame {
 namespace {
@@ -47,12 +48,6 @@ constexpr int64_t kQueriesOfJob = 32;
 // An item with so many entries for each of the query's is searched for the query's columns.
 constexpr int64_t kLongRow = 8;
 
-template <class Index>
-[[noreturn]] void reject_value(const WeightedRows<Index>& rows, int64_t row) {
-  throw std::invalid_argument(std::string(rows.pattern.name) + " has NaN or infinity in row " +
-                              std::to_string(row));
-}
-
 // The square of the norm of a row; throws at NaN, infinity and bad columns.
 template <class Index>
 double squared_norm(const WeightedRows<Index>& rows, int64_t row) {
@@ -62,7 +57,7 @@ double squared_norm(const WeightedRows<Index>& rows, int64_t row) {
   for (int64_t entry = 0; entry < entries.size(); ++entry) {
     sum += static_cast<double>(value[entry]) * static_cast<double>(value[entry]);
   }
-  if (!std::isfinite(sum)) reject_value(rows, row);
+  if (!std::isfinite(sum)) reject_value(rows.pattern.name, row);
   return sum;
 }
 
@@ -130,14 +125,6 @@ void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cance
     if (next[c] != part.offsets[c + 1]) pattern.reject_change();
   }
   out.parts.push_back(std::move(part));
-}
-
-struct Scored {
-  float score;
-  int32_t id;
-};
-bool better(const Scored& a, const Scored& b) {
-  return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
 // The values of one query, for products with rows of items.

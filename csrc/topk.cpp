@@ -46,18 +46,6 @@ constexpr double kNoBound = -2;
 // estimate other than 0.
 constexpr float kSmallest = 1e-36f;
 
-struct Scored {
-  float score;
-  int32_t id;
-};
-
-bool better(const Scored& a, const Scored& b) {
-  return a.score != b.score ? a.score > b.score : a.id < b.id;
-}
-
-int64_t divided_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
-int64_t rounded_up(int64_t value, int64_t unit) { return divided_up(value, unit) * unit; }
-
 // The candidates of one query.
 struct List {
   float* values;
