@@ -7,6 +7,7 @@ depends on the data, so it is not counted.
 """
 
 import resource
+import time
 
 import inputs
 import numpy as np
@@ -146,6 +147,27 @@ def test_points(benchmark, quick, n):
     benchmark.extra_info["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     seconds = benchmark.stats.stats.median
     benchmark.extra_info["us_a_point"] = 1e6 * seconds / len(x)
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("compared", [1 << 40, 4096], ids=["all", "near"])
+@pytest.mark.parametrize("n", [250_000, 500_000, 1_000_000, 2_000_000])
+def test_many_small_clusters(benchmark, quick, n, compared):
+    """A round, all groups of clusters compared or those of near groups of groups; then five."""
+    rng = np.random.default_rng(0)
+    n = n // 100 if quick else n
+    topics = rng.standard_normal((n // 30, 32), dtype=np.float32)
+    x = topics[rng.integers(len(topics), size=n)]
+    x += 0.4 * rng.standard_normal(x.shape, dtype=np.float32)
+    offsets = np.append(np.arange(0, n, 4), n)
+    tree = _core.balanced_clusters(x, offsets, 0, 20, 0, 1)
+    given = x, tree, offsets
+    benchmark.pedantic(_core.refine_clusters, (*given, 1, 1, compared), rounds=3)
+    started = time.process_time()
+    _core.refine_clusters(*given, 0, 1)
+    seconds = benchmark.stats.stats.median - (time.process_time() - started)
+    benchmark.extra_info["us_a_row"] = 1e6 * seconds / n
+    tell(benchmark, x, ngame.Clusters(_core.refine_clusters(*given, 5, 1, compared), offsets))
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256, 512, 1024])

@@ -49,21 +49,23 @@ def model(n: float, dim: int, size: int, item: int, processes: int, deals: float
     """What a process does, holds and gets: its share of n rows of `dim` columns, `item` bytes each.
 
     Products: some nine for each level of the tree and column; of each round the 64 clusters listed
-    and two passes over the row, and the search for them among 1,024 for each cluster.
+    and two passes over the row, and for each cluster the search for them among 32 for each of its
+    rows, and of its group, of 16, among all groups, or of many among some 2,700.
     """
     share = n / processes
+    row = dim * item
+    # Rows travel as float16.
+    room = max(share * row // PORTIONS, LEAST_PORTION)
+    portions = 1 if processes == 1 else max(math.ceil(share * 2 * dim / room), 1)
+    portion = share / portions
     levels = math.log2(n / size)
-    of_round = 66 + min(1024, n / size) / size
+    searched = min(max(32 * size, 256), 1024, n / size) + min(portion / size / 16, 2700) / 16
+    of_round = 66 + searched / size
     rounds = ROUNDS if processes == 1 else deals * -(-ROUNDS // 2)
     products = share * dim * (9 * levels + rounds * of_round)
-    row = dim * item
     held = share * row + 4 * dim * share / size
     if processes == 1:
         return Cost(products, held + 84 * n, 0)
-    # Rows travel as float16.
-    room = max(share * row // PORTIONS, LEAST_PORTION)
-    portions = max(math.ceil(share * 2 * dim / room), 1)
-    portion = share / portions
     others = (processes - 1) / processes
     held += portion * (2 * dim + 84) + 12 * share + 20 * n
     # Rows are dealt to the parts, then clusters are: by trees of cuts, each learnt on a sample.
