@@ -38,7 +38,7 @@ def tell(benchmark, x, clusters):
     benchmark.extra_info["size"] = f"{len(x):,} x {x.shape[1]} {x.dtype}, {len(clusters):,}"
     benchmark.extra_info["bytes"] = x.nbytes
     benchmark.extra_info["coherence"] = clusters.coherence(x)
-    benchmark.extra_info["NN10"] = clusters.neighbor_share(x)
+    benchmark.extra_info["NN10"] = clusters.neighbour_share(x)
     sizes = np.diff(clusters.offsets)
     benchmark.extra_info["largest_to_mean"] = sizes.max() / sizes.mean()
 

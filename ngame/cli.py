@@ -633,7 +633,7 @@ def _cluster(options: argparse.Namespace) -> None:
     line = f"{len(vectors)} rows in {len(clusters)} clusters of {sizes.min()} to {sizes.max()}"
     if options.memory is None:  # what follows reads rows one by one
         line += f", coherence {clusters.coherence(vectors):.4f}"
-        line += f", NN10 {clusters.neighbor_share(vectors):.4f}"
+        line += f", NN10 {clusters.neighbour_share(vectors):.4f}"
     print(f"{line}, {seconds:.2f} s: {options.output}")
 
 

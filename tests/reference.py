@@ -239,7 +239,7 @@ def refined(x, clusters, compared=4096):
     return found if tighter else home
 
 
-def neighbor_share(x, clusters, k=10):
+def neighbour_share(x, clusters, k=10):
     """Mean over the rows of the share of their k nearest that lie in their own cluster."""
     x = unit(x)
     products = (x @ x.T).astype(np.float32)

@@ -457,7 +457,7 @@ def test_rounds_of_refinement_are_those_of_the_cpu(device, mixture):
     expected = ngame.balanced_clusters(x, size=8, refine=5)
     assert found.coherence(x) > 1.05 * tree.coherence(x)
     assert found.coherence(x) > 0.99 * expected.coherence(x)
-    assert found.neighbor_share(x) > 0.97 * expected.neighbor_share(x)
+    assert found.neighbour_share(x) > 0.97 * expected.neighbour_share(x)
 
 
 def test_clusters_reject(device):

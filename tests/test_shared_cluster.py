@@ -34,9 +34,9 @@ CLUSTER = """
     even = [len(x) * r // size for r in range(1, size)]
     found, one = check(x, even, size=16)
     assert found.coherence(x) > 0.97 * one.coherence(x), (found.coherence(x), one.coherence(x))
-    nearby = found.neighbor_share(x)
-    assert nearby > 0.93 * one.neighbor_share(x)
-    assert found.neighbor_share(share(x, even), group=group) == nearby
+    nearby = found.neighbour_share(x)
+    assert nearby > 0.93 * one.neighbour_share(x)
+    assert found.neighbour_share(share(x, even), group=group) == nearby
     check(x, [0] * (size - 1), n_clusters=31, refine=0)  # all rows on the last rank
     check(x.astype(np.float16), [1] + even[1:], size=7)
     # Rows are sent as unit vectors of float16, so any length will do.

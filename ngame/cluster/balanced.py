@@ -66,7 +66,7 @@ def balanced_clusters(
         Most rounds of refinement; 0 gives the tree alone. They end before when a round adds less
         than half a percent to the coherence. Five rounds take about three times as long as the
         tree and double the share of near neighbours in one cluster on trained embeddings
-        (`Clusters.neighbor_share`); further rounds gain less and less. With `memory` or `group`
+        (`Clusters.neighbour_share`); further rounds gain less and less. With `memory` or `group`
         it is up to half as many each time that rows are dealt to parts.
     threads : int
         0 means the CPUs this process may use.

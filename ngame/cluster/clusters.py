@@ -17,7 +17,7 @@ from ngame.dispatch import dispatched, on_host
 from ngame.files import atomic_write
 from ngame.topk import topk_arrays
 
-# Rows whose neighbours `Clusters.neighbor_share` looks at.
+# Rows whose neighbours `Clusters.neighbour_share` looks at.
 _ASKED_ROWS = 2000
 
 
@@ -114,7 +114,7 @@ class Clusters:
         rows: npt.NDArray[Any] = self._as_many(as_matrix(x, "x"))
         return _core.coherence(rows, self.order, self.offsets, as_threads(threads))
 
-    def neighbor_share(
+    def neighbour_share(
         self,
         x: npt.ArrayLike,
         k: int = 10,

@@ -202,7 +202,7 @@ def _curves(runs: Sequence[RunReport], names: Sequence[str]) -> str:
         ("loss", "Loss", 1),
         ("P@1", "P@1 on held-out training points, %", 100),
         ("hard_negative_recall", "Hard-negative recall@10, %", 100),
-        ("neighbor_share", "NN10 of the clusters, %", 100),
+        ("neighbour_share", "NN10 of the clusters, %", 100),
     )
     drawn = []
     for key, title, scale in measures:

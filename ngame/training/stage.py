@@ -48,7 +48,7 @@ class Stage:
     bank : the vectors to cluster, if they come from training; part of the checkpoint
     last_refresh : the last epoch that starts with a refresh of the batches; -1 if none does
     score_every : epochs from one scoring to the next; the last epoch is always scored
-    neighbor_share : NN10 of the clusters in use (`Clusters.neighbor_share`), by the vectors they
+    neighbour_share : NN10 of the clusters in use (`Clusters.neighbour_share`), by the vectors they
         were made from; None if no epoch that uses them is scored
     """
 
@@ -84,7 +84,7 @@ class Stage:
         )
         self.bank: EmbeddingBank | None = None
         self.last_refresh = self.sampler.last_refresh(config.epochs)
-        self.neighbor_share: float | None = None
+        self.neighbour_share: float | None = None
         self.score_every = 1
         self.epoch = self.batch = 0
         self.total_loss = torch.zeros((), dtype=torch.float64, device=run.device)
@@ -108,7 +108,7 @@ class Stage:
 
     def _restore(self, meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         self.epoch, self.batch, self.best = meta["epoch"], meta["batch"], meta["best"]
-        self.neighbor_share = meta["neighbor_share"]
+        self.neighbour_share = meta.get("neighbour_share")
         self.run.log = meta["log"]
         ranks = self.run.ranks
         if meta.get("ranks", 1) != ranks.size:
@@ -211,9 +211,9 @@ class Stage:
         started = time.monotonic()
         epochs = range(self.epoch, self.config.epochs)
         using = takewhile(lambda epoch: not self.sampler.due(epoch), epochs)
-        clusters, self.neighbor_share = self.sampler.clusters, None
+        clusters, self.neighbour_share = self.sampler.clusters, None
         if clusters is not None and self.sampler.n_rows > 1 and any(map(self._scores, using)):
-            self.neighbor_share = clusters.neighbor_share(
+            self.neighbour_share = clusters.neighbour_share(
                 vectors,
                 seed=self.run.config.seed,
                 threads=self.run.config.threads,
@@ -319,7 +319,7 @@ class Stage:
                 "cluster_size": cluster_size,
                 "loss": self.run.ranks.sum(self.total_loss.clone()).item() / len(self.sampler),
                 **(measured or {"P@1": None, "hard_negative_recall": None}),
-                "neighbor_share": self.neighbor_share if cluster_size > 1 else None,
+                "neighbour_share": self.neighbour_share if cluster_size > 1 else None,
                 "refresh_share": round(self.timer.share, 4),
                 "measure_seconds": round(measuring, 2),
                 "seconds": round(self.timer.seconds, 2),
@@ -346,7 +346,7 @@ class Stage:
             "updates": self.optimizer.updates,
             "ranks": ranks.size,
             "best": self.best,
-            "neighbor_share": self.neighbor_share,
+            "neighbour_share": self.neighbour_share,
             "log": self.run.log,
         }
         tensors = {

@@ -155,7 +155,7 @@ def test_many_clusters_are_refined_as_well_as_few(mixture):
     )
     assert few.order.tolist() != all_compared.order.tolist()
     assert few.coherence(x) > 0.98 * all_compared.coherence(x)
-    assert few.neighbor_share(x) > 0.95 * all_compared.neighbor_share(x)
+    assert few.neighbour_share(x) > 0.95 * all_compared.neighbour_share(x)
 
 
 @pytest.mark.parametrize("rows", [2500, 12_000])
@@ -163,7 +163,7 @@ def test_rounds_tighten(mixture, simd, rows):
     x = mixture(rows, 24)
     found = [ngame.balanced_clusters(x, size=8, refine=n) for n in (0, 1, 3, 5)]
     coherence = [clusters.coherence(x) for clusters in found]
-    shares = [clusters.neighbor_share(x) for clusters in found]
+    shares = [clusters.neighbour_share(x) for clusters in found]
     assert coherence == sorted(coherence)
     assert shares == sorted(shares)
     assert coherence[-1] > 1.05 * coherence[0]
@@ -393,7 +393,7 @@ class TestParts:
         assert found != one
         # Six parts of 1,000 rows have much border.
         assert found.coherence(x) > 0.92 * one.coherence(x)
-        assert found.neighbor_share(x) > 0.85 * one.neighbor_share(x)
+        assert found.neighbour_share(x) > 0.85 * one.neighbour_share(x)
         again = ngame.balanced_clusters(x, size=16, memory=300_000, threads=2)
         assert again == found
         assert ngame.balanced_clusters(x, size=16, memory=300_000, seed=1) != found
@@ -417,13 +417,13 @@ class TestParts:
 
         monkeypatch.setattr(module, "_Cuts", counted)
         even = np.random.default_rng(0).standard_normal((6003, 24)).astype(np.float32)
-        one = ngame.balanced_clusters(even, size=16).neighbor_share(even)
-        found = [ngame.balanced_clusters(even, size=16, memory=300_000).neighbor_share(even)]
+        one = ngame.balanced_clusters(even, size=16).neighbour_share(even)
+        found = [ngame.balanced_clusters(even, size=16, memory=300_000).neighbour_share(even)]
         assert times == [0, 1, 2, 3]
         for most in (3, 2, 1):
             monkeypatch.setattr(module, "MOST_DEALS", most)
             found.append(
-                ngame.balanced_clusters(even, size=16, memory=300_000).neighbor_share(even)
+                ngame.balanced_clusters(even, size=16, memory=300_000).neighbour_share(even)
             )
         assert found == sorted(found, reverse=True)
         assert found[0] > 0.8 * one > 0.76 * one > found[3]
@@ -663,29 +663,29 @@ class TestClusters:
             np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("k", [1, 3, 10, 200])
-    def test_neighbor_share(self, mixture, simd, k):
+    def test_neighbour_share(self, mixture, simd, k):
         x = mixture(90, 17)
         x[5] = 0
         x[7] = x[6]
         clusters = ngame.balanced_clusters(x, n_clusters=13)
-        expected = reference.neighbor_share(x, clusters, k)
-        assert clusters.neighbor_share(x, k) == pytest.approx(expected, abs=1e-3)
+        expected = reference.neighbour_share(x, clusters, k)
+        assert clusters.neighbour_share(x, k) == pytest.approx(expected, abs=1e-3)
 
-    def test_neighbor_share_of_many_rows_is_drawn_with_a_seed(self, mixture):
+    def test_neighbour_share_of_many_rows_is_drawn_with_a_seed(self, mixture):
         x = mixture(5000, 12)
         clusters = ngame.balanced_clusters(x, size=20)
         shares = [
-            clusters.neighbor_share(x, seed=seed, threads=n) for seed in (0, 1) for n in (1, 2)
+            clusters.neighbour_share(x, seed=seed, threads=n) for seed in (0, 1) for n in (1, 2)
         ]
         assert shares[0] == shares[1] != shares[2] == shares[3]
         assert shares[0] == pytest.approx(shares[2], abs=0.03)
 
-    def test_neighbor_share_rejects_bad_arguments(self, mixture):
+    def test_neighbour_share_rejects_bad_arguments(self, mixture):
         x = mixture(20, 3)
         clusters = ngame.balanced_clusters(x, size=4)
         with pytest.raises(ValueError, match="x has 19 rows, the clusters have 20"):
-            clusters.neighbor_share(x[1:])
+            clusters.neighbour_share(x[1:])
         with pytest.raises(ValueError, match="k is 0, expected 1 or more"):
-            clusters.neighbor_share(x, 0)
+            clusters.neighbour_share(x, 0)
         with pytest.raises(ValueError, match="x has 1 rows, expected 2 or more"):
-            ngame.balanced_clusters(x[:1], size=1).neighbor_share(x[:1])
+            ngame.balanced_clusters(x[:1], size=1).neighbour_share(x[:1])

@@ -122,7 +122,7 @@ def test_a_run_that_is_not_finished_or_of_an_earlier_version(run, tmp_path):
     lines = (folder / "log.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     for entry in entries:
-        for name in ("measure_seconds", "neighbor_share"):
+        for name in ("measure_seconds", "neighbour_share"):
             del entry[name]
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     text = written([folder], tmp_path)

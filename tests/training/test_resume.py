@@ -248,7 +248,7 @@ def test_what_is_known_of_clusters_outlives_a_stop(dataset, tmp_path, monkeypatc
         ).read_bytes()
     entries = log(tmp_path / "whole")
     assert log(tmp_path / "stopped") == entries
-    known = [entry["epoch"] for entry in entries if entry["neighbor_share"] is not None]
+    known = [entry["epoch"] for entry in entries if entry["neighbour_share"] is not None]
     assert known == ([2, 4] if refresh_every == 1 else [1, 2, 3, 4])
 
 

@@ -184,9 +184,9 @@ def test_every_combination_runs(dataset, log, loss, positives, embeddings, finet
         assert 0 < entry["hard_negative_recall"] <= 1
         assert 0 <= entry["P@1"] <= 1
         if entry["cluster_size"] == 1:
-            assert entry["neighbor_share"] is None
+            assert entry["neighbour_share"] is None
         else:
-            assert 0.1 < entry["neighbor_share"] <= 3 / 10  # a row has 3 others in its cluster
+            assert 0.1 < entry["neighbour_share"] <= 3 / 10  # a row has 3 others in its cluster
     assert log()[1]["loss"] < log()[0]["loss"]
 
 
@@ -549,7 +549,7 @@ def test_the_seconds_of_an_epoch_are_those_of_its_parts(
         monkeypatch.setattr(owner, name, slow)
 
     takes(3, ClusterBatchSampler, "refresh")
-    takes(5, Clusters, "neighbor_share")
+    takes(5, Clusters, "neighbour_share")
     takes(7, training, "_measure")
     takes(0.5, stage_module.Stage, "step")
     monkeypatch.setattr(training, "_score_every", lambda *_, **__: 2)
@@ -565,7 +565,7 @@ def test_the_seconds_of_an_epoch_are_those_of_its_parts(
     assert [x["measure_seconds"] for x in log()] == measuring
     shares = [x["refresh_share"] for x in log()]
     assert shares == [round(a / b, 4) for a, b in zip(refreshing, seconds, strict=True)]
-    assert [x["epoch"] for x in log() if x["neighbor_share"] is not None] == known
+    assert [x["epoch"] for x in log() if x["neighbour_share"] is not None] == known
     assert [x["epoch"] for x in log() if x["P@1"] is not None] == [0, 2, 4]
     told = RunReport(tmp_path / "run").seconds()
     assert told.pop("encoder: refreshes") == pytest.approx(sum(refreshing), abs=0.01)
