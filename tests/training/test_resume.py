@@ -88,10 +88,10 @@ def assert_same_run(a, b):
 def test_a_checkpoint_of_another_run(tmp_path, monkeypatch):
     """Of another width: the file is named."""
     data = tiny.dataset()
-    monkeypatch.setattr(Stage, "end_epoch", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Stage, "end_epoch", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     for name, dim in (("one", 16), ("two", 8)):
         config = tiny.config(f"encoder.dim={dim}")
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             ngame.train(data, config, folder=tmp_path / name)
     shutil.copy(*(tmp_path / name / "checkpoint" / "state.safetensors" for name in ("two", "one")))
     with pytest.raises(ValueError, match=r"one/checkpoint/state\.safetensors is damaged: .*"):
@@ -109,11 +109,11 @@ def test_a_second_signal_within_an_update(tmp_path, monkeypatch):
         step(self)
         updates += 1
         if updates == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Optimizer, "step", signalled)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         ngame.train(dataset, config, folder=tmp_path / "stopped")
     meta, _ = Checkpoint(tmp_path / "stopped" / "checkpoint", 0).load()
     assert (meta["updates"], meta["batch"]) == (2, 2)
@@ -230,7 +230,7 @@ def test_what_is_known_of_clusters_outlives_a_stop(dataset, tmp_path, monkeypatc
         nonlocal steps
         steps += 1
         if steps % 3 == 0:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
         step(stage, *arguments)
 
     monkeypatch.setattr(Stage, "step", stopped)
@@ -239,7 +239,7 @@ def test_what_is_known_of_clusters_outlives_a_stop(dataset, tmp_path, monkeypatc
         try:
             ngame.train(dataset, own, folder=tmp_path / "stopped", resume=True)
             break
-        except KeyboardInterrupt:
+        except SystemExit:
             stops += 1
     assert stops > 4
     for name in ("vectors.safetensors", "metrics.json"):

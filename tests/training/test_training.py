@@ -956,7 +956,10 @@ def test_two_points():
         test_texts=["apple"],
         test_labels=[[1, 0]],
     )
-    model = ngame.train(dataset, tiny.config())
+    with pytest.warns(UserWarning, match="2 training points have a label: PSP and PSN, which need"):
+        model = ngame.train(dataset, tiny.config())
+    assert "P@1" in model.metrics["fused"]
+    assert "PSP@1" not in model.metrics["fused"]
     assert len(model.point_vectors) == 2
     assert np.isfinite(model.predict(["apple"]).data).all()
 
