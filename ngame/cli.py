@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 import ngame
 from ngame import metrics
-from ngame.arrays import as_threads, text_fault
+from ngame.arrays import as_threads, text_fault, widened
 from ngame.config import PRESETS, SCORERS, sets_of
 from ngame.data.dataset import Points, test_points
 from ngame.data.formats import read_matrices
@@ -36,7 +36,7 @@ from ngame.data.predictions import (
 )
 from ngame.data.self_pairs import without_self_pairs
 from ngame.files import DamagedFileError, atomic_write, removed_on_signals
-from ngame.progress import say
+from ngame.progress import Progress, say
 
 # What the user can put right, in arguments or files.
 _MISTAKES = (ValueError, TypeError, IndexError, SafetensorError)
@@ -477,7 +477,7 @@ def _predict(options: argparse.Namespace) -> None:
         return
     if options.output == "-":
         _set_output(encoding="utf8")
-    for start in range(0, len(texts), _PRINTED_AT_ONCE):  # the first ones show at once
+    for start in _blocks("predicting", len(texts), _PRINTED_AT_ONCE):  # the first show at once
         part = texts[start : start + _PRINTED_AT_ONCE]
         if drop is not None:
             here = (drop[:, 0] >= start) & (drop[:, 0] < start + len(part))
@@ -512,6 +512,14 @@ def _labels_of(
     return sp.csr_matrix((found.data, found.indices, offsets), (len(texts), found.shape[1]))
 
 
+def _blocks(what: str, count: int, size: int) -> Iterator[int]:
+    """Starts of blocks, with progress; on a terminal the labels that are printed show it."""
+    starts = range(0, count, size)
+    if len(starts) < 2 or (what == "predicting" and sys.stdout.isatty()):
+        return iter(starts)
+    return Progress(what, len(starts), "block").over(starts)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     path = Path(options.predictions)
     if path.is_dir():
@@ -523,7 +531,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         drop = points.predictable(len(model.label_texts))
         scores = model.scores(points.texts, max(options.k), drop=drop)
         scored = metrics.evaluate_each(
-            scores,
+            {name: widened(found, points.truth.shape[1]) for name, found in scores.items()},
             points.truth,
             model.point_labels,
             ks=options.k,
@@ -578,7 +586,7 @@ def _encode(options: argparse.Namespace) -> None:
     about = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     with atomic_write(options.output) as aside, open(aside, "wb") as file:
         np.lib.format.write_array_header_1_0(file, about)
-        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+        for begin in _blocks("encoding", len(texts), _TEXTS_AT_ONCE):
             part = texts[begin : begin + _TEXTS_AT_ONCE]
             rows = [row for row, text in enumerate(part) if text]
             vectors = np.zeros((len(part), shape[1]), dtype)

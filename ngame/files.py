@@ -41,10 +41,12 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, MemoryError, ImportError, DamagedFileError):
+    except (OSError, MemoryError, ImportError, Warning, DamagedFileError):
         raise
     # Any other: safetensors and tokenizers raise classes of their own, and plain Exception.
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be loaded here
+            raise
         message = str(error) or type(error).__name__
         raise DamagedFileError(f"{os.fspath(path)} is damaged: {message}") from error
 
@@ -137,8 +139,10 @@ def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterat
         try:
             yield aside
         except OSError as error:
-            if error.errno is None:  # of ours: it shall name the file as it will be
+            # It shall name the file as it would have been.
+            if error.errno is None:
                 raise OSError(str(error).replace(str(aside), str(folder))) from error
+            error.filename = error.filename and error.filename.replace(str(aside), str(folder))
             raise
         (folder / names[-1]).unlink(missing_ok=True)
         for name in names:

@@ -197,7 +197,7 @@ def _evaluate(
 
 
 def evaluate_each(
-    predictions: Mapping[Any, sp.csr_matrix],
+    predictions: Mapping[Any, Any],
     truth: sp.csr_matrix,
     labelled: sp.csr_matrix,
     *,
@@ -208,9 +208,9 @@ def evaluate_each(
 ) -> dict[Any, dict[str, float]]:
     """All metrics of predictions by name, with propensities of the labelled training points.
 
-    The truth may have more labels, which count as labels without a training point. One warning
-    counts the rows without a label; another says if there are too few points for propensities,
-    and PSP and PSN are left out.
+    The truth may have more labels than these, which count as labels without a training point. One
+    warning counts the rows without a label; another says if there are too few points for
+    propensities, and PSP and PSN are left out.
     """
     _warn_of_unlabelled(truth, drop)
     width, weights = truth.shape[1], None
@@ -221,10 +221,11 @@ def evaluate_each(
             stacklevel=3,
         )
     else:
-        weights = inverse_propensity(widened(labelled, width), *propensity)
+        known = max(width, labelled.shape[1])  # a truth that is narrower is refused below
+        weights = inverse_propensity(widened(labelled, known), *propensity)
     return {
         name: evaluate(
-            widened(matrix, width),
+            matrix,
             truth,
             ks=ks,
             inverse_propensity=weights,
@@ -472,6 +473,12 @@ def inverse_propensity(
     labels = _as_positives(train_labels, "train_labels")
     if labels.shape[0] < FEWEST_ROWS:
         raise ValueError(f"train_labels has {labels.shape[0]} rows, expected {FEWEST_ROWS} or more")
+    return propensity_weights(labels, a, b)
+
+
+def propensity_weights(train_labels: Csr, a: float, b: float) -> npt.NDArray[np.float32]:
+    """`inverse_propensity`, however few rows there are: the formula alone."""
+    labels = _as_positives(train_labels, "train_labels")
     if not a > 0 or not b > 0:
         raise ValueError(f"a and b are {a} and {b}, expected positive numbers")
     check_rows(labels, "train_labels")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -32,7 +33,8 @@ def no_bar() -> bool | None:
 class Progress:
     """Counts what is done of `total`; a bar from the second second on, or a line a minute.
 
-    Of several processes of torchrun only the first writes lines.
+    Within the block of another one it shows nothing: that one tells of the whole. Of several
+    processes of torchrun only the first writes lines.
 
     Parameters
     ----------
@@ -41,23 +43,28 @@ class Progress:
     unit : of `total`; "B" is shown in thousands and millions
     """
 
+    _shown = threading.local()  # `by`: the one that shows, in each thread
+
     def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit, self._done = what, total, unit, 0
+
+    def __enter__(self) -> "Progress":
         from tqdm import tqdm  # here, since `import ngame` loads none
 
+        inner = getattr(self._shown, "by", None) is not None
+        if not inner:
+            self._shown.by = self
         self._bar = tqdm(
-            desc=what,
-            total=total,
-            unit=unit,
-            unit_scale=unit == "B",
-            disable=no_bar(),
+            desc=self._what,
+            total=self._total,
+            unit=self._unit,
+            unit_scale=self._unit == "B",
+            disable=True if inner else no_bar(),
             delay=2,
             leave=False,
         )
-        self._what, self._total, self._done = what, total, 0
-        self._lines = self._bar.disable and os.environ.get("RANK", "0") == "0"
+        self._lines = self._bar.disable and not inner and os.environ.get("RANK", "0") == "0"
         self._said = time.monotonic()
-
-    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(
@@ -67,6 +74,8 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+        if getattr(self._shown, "by", None) is self:
+            self._shown.by = None
 
     def reach(self, done: int) -> None:
         """So much is done in all."""

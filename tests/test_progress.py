@@ -29,6 +29,16 @@ def test_a_line_a_minute(clock, capsys):
     assert capsys.readouterr().err == "encoding: 40 %\nencoding: 80 %\n"
 
 
+def test_what_is_within_says_nothing(clock, capsys):
+    for _ in Progress("predicting", 2, "block").over(range(2)):
+        for _ in Progress("encoding", 5, "chunk").over(range(5)):
+            clock[0] += 31
+    assert capsys.readouterr().err == "predicting: 50 %\n"
+    for _ in Progress("encoding", 2, "chunk").over(range(2)):
+        clock[0] += 61
+    assert capsys.readouterr().err == "encoding: 50 %\n"
+
+
 def test_short_work_says_nothing(clock, capsys):
     with Progress("encoding", 100, "row") as shown:
         for done in range(101):

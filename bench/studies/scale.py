@@ -50,8 +50,13 @@ def model(n: float, dim: int, size: int, item: int, processes: int, deals: float
 
     Products: some nine for each level of the tree and column; of each round the 64 clusters listed
     and two passes over the row, and for each cluster the search for them among 32 for each of its
-    rows, and of its group, of 16, among all groups, or of many among some 2,700.
+    rows, and of its group, of 16, among all groups, or of more than 4,096 among 2,048, which are
+    found by groups of four.
     """
+
+    def of_groups(groups: float) -> float:
+        return groups if groups <= 4096 else of_groups(groups / 4) / 4 + 2048
+
     share = n / processes
     row = dim * item
     # Rows travel as float16.
@@ -59,7 +64,7 @@ def model(n: float, dim: int, size: int, item: int, processes: int, deals: float
     portions = 1 if processes == 1 else max(math.ceil(share * 2 * dim / room), 1)
     portion = share / portions
     levels = math.log2(n / size)
-    searched = min(max(32 * size, 256), 1024, n / size) + min(portion / size / 16, 2700) / 16
+    searched = min(max(32 * size, 256), 1024, n / size) + of_groups(portion / size / 16) / 16
     of_round = 66 + searched / size
     rounds = ROUNDS if processes == 1 else deals * -(-ROUNDS // 2)
     products = share * dim * (9 * levels + rounds * of_round)

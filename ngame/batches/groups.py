@@ -162,6 +162,10 @@ class GroupBatchSampler(BatchSampler):
             takes, helps = f"{least} rows from each of {count} groups", "fewer groups a batch use"
             if self._keys is None:
                 helps = "at_least= in place of per_group, or fewer groups a batch, use"
+        few = int(sizes[sizes < least].sum())
+        if 2 * few > left_out:
+            word = "at_least" if self._mixed else "per_group"
+            helps = f"{few} of them are in smaller groups: a lower {word} would use"
         have = " to ".join(map(str, dict.fromkeys([sizes.min(), sizes.max()])))
         warnings.warn(
             f"groups leave {left_out} of {self.n_rows} rows out of each epoch: a batch takes "

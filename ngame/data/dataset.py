@@ -292,7 +292,7 @@ def _matrix_of_rows(given: list[Any], name: str, label_texts: list[str]) -> Any:
             )
         rows.append(list(labels))
     n_labels = len(label_texts)
-    if _is_matrix(rows, n_labels):
+    if _is_matrix(rows, name, n_labels):
         return np.asarray(rows)
     places: dict[str, int | None] = {}
     for number, text in enumerate(label_texts):
@@ -319,17 +319,23 @@ def _matrix_of_rows(given: list[Any], name: str, label_texts: list[str]) -> Any:
     return sparse.csr_matrix(content, shape=(len(found), n_labels))
 
 
-def _is_matrix(rows: list[list[Any]], n_labels: int) -> bool:
+def _is_matrix(rows: list[list[Any]], name: str, n_labels: int) -> bool:
     """Whether the rows are those of a matrix of 0 and 1, even of one with a fault.
 
     As label ids they would mean something else, which nobody would notice.
     """
     values = [value for row in rows for value in row]
     numbers = all(isinstance(value, _NUMBERS) for value in values)
-    if not numbers or len({len(row) for row in rows}) > 1:
+    if not numbers:
         return False
     flags, wide = all(value in (0, 1) for value in values), len(values) == len(rows) * n_labels
     repeated = any(len({*row}) < len(row) for row in rows)
+    if len({len(row) for row in rows}) > 1:
+        if flags and repeated and n_labels > 2:
+            raise ValueError(
+                f"{name} has rows of 0 and 1 of different lengths, expected {n_labels}"
+            )
+        return False
     floats = any(isinstance(value, float | np.floating) for value in values)
     return floats or (flags and wide) or ((flags or wide) and repeated)
 

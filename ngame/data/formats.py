@@ -109,7 +109,7 @@ def _warn_of_unread_pairs(folder: Path) -> None:
     unread = sorted(path.name for path in folder.glob("filter*") if path.name not in names)
     if unread:
         warnings.warn(
-            f"{folder}: {', '.join(unread)} is not read; pairs to leave out are in "
+            f"{folder} has files that are not read: {', '.join(unread)}; pairs to leave out are in "
             f"{', '.join(names)}",
             stacklevel=3,
         )

@@ -265,7 +265,9 @@ class Model:
         for name in names:
             if name not in known:
                 raise ValueError(f"scorer is {name!r}, expected one of {', '.join(known)}")
-        vectors = self.encode(texts) if vectors is None else vectors
+        if vectors is None:
+            by_words = LEXICAL.issuperset(names)
+            vectors = np.empty((len(texts), 0), np.float32) if by_words else self.encode(texts)
         fusion = self.fusions["trained" if seen else "all"]
         parts: dict[Scorer, list[sp.csr_matrix]] = {name: [] for name in names}
         chunks = _chunks(len(vectors), drop, labels)

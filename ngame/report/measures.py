@@ -23,7 +23,7 @@ from ngame.encoders.vectors import to_numpy
 from ngame.files import read_json, reading
 from ngame.prediction.model import Model
 from ngame.topk import topk_arrays
-from ngame.training.run import Truth, digest
+from ngame.training.run import Truth, is_digest_of
 
 GROUPS = ("head", "middle", "tail")
 """Groups of labels, each with a third of the training pairs, the most frequent labels first."""
@@ -97,7 +97,7 @@ class RunReport:
         begun = folder / "data.json"
         if dataset is not None and begun.exists():
             before = read_json(begun)
-            if before != digest(dataset):
+            if not is_digest_of(before, dataset):
                 raise ValueError(f"{dataset.name} is not the data of {folder}: {before}")
 
     @cached_property
@@ -408,14 +408,15 @@ class MissingPositives:
 
     Attributes
     ----------
-    by_propensity : by the propensity model of Jain et al. (2016), from label frequencies alone
+    by_propensity : by the propensity model of Jain et al. (2016), from label frequencies alone;
+        None with too few points
     by_duplicates : from training points with almost the same vector, labelled twice: if each keeps
         a true label with probability p, two of them share p / (2 - p) of the labels that either
         has; None with too few such pairs
     pairs : pairs of points behind `by_duplicates`
     """
 
-    by_propensity: float
+    by_propensity: float | None
     by_duplicates: float | None
     pairs: int
 
@@ -424,7 +425,7 @@ def missing_positives(model: Model) -> MissingPositives:
     """Estimate how many positives the training points lack."""
     labels = model.point_labels
     frequencies = np.bincount(labels.indices, minlength=labels.shape[1])
-    by_propensity = 0.0
+    by_propensity = None
     if labels.nnz and labels.shape[0] >= metrics.FEWEST_ROWS:
         weights = metrics.inverse_propensity(labels)
         by_propensity = 1 - labels.nnz / float(frequencies @ weights.astype(np.float64))

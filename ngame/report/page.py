@@ -390,12 +390,13 @@ def _missing(run: RunReport) -> str:
     if model is None:
         return ""
     found = missing_positives(model)
-    text = (
-        "<p>How many true pairs the training data lack can only be guessed. The propensity model "
-        "of extreme classification (Jain et al., 2016) knows nothing but how frequent labels are, "
-        "and its constants come from other data, so it may be far off: it says "
-        f"{100 * found.by_propensity:.0f} %. "
-    )
+    text = "<p>How many true pairs the training data lack can only be guessed. "
+    if found.by_propensity is not None:
+        text += (
+            "The propensity model of extreme classification (Jain et al., 2016) knows nothing but "
+            "how frequent labels are, and its constants come from other data, so it may be far "
+            f"off: it says {100 * found.by_propensity:.0f} %. "
+        )
     if found.by_duplicates is None:
         text += "Too few points say the same for an estimate from the labels themselves.</p>"
     else:

@@ -144,10 +144,12 @@ def train(
 def _train(run: Run) -> Model:
     config = run.config.classifier_stage
     train_encoder(run)
+    _warn_of_collapse(run, "encoder", run.config.encoder_stage)
     encoded, classifier = EncodedTexts(run), None
     if config.epochs > 0:
         train_labels = train_all_labels if config.labels == "all" else train_classifier
         classifier = run.gather(train_labels(run, encoded), len(run.labels))
+        _warn_of_collapse(run, "classifier", config)
     if config.finetune:
         encoded = EncodedTexts(run)
     encoded.gather()
@@ -391,6 +393,20 @@ def _warn_of_clusters_never_reached(config: Config) -> None:
                 f"{name}.{setting}, or more epochs",
                 stacklevel=3,
             )
+
+
+def _warn_of_collapse(run: Run, name: str, config: StageConfig) -> None:
+    """Warn if a triplet loss stayed at its margin: where all vectors are the same it is that."""
+    losses = [entry["loss"] for entry in run.log if entry["stage"] == name]
+    # In passing a loss may have any value.
+    stayed = all(math.isclose(loss, config.margin, rel_tol=0.01) for loss in losses[1:])
+    if run.ranks.rank == 0 and config.loss == "triplet" and stayed and len(losses) > 2:
+        warnings.warn(
+            f"the {name} stage learnt nothing: its triplet loss stayed at the margin, "
+            f"{config.margin}, as where all vectors are the same. Try another loss, "
+            f"{name}_stage.loss=softmax, or a lower learning rate",
+            stacklevel=4,
+        )
 
 
 def _fit_lexical(run: Run, model: Model) -> Lexical | None:

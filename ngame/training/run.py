@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -392,7 +392,7 @@ def _prepare_folder(
                 )
             if digest_file.exists():
                 before = read_json(digest_file)
-                if before != data:
+                if not is_digest_of(before, dataset):
                     raise ValueError(f"{folder} was started on other data: {before}, now {data}")
         # The config first: a folder with any file of a run in it must be recognized as a run.
         config.save(config_file)
@@ -482,8 +482,15 @@ def digest(dataset: Dataset) -> dict[str, Any]:
     for texts in filter(None, all_texts):
         for text in texts:
             hashed.update(text.encode("utf8") + b"\0")
-    # Without titles the hash is that of runs from before they counted.
-    for title in dataset.label_titles or []:
-        hashed.update(b"|" + title.encode("utf8") + b"\0")
     points, labels = dataset.train_labels.shape
-    return {"points": points, "labels": labels, "digest": hashed.hexdigest()}
+    titles = None
+    if dataset.label_titles is not None:
+        joined = "\0".join(dataset.label_titles).encode("utf8")
+        titles = hashlib.blake2b(joined, digest_size=8).hexdigest()
+    return {"points": points, "labels": labels, "digest": hashed.hexdigest(), "titles": titles}
+
+
+def is_digest_of(before: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether a run was started on these data. Earlier versions wrote no digest of titles."""
+    now = digest(dataset)
+    return all(now.get(name) == value for name, value in before.items())

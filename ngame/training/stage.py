@@ -27,9 +27,6 @@ from ngame.training.optimizer import Optimizer, ParameterGroup
 from ngame.training.run import Run
 from ngame.training.shards import gathered, parts
 
-# How near its margin a triplet loss is where all scores are equal, and nothing is learnt.
-_COLLAPSED = 0.01
-
 
 class _Loss(Protocol):
     def __call__(
@@ -177,24 +174,10 @@ class Stage:
                     self.save()
         self.run.stop.end()
         self.run.stage = None
-        self._warn_of_collapse()
         if self.best_weights:
             for name, module in self.modules.items():
                 module.load_state_dict(take_prefix(self.best_weights, f"{name}."))
         _give_back_memory()
-
-    def _warn_of_collapse(self) -> None:
-        """Warn if the triplet loss ended at its margin, as it does where all scores are equal."""
-        config, entries = self.config, [e for e in self.run.log if e["stage"] == self.name]
-        if config.loss != "triplet" or not entries or self.run.ranks.rank > 0:
-            return
-        if math.isclose(entries[-1]["loss"], config.margin, rel_tol=_COLLAPSED):
-            warnings.warn(
-                f"the {self.name} stage learnt nothing: its triplet loss ended at the margin, "
-                f"{config.margin}, as if all vectors were the same. Try another loss, "
-                f"{self.name}_stage.loss=softmax, or a lower learning rate",
-                stacklevel=6,
-            )
 
     def refresh(self, embeddings: Callable[[], Vectors]) -> None:
         """Cluster the embeddings of the points if a refresh is due, and time it.

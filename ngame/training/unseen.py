@@ -17,7 +17,7 @@ from ngame.data.formats import Tagged, load_dataset, read_tagged
 from ngame.data.self_pairs import drop_self_pairs, without_self_pairs
 from ngame.data.tokens import Tokens
 from ngame.files import read_json, reading
-from ngame.training.run import digest
+from ngame.training.run import is_digest_of
 
 if TYPE_CHECKING:
     from ngame.prediction.model import Model
@@ -94,7 +94,7 @@ def _own_data(tagged: Tagged, model: "Model", run: Path, self_pairs: str) -> Dat
             return None
     dataset = tagged.dataset()
     seen = drop_self_pairs(dataset)[0] if self_pairs == "drop" else dataset
-    return dataset if digest(seen) == before else None
+    return dataset if is_digest_of(before, seen) else None
 
 
 def _by_name(tagged: Tagged, model: "Model", run: Path) -> Dataset:

@@ -674,6 +674,29 @@ def test_a_rotten_byte_is_told(folder, tmp_path):
         Model.load(tmp_path / "copy")
 
 
+def test_evaluate_takes_what_metrics_take(model, dataset):
+    """And refuses what they refuse: nothing is cut or widened on the way."""
+    truth, found = dataset.test_labels, model.predict(dataset.test_texts)
+    expected = ngame.metrics.evaluate(found, truth, ks=[1])["P@1"]
+    pairs = ngame.topk_arrays(model.encode(dataset.test_texts), model.label_vectors, 5)
+    for given, wanted in ((found.toarray(), expected), (pairs, None)):
+        scores = model.evaluate({"own": given}, truth, ks=[1])["own"]
+        assert scores["PSP@1"] > 0
+        assert wanted is None or scores["P@1"] == wanted
+    for wrong in (found[:, :10], sp.hstack([found, found], format="csr")):
+        with pytest.raises(ValueError, match="truth has shape"):
+            model.evaluate({"own": wrong}, truth, ks=[1])
+    with pytest.raises(TypeError, match="csc"):
+        model.evaluate({"own": found.tocsc()}, truth, ks=[1])
+
+
+def test_words_alone_need_no_encoder(folder, dataset, model, monkeypatch):
+    expected = model.scores(dataset.test_texts, scorers=["tfidf", "tfidf_neighbours"])
+    monkeypatch.setattr(Model, "encode", None)
+    alone = Model.load(folder).scores(dataset.test_texts, scorers=["tfidf", "tfidf_neighbours"])
+    assert all(equal(alone[name], expected[name]) for name in expected)
+
+
 def test_threshold(model, dataset):
     every = model.predict(dataset.test_texts, probabilities=True)
     found = model.predict(dataset.test_texts, probabilities=True, threshold=0.3)

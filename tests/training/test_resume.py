@@ -21,7 +21,7 @@ from ngame.files import lock_file
 from ngame.training import loops
 from ngame.training.checkpoint import Checkpoint
 from ngame.training.optimizer import Optimizer
-from ngame.training.run import Truth, digest
+from ngame.training.run import Truth, digest, is_digest_of
 from ngame.training.stage import Stage
 
 # All state that one batch, epoch or stage hands to the next: a bank, clusters that last several
@@ -280,14 +280,17 @@ def test_resume_on_other_data(finished, changed):
         ngame.train(other, config(), folder=finished, resume=True)
 
 
-def test_data_without_titles_keep_their_digest():
-    """A run of an earlier version goes on."""
+def test_titles_have_a_digest_of_their_own():
+    """Which earlier versions did not write: their runs go on."""
     data = {"train_texts": ["a"], "train_labels": [[1, 0]], "label_texts": ["x", "y z"]}
-    assert digest(Dataset(**data))["digest"] == "0e3eddc4711fb8bd"
-    other = {
-        digest(Dataset(**data, label_titles=titles))["digest"] for titles in (["x", "y"], ["", "y"])
-    }
-    assert len(other - {"0e3eddc4711fb8bd"}) == 2
+    before = {"points": 1, "labels": 2, "digest": "0e3eddc4711fb8bd"}
+    assert digest(Dataset(**data)) == before | {"titles": None}
+    one, two = (Dataset(**data, label_titles=titles) for titles in (["x", "y"], ["", "y"]))
+    assert is_digest_of(before, one)
+    assert is_digest_of(digest(one), one)
+    assert not is_digest_of(digest(one), two)
+    assert not is_digest_of(digest(one), Dataset(**data))
+    assert not is_digest_of(digest(Dataset(**data)), one)
 
 
 def test_without_its_state_a_run_still_knows_its_data(dataset, finished, tmp_path):

@@ -226,6 +226,10 @@ def test_bad_arguments_of_groups(
         ({"batch_size": 60, "per_group": 6, "keys": np.arange(2000)}, "; fewer groups a batch"),
         ({"batch_size": 120}, "leave 560 .* takes 120 rows of one group, .*; smaller batches use"),
         ({"batch_size": 32, "at_least": 2, "sizes": [3000, 50, 50]}, "1500 of .* smaller at_least"),
+        (
+            {"batch_size": 64, "per_group": 4, "sizes": [50] * 40 + [1] * 600},
+            "680 of 2600 .*; 600 of them are in smaller groups: a lower per_group would use more",
+        ),
         # What helps is quiet, and so is what leaves out no more than full batches do.
         ({"batch_size": 60, "at_least": 6}, None),
         ({"batch_size": 30, "per_group": 6}, None),

@@ -118,7 +118,7 @@ def test_filters_that_are_not_read(folder):
     for name in ("filter_test.txt", "filter_labels_tst.txt"):
         write(folder / name, b"0 1\n")
     message = (
-        r"filter_labels_tst.txt, filter_test.txt is not read; pairs to leave out are in filter_"
+        r"not read: filter_labels_tst.txt, filter_test.txt; pairs to leave out are in filter_"
     )
     with pytest.warns(UserWarning, match=message) as caught:
         load_dataset(folder)

@@ -34,7 +34,7 @@ import scipy.sparse as sp
 from ngame.arrays import as_count, as_csr, canonical
 from ngame.compat.xclib.utils.dense import csr_of_all
 from ngame.compat.xclib.utils.sparse import topk
-from ngame.metrics import evaluate, inverse_propensity
+from ngame.metrics import evaluate, propensity_weights
 
 Curve = npt.NDArray[np.float64]
 
@@ -109,9 +109,10 @@ def compute_inv_propesity(labels: Any, A: float, B: float) -> Curve:
 
     Notes
     -----
-    pyxclib adds up the values of a label; here its positives are counted.
+    pyxclib adds up the values of a label; here its positives are counted. As there, there may be
+    fewer than three rows, though rare labels then weigh less.
     """
-    return inverse_propensity(_truth(labels), A, B).astype(np.float64)
+    return propensity_weights(_truth(labels), A, B).astype(np.float64)
 
 
 def format(*args: Any, decimal_points: str = "%0.2f") -> str:
