@@ -117,9 +117,7 @@ def test_filters_that_are_not_read(folder):
     write(folder / "filter_labels_train.txt", b"0 1\n")
     for name in ("filter_test.txt", "filter_labels_tst.txt"):
         write(folder / name, b"0 1\n")
-    message = (
-        r"not read: filter_labels_tst.txt, filter_test.txt; pairs to leave out are in filter_"
-    )
+    message = r"not read: filter_labels_tst.txt, filter_test.txt; pairs to leave out are in filter_"
     with pytest.warns(UserWarning, match=message) as caught:
         load_dataset(folder)
     assert [warning.filename for warning in caught] == [__file__]
