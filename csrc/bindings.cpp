@@ -288,7 +288,7 @@ py::tuple prepare_items_(const py::array& items, bool cosine, int threads) {
 PreparedView prepared_view(const Prepared& prepared, const MatrixView& items) {
   const auto& [norms, longest, panels, weights, errors, lengths] = prepared;
   constexpr auto kPanel = static_cast<int64_t>(kPanelItems);
-  const int64_t count = (items.rows + kPanel - 1) / kPanel;
+  const int64_t count = divided_up(items.rows, kPanel);
   const int64_t words = Coding::in_bytes(items.cols).words;
   PreparedView view{norms.data(), longest, std::nullopt};
   if (panels.size() > 0) {

@@ -61,7 +61,7 @@ void ItemCodes::code(const Rows& items, double longest, bool cosine, const Codin
                      int64_t first, int64_t count, int threads, Cancel& cancel) {
   first_ = first;
   count_ = count;
-  const int64_t panel_count = (count + kPanel - 1) / kPanel;
+  const int64_t panel_count = divided_up(count, kPanel);
   panels.resize(static_cast<size_t>(panel_count * kPanel * coding.words));
   weights.resize(static_cast<size_t>(panel_count * kPanel));
   errors.resize(static_cast<size_t>(panel_count));
@@ -69,7 +69,7 @@ void ItemCodes::code(const Rows& items, double longest, bool cosine, const Codin
   const Kernels& use = kernels();
   // A thread takes some panels at a time, so that it rarely allocates memory for a row.
   constexpr int64_t kTaken = 8;
-  parallel_for((panel_count + kTaken - 1) / kTaken, threads, cancel, [&](int64_t group, int) {
+  parallel_for(divided_up(panel_count, kTaken), threads, cancel, [&](int64_t group, int) {
     std::vector<float> scaled;
     std::vector<uint32_t> words;
     const int64_t last = std::min(panel_count, (group + 1) * kTaken);

@@ -57,7 +57,7 @@ bool is_in_memory(const MatrixView& matrix) {
 
 void inverse_norms(const MatrixView& matrix, int threads, Cancel& cancel,
                    std::span<float> inverse) {
-  const int64_t blocks = (matrix.rows + kBlock - 1) / kBlock;
+  const int64_t blocks = divided_up(matrix.rows, kBlock);
   parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
     const int64_t end = std::min(matrix.rows, (block + 1) * kBlock);
     for (int64_t row = block * kBlock; row < end; ++row) {

@@ -304,7 +304,7 @@ Metrics evaluate(const CsrView<Index>& predictions, const Score* scores,
   const Evaluation<Index, Score> evaluation(predictions, scores, truth, drop, inverse_propensity,
                                             ks);
   const int64_t rows = predictions.rows;
-  const int64_t blocks = (rows + kBlock - 1) / kBlock;
+  const int64_t blocks = divided_up(rows, kBlock);
   // Partial sums, of blocks or of single rows.
   const int64_t parts = by_row ? rows : blocks;
   std::vector<Sums> sums(static_cast<size_t>(parts) * ks.size());

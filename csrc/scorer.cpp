@@ -33,7 +33,7 @@ void widen_row(const MatrixView& matrix, int64_t row, std::vector<float>& narrow
 std::vector<double> norms_of(const MatrixView& matrix, int threads, Cancel& cancel) {
   const Kernels& use = kernels();
   std::vector<double> norms(static_cast<size_t>(matrix.rows));
-  const int64_t blocks = (matrix.rows + kRows - 1) / kRows;
+  const int64_t blocks = divided_up(matrix.rows, kRows);
   parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
     std::vector<float> narrow;
     std::vector<double> wide;
@@ -87,7 +87,7 @@ void pair_scores(const MatrixView& queries, const MatrixView& items, const doubl
   if (item_norms == nullptr) made = norms_of(items, threads, cancel);
   const Rows item_rows{items, item_norms == nullptr ? made.data() : item_norms};
   const Scorer scorer({queries, query_norms.data()}, item_rows, item_rows.longest(), cosine);
-  const int64_t blocks = (pairs.rows + kScoredRows - 1) / kScoredRows;
+  const int64_t blocks = divided_up(pairs.rows, kScoredRows);
   parallel_for(blocks, threads, cancel, [&](int64_t block, int) {
     std::vector<float> narrow;
     std::vector<double> wide;

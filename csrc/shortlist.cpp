@@ -33,7 +33,7 @@ constexpr int64_t kMostUnchecked = 1 << 16;
 // body(row, thread) for every row; it returns how many entries that took.
 template <class Body>
 void for_rows(int64_t rows, int threads, Cancel& cancel, const Body& body) {
-  parallel_for((rows + kBlock - 1) / kBlock, threads, cancel, [&](int64_t block, int thread) {
+  parallel_for(divided_up(rows, kBlock), threads, cancel, [&](int64_t block, int thread) {
     const int64_t end = std::min(rows, (block + 1) * kBlock);
     int64_t work = 0;
     for (int64_t row = block * kBlock; row < end; ++row) {

@@ -94,7 +94,7 @@ void add_part(const WeightedRows<Index>& items, int64_t first_row, Cancel& cance
   for (int64_t row = 0; row < rows; ++row) ++starts[bucket_of(row) + 1];
   for (size_t bucket = 1; bucket <= kBuckets; ++bucket) starts[bucket] += starts[bucket - 1];
   part.order.resize(static_cast<size_t>(rows));
-  part.heaviest.assign(static_cast<size_t>((rows + kBlock - 1) / kBlock), 0);
+  part.heaviest.assign(static_cast<size_t>(divided_up(rows, kBlock)), 0);
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t place = starts[bucket_of(row)]++;
     part.order[place] = static_cast<int32_t>(first_row + row);
@@ -613,7 +613,7 @@ Sparse<float> sparse_topk(const WeightedRows<Index>& queries, const WeightedRows
     for (int64_t row = 0; row < drop->rows; ++row) drop->sorted_row(row);
   }
   const int64_t rows = queries.pattern.rows;
-  const int64_t jobs = (rows + kQueriesOfJob - 1) / kQueriesOfJob;
+  const int64_t jobs = divided_up(rows, kQueriesOfJob);
   Sparse<float> out;
   out.offsets.assign(static_cast<size_t>(rows) + 1, 0);
   std::vector<std::vector<Scored>> found(static_cast<size_t>(jobs));
@@ -649,7 +649,7 @@ template <class Index>
 void sparse_pair_scores(const WeightedRows<Index>& queries, const WeightedRows<Index>& items,
                         const CsrView<Index>& pairs, int threads, Cancel& cancel, float* scores) {
   const int64_t rows = queries.pattern.rows;
-  const int64_t jobs = (rows + kQueriesOfJob - 1) / kQueriesOfJob;
+  const int64_t jobs = divided_up(rows, kQueriesOfJob);
   parallel_for(jobs, threads, cancel, [&](int64_t job, int) {
     QueryValues values;
     const int64_t end = std::min(rows, (job + 1) * kQueriesOfJob);
