@@ -50,6 +50,7 @@ Scorer = Literal[ScorerName, "fused"]
 Scores = dict[Scorer, sp.csr_matrix]
 
 _QUERIES_PER_CHUNK = 4096
+_PARTS_SHOWN, _POINTS_SHOWN = 4, 3
 # What `Model.save` writes. The last one says that all others are there.
 _FILES = (
     "encoder",
@@ -76,7 +77,7 @@ _PairScores = Callable[[sp.csr_matrix], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What brought one label of a text up.
+    """What brought one label of a text up; printed, the largest parts and the nearest points.
 
     Attributes
     ----------
@@ -94,6 +95,19 @@ class Explanation:
     score: float
     parts: dict[str, float]
     points: dict[str, list[tuple[int, float]]]
+
+    def __str__(self) -> str:
+        largest = sorted(self.parts.items(), key=lambda part: -abs(part[1]))[:_PARTS_SHOWN]
+        lines = [
+            f"{self.text}  {self.score:.3f}",
+            "  " + ", ".join(f"{name} {value:+.2f}" for name, value in largest),
+        ]
+        for name, points in self.points.items():
+            if points:
+                rows = ", ".join(str(row) for row, _ in points[:_POINTS_SHOWN])
+                more = ", ..." if len(points) > _POINTS_SHOWN else ""
+                lines.append(f"  {name}: training rows {rows}{more}")
+        return "\n".join(lines)
 
 
 @dataclass(eq=False, repr=False)

@@ -26,7 +26,7 @@ from ngame.encoders.load import load_encoder
 from ngame.prediction import model as model_module
 from ngame.prediction.fusion import Fusion
 from ngame.prediction.lexical import Lexical
-from ngame.prediction.model import Model
+from ngame.prediction.model import Explanation, Model
 
 
 @pytest.fixture(scope="module")
@@ -433,6 +433,16 @@ def test_labels_of_other_points_speak_for_others(folder, dataset):
     after = model.scores(dataset.test_texts)
     assert equal(before["tfidf"], after["tfidf"])
     assert not equal(before["co_occurrence"], after["co_occurrence"])
+
+
+def test_an_explanation_is_short_in_print():
+    points = {"neighbours": [(7, 0.5), (3, 0.2), (9, 0.1), (4, 0.1)], "tfidf_neighbours": []}
+    parts = {"encoder": 0.5, "classifier": -2, "neighbours": 1.25, "tfidf": 0.1, "co_occurrence": 3}
+    assert str(Explanation(2, "soup", 8.25, parts, points)).splitlines() == [
+        "soup  8.250",
+        "  co_occurrence +3.00, classifier -2.00, neighbours +1.25, encoder +0.50",
+        "  neighbours: training rows 7, 3, 9, ...",
+    ]
 
 
 def test_explain_checks_its_arguments(model):
