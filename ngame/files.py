@@ -140,19 +140,19 @@ def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterat
             yield aside
         except OSError as error:
             # It shall name the file as it would have been.
-            if error.errno is None:
+            if error.errno is None and str(aside) in str(error):
                 raise OSError(str(error).replace(str(aside), str(folder))) from error
-            error.filename = error.filename and error.filename.replace(str(aside), str(folder))
+            if isinstance(error.filename, str):
+                error.filename = error.filename.replace(str(aside), str(folder))
             raise
-        (folder / names[-1]).unlink(missing_ok=True)
+        old = aside / "old"
+        old.mkdir()
+        for name in (names[-1], *names[:-1]):
+            if os.path.lexists(folder / name):
+                os.replace(folder / name, old / name)
         for name in names:
-            old, new = folder / name, aside / name
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
-            if new.exists():
-                os.replace(new, old)
+            if (aside / name).exists():
+                os.replace(aside / name, folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

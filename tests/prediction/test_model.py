@@ -641,6 +641,21 @@ def test_saving_that_fails_keeps_the_old_model(dataset, folder, model, tmp_path,
     )
 
 
+def test_saving_over_links(dataset, folder, model, tmp_path):
+    """They are replaced, and what they lead to stays."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(folder, run)
+    elsewhere.mkdir()
+    for name in ("encoder", "vectors.safetensors", "fusion.json"):
+        shutil.move(run / name, elsewhere / name)
+        (run / name).symlink_to(elsewhere / name)
+    before = sorted(elsewhere.rglob("*"))
+    model.save(run)
+    assert not (run / "encoder").is_symlink()
+    assert sorted(elsewhere.rglob("*")) == before
+    assert equal(Model.load(run).predict(dataset.test_texts), model.predict(dataset.test_texts))
+
+
 @pytest.mark.parametrize(
     ("file", "shape", "expected"),
     [

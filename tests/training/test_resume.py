@@ -291,6 +291,8 @@ def test_titles_have_a_digest_of_their_own():
     assert not is_digest_of(digest(one), two)
     assert not is_digest_of(digest(one), Dataset(**data))
     assert not is_digest_of(digest(Dataset(**data)), one)
+    for damaged in ({}, [], None, {"points": 1, "labels": 2}):
+        assert not is_digest_of(damaged, one)
 
 
 def test_without_its_state_a_run_still_knows_its_data(dataset, finished, tmp_path):
