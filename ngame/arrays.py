@@ -344,3 +344,21 @@ def new_csr(
 def widened(matrix: Any, columns: int) -> Any:
     """A CSR matrix with empty columns behind its own; it shares the arrays."""
     return sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), (matrix.shape[0], columns))
+
+
+def pairs_of(matrix: sp.csr_matrix) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+    """Rows and columns of the stored entries."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
+
+
+def values_at(matrix: sp.csr_matrix, pairs: sp.csr_matrix) -> npt.NDArray[np.float32]:
+    """Values of a matrix with sorted indices at the entries of another, 0 where it has none."""
+    width = np.int64(max(matrix.shape[1], pairs.shape[1]))
+    stored, wanted = (rows * width + ids for rows, ids in map(pairs_of, (matrix, pairs)))
+    place = np.searchsorted(stored, wanted)
+    place[place == len(stored)] = 0
+    values = np.zeros(len(wanted), np.float32)
+    if len(stored):
+        there = stored[place] == wanted
+        values[there] = matrix.data[place[there]]
+    return values

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 import torch
 
 from ngame import metrics
-from ngame.arrays import Pairs, as_count, as_pairs, as_texts
+from ngame.arrays import Pairs, as_count, as_pairs, as_texts, pairs_of, values_at
 from ngame.config import Config, PredictionConfig, ScorerName
 from ngame.encoders.base import Encoder, as_encoder
 from ngame.encoders.encode import encode
@@ -297,8 +297,8 @@ class Model:
                 found["fused"] = fused
             best = {name: keep_topk(found[name], k, threads=self.threads) for name in names}
             if probabilities and "fused" in best:
-                fused.data = fusion.probabilities(fused.data, _pairs(fused)[0])
-                best["fused"].data = _values_at(fused, best["fused"])
+                fused.data = fusion.probabilities(fused.data, pairs_of(fused)[0])
+                best["fused"].data = values_at(fused, best["fused"])
             for name, matrix in best.items():
                 parts[name].append(matrix)
         empty = sp.csr_matrix((0, labels), dtype=np.float32)
@@ -480,7 +480,7 @@ class Model:
                 if drop is not None:
                     votes = drop_pairs(votes, drop, threads=threads)
                 found[name] = keep_topk(votes, most, threads=threads)
-                of_pairs[name] = partial(_values_at, votes)
+                of_pairs[name] = partial(values_at, votes)
             elif name in LEXICAL:
                 index = cast(Lexical, self.lexical).index(name)
                 found[name] = index.search(terms, most, drop=drop, threads=threads)
@@ -508,9 +508,9 @@ class Model:
             self._shares = self.point_labels, label_shares(self.point_labels, threads=self.threads)
         base = self.fusions["base"]
         fused = base(features, self._is_new(candidates.indices))
-        likely = _with_data(candidates, base.probabilities(fused, _pairs(candidates)[0]))
+        likely = _with_data(candidates, base.probabilities(fused, pairs_of(candidates)[0]))
         spreads = spread(likely, self._shares[1], threads=self.threads)
-        values = _values_at(spreads, candidates)
+        values = values_at(spreads, candidates)
         more = {**features, "log co_occurrence": log_spread(values)}
         return more, _with_data(candidates, values)
 
@@ -557,7 +557,7 @@ class Model:
         """Scores of the stored entries by the scorer's vectors, on the host."""
         items = self._items[name]
         if isinstance(items, torch.Tensor) or self.config.search == "hnsw":
-            return pair_products(queries, items, *_pairs(pairs))
+            return pair_products(queries, items, *pairs_of(pairs))
         index = cast(ExactIndex, self._index(name))
         return index.pair_scores(to_numpy(queries), pairs, threads=self.threads)
 
@@ -826,27 +826,6 @@ def _chunks(rows: int, drop: Any, labels: int) -> Iterator[tuple[slice, sp.csr_m
 def _drop_matrix(drop: Any, rows: int, labels: int) -> Any:
     """The pairs to leave out, in any accepted form, as a CSR matrix."""
     return None if drop is None else as_pairs(drop, "drop", (rows, labels))
-
-
-def _pairs(matrix: sp.csr_matrix) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
-    """Rows and columns of the stored entries."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
-
-
-def _values_at(matrix: sp.csr_matrix, pairs: sp.csr_matrix) -> npt.NDArray[np.float32]:
-    """Values of a matrix with sorted indices at the entries of another, 0 where it has none."""
-    rows, columns = _pairs(pairs)
-    width = matrix.shape[1]
-    stored = np.repeat(np.arange(matrix.shape[0], dtype=np.int64) * width, np.diff(matrix.indptr))
-    stored += matrix.indices
-    wanted = rows * np.int64(width) + columns
-    place = np.searchsorted(stored, wanted)
-    place[place == len(stored)] = 0
-    values = np.zeros(len(wanted), np.float32)
-    if len(stored):
-        there = stored[place] == wanted
-        values[there] = matrix.data[place[there]]
-    return values
 
 
 def _with_data(matrix: sp.csr_matrix, data: npt.NDArray[np.float32]) -> sp.csr_matrix:

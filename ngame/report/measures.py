@@ -14,7 +14,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import metrics
-from ngame.arrays import widened
+from ngame.arrays import pairs_of, values_at, widened
 from ngame.batches import ClusterBatchSampler
 from ngame.config import Config, flat
 from ngame.data.dataset import Dataset
@@ -232,7 +232,7 @@ def _check(found: bool, otherwise: str) -> None:
 
 def best_ids(found: sp.csr_matrix, k: int) -> Ids:
     """The ids of the best k entries of each row, best first, ties to the lower id; -1 pads."""
-    rows = np.repeat(np.arange(found.shape[0]), np.diff(found.indptr))
+    rows, _ = pairs_of(found)
     order = np.lexsort((found.indices, -found.data, rows))
     place = np.arange(len(rows)) - found.indptr[rows]  # `order` keeps the rows in place
     ids = np.full((found.shape[0], k), -1, np.int64)
@@ -391,8 +391,7 @@ class Reliability:
     @classmethod
     def of(cls, found: sp.csr_matrix, truth: sp.csr_matrix) -> "Reliability":
         """Compare probabilities, float csr_matrix [n, L], with the truth."""
-        rows = np.repeat(np.arange(found.shape[0]), np.diff(found.indptr))
-        is_right = np.asarray(truth[rows, found.indices]).ravel() > 0
+        is_right = values_at(truth, found) > 0
         tenths = np.minimum((10 * found.data).astype(np.int64), 9)
         predictions, said, right = (
             np.bincount(tenths, values, minlength=10) for values in (None, found.data, is_right)

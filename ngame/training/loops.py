@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ngame import metrics
+from ngame.arrays import pairs_of, values_at
 from ngame.config import Config, StageConfig
 from ngame.data.dataset import Dataset
 from ngame.data.tokens import Tokens
@@ -448,8 +449,8 @@ def _fit_fusion(run: Run, model: Model, held_out: Vectors, seen: bool) -> Fusion
     candidates, features, _ = model.candidates(
         run.held_out_texts(), held_out, drop=truth.dropped, seen=seen
     )
-    rows = np.repeat(np.arange(candidates.shape[0]), np.diff(candidates.indptr))
-    relevant = np.asarray(truth.targets[rows, candidates.indices]).ravel() > 0
+    rows, _ = pairs_of(candidates)
+    relevant = values_at(truth.targets, candidates) > 0
     points = len(np.unique(rows[relevant]))
     if points < FEWEST_POINTS and not seen:
         warnings.warn(

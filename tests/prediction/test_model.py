@@ -280,6 +280,15 @@ def test_labels_without_points_are_found_by_their_words(dataset):
     assert found.indices.tolist() == [5]
 
 
+@tiny.few_held_out
+def test_held_out_points_without_any_candidate(dataset):
+    """Labels are numbers, and the only scorer goes by the words of their texts."""
+    names = [f"n{label}" for label in range(tiny.LABELS)]
+    numbered = ngame.Dataset(dataset.train_texts, dataset.train_labels, names)
+    model = ngame.train(numbered, tiny.config('prediction.scorers=["tfidf"]'))
+    assert model.predict(["no word of a label", "n7"]).toarray().argmax(axis=1).tolist() == [0, 7]
+
+
 def test_training_texts_get_no_votes_of_neighbours(model, dataset):
     found = model.scores(dataset.train_texts[:30], seen=True)
     serving = {"encoder", "classifier", "tfidf", "tfidf_title"}
