@@ -8,6 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,6 +17,13 @@ from ngame.config import Config
 from ngame.data.dataset import Dataset
 from ngame.prediction.model import Scorer
 from ngame.training.loops import train
+
+
+def _has_probabilities(classifier: "NgameClassifier") -> bool:
+    """Of fused scores alone, and where enough texts were held out to calibrate them."""
+    fitted = hasattr(classifier, "model_")
+    calibrated = not fitted or classifier.model_.fusions["all"].calibration is not None
+    return classifier.scorer == "fused" and calibrated
 
 
 class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -134,6 +142,23 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scores = scores[:, 1] - scores[:, 0]
         return scores
 
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
+        """Calibrated probability of every label, float32 [n, L]; of classes, they sum to 1.
+
+        The matrix is dense: for many labels, use `model_`. A label that no scorer proposes for a
+        text has 0. Of classes, a text for which no scorer proposes any has their shares of the
+        training texts. The method is missing if `scorer` is not "fused", and after a `fit` on too
+        few texts to hold some out for the calibration.
+        """
+        check_is_fitted(self)
+        likely: npt.NDArray[np.float32]
+        likely = self._found(X, len(self.classes_), probabilities=True).toarray()
+        if not self.multilabel_:
+            likely[~likely.any(axis=1)] = np.bincount(self.model_.point_labels.indices)
+            likely /= likely.sum(axis=1, keepdims=True)
+        return likely
+
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """The best class of each text, [n]; of a multilabel y, `n_labels_` ones a row, [n, L]."""
         check_is_fitted(self)
@@ -163,8 +188,8 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return float(right / found.shape[0])
         return float((self.classes_[found.indices] == column_or_1d(y)).mean())
 
-    def _found(self, X: Any, k: int) -> sp.csr_matrix:
-        found = self.model_.predict(_texts(X), k, scorer=self.scorer)
+    def _found(self, X: Any, k: int, *, probabilities: bool = False) -> sp.csr_matrix:
+        found = self.model_.predict(_texts(X), k, scorer=self.scorer, probabilities=probabilities)
         counts = np.diff(found.indptr)
         if self.multilabel_ or counts.all():
             return found

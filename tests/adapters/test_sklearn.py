@@ -72,9 +72,9 @@ class OnNumbers(NgameClassifier):
         X, y = validate_data(self, X, y, multi_output=True, dtype="numeric")
         return super().fit(as_texts(X), y)
 
-    def _found(self, X: Any, k: int) -> Any:
+    def _found(self, X: Any, k: int, **options: Any) -> Any:
         check_is_fitted(self)
-        return super()._found(as_texts(validate_data(self, X, reset=False)), k)
+        return super()._found(as_texts(validate_data(self, X, reset=False)), k, **options)
 
 
 def as_texts(x: Any) -> list[str]:
@@ -137,6 +137,36 @@ def test_multilabel(given: str) -> None:
     assert fitted.score(DATA.test_texts, truth) == pytest.approx(expected)
     assert fitted.score(DATA.test_texts, 3 * truth) == pytest.approx(expected)
     assert expected > 0.5
+
+
+def test_probabilities() -> None:
+    fitted = classifier().fit(TEXTS, FIRST)
+    likely = fitted.predict_proba(DATA.test_texts)
+    np.testing.assert_allclose(likely.sum(axis=1), 1, rtol=1e-5)
+    found = fitted.model_.predict(DATA.test_texts, tiny.LABELS, probabilities=True).toarray()
+    np.testing.assert_allclose(likely, found / found.sum(axis=1, keepdims=True), rtol=1e-5)
+    best = fitted.classes_[likely.argmax(axis=1)]
+    assert best.tolist() == fitted.predict(DATA.test_texts).tolist()
+    losses = cross_val_score(classifier(), TEXTS, FIRST, cv=2, scoring="neg_log_loss")
+    assert losses.min() > -np.log(len(fitted.classes_))  # better than no knowledge
+
+    several = classifier().fit(TEXTS, DATA.train_labels)
+    expected = several.model_.predict(DATA.test_texts, tiny.LABELS, probabilities=True)
+    np.testing.assert_array_equal(several.predict_proba(DATA.test_texts), expected.toarray())
+    assert not hasattr(classifier(scorer="encoder"), "predict_proba")
+
+    settings = [*SETTINGS, "prediction.scorers=['tfidf']"]
+    by_words = classifier(settings=settings, label_texts=DATA.label_texts).fit(TEXTS, FIRST)
+    shares = np.unique(FIRST, return_counts=True)[1] / len(FIRST)
+    np.testing.assert_allclose(by_words.predict_proba(["zzz"]), [shares], rtol=1e-6)
+    assert by_words.predict(["zzz"]).tolist() == [by_words.classes_[shares.argmax()]]
+
+
+@tiny.few_held_out
+def test_no_probabilities_of_few_texts() -> None:
+    few = classifier().fit(["red apple", "green pear", "blue car", "old bus"] * 3, [0, 0, 1, 1] * 3)
+    assert hasattr(classifier(), "predict_proba")
+    assert not hasattr(few, "predict_proba")
 
 
 def test_labels_that_no_scorer_proposes_come_last() -> None:
