@@ -553,7 +553,15 @@ def _evaluate(options: argparse.Namespace) -> None:
             labelled, truth, drop, drop_test = matrices
             points = Points([None] * truth.shape[0], truth, drop_test)
             label_texts = [None] * truth.shape[1]
-        found = read_predictions(path, points.texts, label_texts)
+        try:
+            found = read_predictions(path, points.texts, label_texts)
+        except ValueError as error:
+            if matrices is not None or Path(options.data).is_dir():
+                raise
+            raise ValueError(
+                f"{error}; the {len(points.texts)} test points of {options.data} are a part of its "
+                "rows: `ngame evaluate RUN` scores a run on all rows that it was not trained on"
+            ) from error
         # As training does: of points that have a label left, the only ones that it keeps.
         if drop is not None:
             labelled = ngame.drop_pairs(labelled, drop)

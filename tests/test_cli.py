@@ -241,6 +241,8 @@ def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, data,
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["text"] for line in lines] == new.test_texts
     assert [line["ids"] for line in lines] == best
+    err = mistake("evaluate", output, path, status=3)
+    assert "new.jsonl are a part of its rows: `ngame evaluate RUN` scores a run on all" in err
 
     # A model with that label knows it.
     grown = tmp_path / "grown"
