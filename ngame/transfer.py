@@ -10,7 +10,10 @@ def sent(host: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     meanwhile the host asks for nothing more. So it goes through pinned memory, which PyTorch keeps
     until the copy is done. Where the host never waits, it is ahead of the GPU by itself: to prepare
     batches in a thread would gain nothing, and would hold the interpreter up.
+
+    One that is on a GPU already is moved as PyTorch does it: it cannot be pinned.
     """
-    if torch.device(device).type != "cuda" or not host.numel():
+    if torch.device(device).type != "cuda" or host.device.type != "cpu" or not host.numel():
         return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+    # Numbers that lie apart would be copied once more on the way, into memory that is not pinned.
+    return host.contiguous().pin_memory().to(device, non_blocking=True)
