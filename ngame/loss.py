@@ -23,7 +23,8 @@ class CooIndex(NamedTuple):
     """Positions of entries in a matrix: `rows` and `columns`, int64 tensors of the same length.
 
     `shape` is that of the matrix, where it is known: the losses check that the scores have it.
-    `CooIndex.of` makes one of a CSR matrix, such as `ngame.label_pool` gives, or of a mask.
+    `CooIndex.of` makes one of a CSR matrix, such as `ngame.label_pool` gives, or of a mask. The
+    losses send those on the host to a GPU themselves, and do not wait for it.
     """
 
     rows: torch.Tensor
@@ -146,7 +147,7 @@ def triplet(
     _check_temperature(temperature)
     if negatives < 1:
         raise ValueError(f"negatives is {negatives}, expected 1 or more")
-    _check_shapes(scores, known, targets)
+    known, targets = _beside(scores, known, targets)
     scores = scores.float()
     hardest = _negatives(scores, known).topk(min(negatives, scores.shape[1]), dim=1).values
     hardest = hardest[targets.rows]
@@ -185,7 +186,7 @@ def decoupled_softmax(
         another shape.
     """
     _check_temperature(temperature)
-    _check_shapes(scores, known, targets)
+    known, targets = _beside(scores, known, targets)
     scores = scores.float() / temperature
     negative = torch.logsumexp(_negatives(scores, known), dim=1)
     positive = scores[targets.rows, targets.columns]
@@ -197,11 +198,14 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature is {temperature}, expected more than 0")
 
 
-def _check_shapes(scores: torch.Tensor, known: CooIndex, targets: CooIndex) -> None:
+def _beside(scores: torch.Tensor, known: CooIndex, targets: CooIndex) -> tuple[CooIndex, CooIndex]:
+    """Both, after a check of their shapes, on the device of the scores."""
     if scores.ndim != 2:
         raise ValueError(f"scores has shape {list(scores.shape)}, expected two dimensions")
     check_index(known, "known", *scores.shape)
     check_index(targets, "targets", *scores.shape)
+    there = known.to(scores.device)
+    return there, there if targets is known else targets.to(scores.device)
 
 
 def _negatives(scores: torch.Tensor, known: CooIndex) -> torch.Tensor:

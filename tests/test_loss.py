@@ -48,6 +48,17 @@ def test_matrices_where_positions_are_wanted(loss):
     assert loss(scores, CooIndex.of(given["csr_matrix"]), CooIndex.of(given["Tensor"])) > 0
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_positions_on_the_host_are_sent_to_the_scores(loss):
+    """A meta tensor stands for a GPU's: it refuses both other devices and to be read."""
+    scores = torch.zeros(2, 2, device="meta", requires_grad=True)
+    right = entries(np.eye(2))
+    for known, targets in ((right, right), (right, right.to("meta")), (right.to("meta"), right)):
+        value = loss(scores, known, targets)
+        value.backward()
+        assert value.device.type == "meta"
+
+
 def test_positions_of_a_mask():
     mask = torch.tensor([[False, True, True], [True, False, False]])
     index = CooIndex.of(mask)

@@ -502,7 +502,7 @@ class MaskedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             ids = all_gather(torch.from_numpy(ids).to(anchors.device)).cpu().numpy()
             offset = get_rank() * rows
         memory.remember(ids[:, 1], documents[0])
-        own = torch.arange(offset, offset + rows, device=anchors.device)
+        own = torch.arange(offset, offset + rows)
         mined = self.hardness_strength * (self.hardness_mode in ("hard_negatives", "all_negatives"))
         loss = memory.loss = ContrastiveLoss(
             temperature=1 / self.scale,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -173,7 +173,8 @@ class ContrastiveLoss(torch.nn.Module):
         queries : the batch's b queries, with their ids
         items : the batch's own c items, with their ids: the positives, and what else there is
         targets : CooIndex of [b, c]
-            The labelled positives. If not given, that of query i is item i.
+            The labelled positives. If not given, that of query i is item i. They are read on the
+            host: a GPU that has them is waited for, and those on the host are sent to it.
         sources : what else the queries are compared with
         step : int
             The step of the training.
@@ -200,10 +201,12 @@ class ContrastiveLoss(torch.nn.Module):
         if targets is None:
             if len(items) < rows:
                 raise ValueError(f"items has {len(items)} rows, queries {rows}: give targets")
-            own = torch.arange(rows, device=queries.vectors.device)
+            own = torch.arange(rows)
             targets = CooIndex(own, own)
         check_index(targets, "targets", rows, len(items))
-        if (queries.ids < 0).any() or (items.ids[targets.columns.cpu().numpy()] < 0).any():
+        pairs = _Pairs(targets.rows.cpu().numpy(), targets.columns.cpu().numpy())
+        targets = targets.to(queries.vectors.device)
+        if (queries.ids < 0).any() or (items.ids[pairs.columns] < 0).any():
             raise ValueError("queries and labelled positives need ids from 0 up")
         for source in sources:
             if not source.shared and len(source.ids) != rows:
@@ -213,7 +216,7 @@ class ContrastiveLoss(torch.nn.Module):
             if len(set(widths.values())) > 1:
                 found = ", ".join(f"{name} {width}" for name, width in widths.items())
                 raise ValueError(f"vectors differ in width: {found}")
-        batch = _Batch(self, queries, items, targets, sources, step)
+        batch = _Batch(self, queries, items, targets, pairs, sources, step)
         device = queries.vectors.device
         self._masked = [torch.zeros((), device=device) for _ in self.filters]
         self._compared = torch.zeros((), device=device)
@@ -300,6 +303,13 @@ class _Anchors:
         )
 
 
+class _Pairs(NamedTuple):
+    """The labelled positives on the host."""
+
+    rows: Ids
+    columns: Ids
+
+
 class _Batch:
     """One call of the loss."""
 
@@ -309,6 +319,7 @@ class _Batch:
         queries: Candidates,
         items: Candidates,
         targets: CooIndex,
+        on_host: _Pairs,
         sources: Sequence[Candidates],
         step: int,
     ) -> None:
@@ -323,7 +334,7 @@ class _Batch:
         pairs = self._pair_scores(queries.vectors[targets.rows], items.vectors[targets.columns])
         self.positive = (pairs - value_at(loss.margin, step)) * self.scale
         self._pairs = pairs.detach()
-        self._rows, self._columns = targets.rows.cpu().numpy(), targets.columns.cpu().numpy()
+        self._rows, self._columns = on_host
         # Which items are labelled positives of which query here, by their ids: a query may be there
         # several times. The last column, which is empty, stands for all other items.
         self._queries, rows = np.unique(queries.ids[self._rows], return_inverse=True)

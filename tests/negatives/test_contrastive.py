@@ -461,6 +461,26 @@ def test_half_precision_is_worked_on_in_full():
     assert value.dtype == torch.float32
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_nothing_is_read_back_from_a_device(given):
+    """A meta tensor stands for a GPU's: it refuses both other devices and to be read."""
+    x, z = (torch.empty(n, 4, device="meta", requires_grad=True) for n in (3, 5))
+    own = torch.arange(3)
+    loss = ContrastiveLoss(
+        directions=ALL,
+        label_smoothing=0.1,
+        filters=[KnownPositives(sp.csr_matrix(np.eye(3, 5))), SelfGuide()],
+    )
+    value = loss(
+        Candidates(np.arange(3), x),
+        Candidates(np.arange(5), z),
+        CooIndex(own, own, (3, 5)) if given else None,
+        [Candidates([[4], [0], [-1]], torch.empty(3, 1, 4, device="meta"))],
+    )
+    value.backward()
+    assert value.device.type == x.grad.device.type == z.grad.device.type == "meta"
+
+
 # Temperature, schedules, weights
 
 
