@@ -266,17 +266,14 @@ class NearCopies:
         if comparison.candidate == "query":
             return torch.zeros_like(comparison.scores, dtype=torch.bool)
         device = comparison.scores.device
-        positives = _rows(self._items, comparison.positives, device)
+        positives = _rows(self._items, comparison.positives, device, unit=True)
         ids = comparison.ids if comparison.ids.ndim == 1 else comparison.ids[comparison.owners]
-        candidates = _rows(self._items, ids, device)
-        for vectors, of in ((positives, comparison.positives), (candidates, ids)):
-            _check_length(vectors, of)
-        near = _products(positives, candidates)
-        pairs, columns = torch.nonzero(
-            near > value_at(self.threshold, comparison.step), as_tuple=True
-        )
-        found = comparison.mask(comparison.owners[pairs.cpu().numpy()], columns.cpu().numpy())
-        return found & comparison.with_id()
+        candidates = _rows(self._items, ids, device, unit=True)
+        near = _products(positives, candidates) > value_at(self.threshold, comparison.step)
+        # A row is near if one of its positives is. Counted, for a GPU need not be waited for then.
+        counts = comparison.scores.new_zeros(comparison.scores.shape, dtype=torch.int32)
+        counts.index_add_(0, comparison._sent(comparison.owners), near.int())
+        return (counts > 0) & comparison.with_id()
 
 
 def stored(matrix: sp.csr_matrix, rows: Ids, columns: Ids) -> npt.NDArray[np.bool_]:
@@ -288,8 +285,11 @@ def stored(matrix: sp.csr_matrix, rows: Ids, columns: Ids) -> npt.NDArray[np.boo
     return np.asarray(matrix[tuple(flat)]).reshape(shape) > 0
 
 
-def _rows(vectors: Any, ids: Ids, device: torch.device) -> torch.Tensor:
-    """Rows of an array or tensor, float32; the first one where there is no id."""
+def _rows(vectors: Any, ids: Ids, device: torch.device, *, unit: bool = False) -> torch.Tensor:
+    """Rows of an array or tensor, float32; the first one where there is no id.
+
+    They are checked where they are: those on the host, without a wait for a GPU.
+    """
     ids = np.maximum(ids, 0)
     if ids.size and ids.max() >= len(vectors):
         raise IndexError(f"id {ids.max()} is out of range for {len(vectors)} vectors")
@@ -297,11 +297,13 @@ def _rows(vectors: Any, ids: Ids, device: torch.device) -> torch.Tensor:
         taken = vectors[torch.from_numpy(ids).to(vectors.device)]
     else:
         taken = torch.from_numpy(np.asarray(vectors[ids]))
-    taken = taken.to(device, torch.float32)
+    taken = taken.float()
     if not bool(taken.isfinite().all()):
         wrong = (~taken.isfinite()).any(-1).cpu().numpy()
         raise ValueError(f"the vector of id {ids[wrong][0]} has NaN or infinity")
-    return taken
+    if unit:
+        _check_length(taken, ids)
+    return sent(taken, device)
 
 
 def _check_length(vectors: torch.Tensor, ids: Ids) -> None:

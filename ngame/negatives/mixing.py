@@ -8,6 +8,7 @@ import torch
 
 from ngame.arrays import as_count
 from ngame.negatives.schedule import Number, value_at
+from ngame.transfer import sent
 
 # Floats that the vectors of the pairs mixed at once may have, of each of the two.
 _FLOATS_AT_ONCE = 1 << 22
@@ -102,7 +103,7 @@ class HardMixer:
             True where a query has too few negatives for a synthetic one.
         """
         negatives = negatives.detach()
-        draws = MixingDraws(draws.pairs.to(queries.device), draws.queries.to(queries.device))
+        draws = MixingDraws(*(sent(drawn, queries.device) for drawn in draws))
         made = draws.pairs.shape[2] + draws.queries.shape[2]
         if not (made and len(negatives)):
             shape = len(queries), made

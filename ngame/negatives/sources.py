@@ -14,6 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ngame.arrays import as_count, as_ids, refuse_class
 from ngame.negatives.schedule import Number, value_at
+from ngame.transfer import sent
 
 EMPTY = -1
 """Id of a place that holds nothing: always left out. Pads lists of unequal length."""
@@ -254,13 +255,18 @@ class NegativeQueue:
         skipped = max(len(ids) - last, 0)
         places = (self._pushed + skipped + np.arange(len(ids) - skipped)) % last
         self._ids[places] = ids[skipped:]
-        self._vectors[torch.from_numpy(places)] = vectors.detach()[skipped:].to(self._vectors)
+        own = self._vectors
+        own.index_copy_(0, self._sent(places), vectors.detach()[skipped:].to(own))
         self._pushed += len(ids)
 
     def offer(self, *, weight: float = 1.0) -> Candidates:
         """All that it holds, the oldest first; a later push does not change what was offered."""
         order = (self._pushed - len(self) + np.arange(len(self))) % len(self._ids)
-        return Candidates(self._ids[order], self._vectors[torch.from_numpy(order)], weight)
+        return Candidates(self._ids[order], self._vectors[self._sent(order)], weight)
+
+    def _sent(self, places: Ids) -> torch.Tensor:
+        """Places, where the vectors are: a GPU would be waited for to index by those of a host."""
+        return sent(torch.from_numpy(places), self._vectors.device)
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs: copies of `ids` and `vectors`, and `pushed`.

@@ -17,6 +17,7 @@ from ngame.negatives import (
     Guide,
     HardMixer,
     KnownPositives,
+    NearCopies,
     NegativeQueue,
     Progressive,
     Schedule,
@@ -469,13 +470,21 @@ def test_nothing_is_read_back_from_a_device(given):
     loss = ContrastiveLoss(
         directions=ALL,
         label_smoothing=0.1,
-        filters=[KnownPositives(sp.csr_matrix(np.eye(3, 5))), SelfGuide()],
+        filters=[
+            KnownPositives(sp.csr_matrix(np.eye(3, 5))),
+            SelfGuide(),
+            Guide(np.eye(3, 5), np.eye(5)),
+            NearCopies(np.eye(5)),
+        ],
+        mixer=HardMixer(2, 2, 2),
     )
+    queue = NegativeQueue(2, 4, device="meta")
+    queue.push([3, 4], z[3:])
     value = loss(
         Candidates(np.arange(3), x),
         Candidates(np.arange(5), z),
         CooIndex(own, own, (3, 5)) if given else None,
-        [Candidates([[4], [0], [-1]], torch.empty(3, 1, 4, device="meta"))],
+        [Candidates([[4], [0], [-1]], torch.empty(3, 1, 4, device="meta")), queue.offer()],
     )
     value.backward()
     assert value.device.type == x.grad.device.type == z.grad.device.type == "meta"
