@@ -62,13 +62,29 @@ class Graphs:
         return sum(len(place.graphs) for place in self._places)
 
     def __call__(
-        self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_], longest: int
-    ) -> torch.Tensor | None:
-        """Vectors of padded texts, float32 [n, dim], which may be padded further up to `longest`.
+        self,
+        parts: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]],
+        longest: int,
+    ) -> list[torch.Tensor | None]:
+        """Vectors of the parts of a batch, float32 [n, dim], from the ids and mask of each.
 
-        None if too many other batches are between their passes, if there are too many shapes, or if
-        nothing is trained.
+        Texts may be padded further up to `longest`. None if too many other batches are between
+        their passes, if there are too many shapes, or if nothing is trained.
+
+        Without gradients the same graphs run as with them: so the two passes of `grad_cache` draw
+        the same random numbers.
         """
+        # Each part in a place of its own, also where no gradients keep it taken.
+        held: list[_Between] = []
+        return [self._vectors(ids, mask, longest, held) for ids, mask in parts]
+
+    def _vectors(
+        self,
+        ids: npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_],
+        longest: int,
+        held: "list[_Between]",
+    ) -> torch.Tensor | None:
         weights = {n: w for n, w in self._module.named_parameters() if w.requires_grad}
         if not weights:
             return None
@@ -92,8 +108,9 @@ class Graphs:
         mask[count:, 0] = True  # the mean over no token would be NaN
         graph.ids.copy_(sent(torch.from_numpy(ids), graph.ids.device))
         graph.mask.copy_(sent(torch.from_numpy(mask), graph.mask.device))
+        held.append(place.taken())
         vectors: torch.Tensor = _Replay.apply(  # type: ignore[no-untyped-call]
-            graph, place.taken(), *weights.values()
+            graph, held[-1], *weights.values()
         )
         return vectors[:count]
 
@@ -113,7 +130,8 @@ class Graphs:
         vectors = torch.zeros(shape[0], self._dim, device=next(iter(weights.values())).device)
         graph = _Graph(self._module, shape, weights, vectors, self._gradients)
         passes = graph.run_forward, graph.run_backward
-        graph.forward, graph.backward = place.recorder.record(*passes)
+        with torch.enable_grad():
+            graph.forward, graph.backward = place.recorder.record(*passes)
         return graph
 
 

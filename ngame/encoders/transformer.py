@@ -267,7 +267,7 @@ class TransformerEncoder(Encoder):
         replayed: list[torch.Tensor | None] = [None] * len(parts)
         # Before the precision below, in which a graph would not convert the weights anew.
         if self._graphs is not None and self._can_record(device):
-            replayed = [self._graphs(ids, mask, self._longest) for ids, mask in parts]
+            replayed = self._graphs(parts, self._longest)
         vectors = []
         # One context for all: autocast then converts each weight once.
         with self._precision(device):
@@ -285,11 +285,9 @@ class TransformerEncoder(Encoder):
 
     def _can_record(self, device: torch.device) -> bool:
         """Whether a graph would do what the kernels one by one do."""
-        with_gradients = self.training and torch.is_grad_enabled()
+        in_training = self.training and not torch.is_inference_mode_enabled()
         # An autocast of the caller would not be recorded.
-        return bool(with_gradients and self._adds_masks) and not torch.is_autocast_enabled(
-            device.type
-        )
+        return bool(in_training and self._adds_masks) and not torch.is_autocast_enabled(device.type)
 
     def _pad(
         self, tokens: Tokens, longest: int

@@ -13,6 +13,7 @@ import torch
 from ngame.config import Config
 from ngame.encoders import graphs, transformer
 from ngame.encoders.transformer import TransformerEncoder
+from ngame.negatives import grad_cache
 
 pytest.importorskip("transformers")
 
@@ -212,7 +213,7 @@ def test_a_copy_has_none(make):
 def test_only_where_it_would_do_the_same(make, device):
     encoder = make(True)
     tokens = encoder.tokenize(TEXTS)
-    with torch.no_grad():
+    with torch.inference_mode():
         encoder(tokens)
     with torch.autocast(device, torch.bfloat16):
         encoder(tokens)
@@ -236,6 +237,32 @@ def test_random_numbers(make, device):
     again = draws(encoder)
     assert torch.equal(first, again[0])
     assert torch.equal(second, again[1])
+
+
+@pytest.mark.parametrize("call", [10**9, 0], ids=["whole", "cut by length"])
+def test_both_passes_of_grad_cache_draw_the_same_dropout(make, monkeypatch, call):
+    """The first one, without gradients, of texts that are padded to the same shapes."""
+    monkeypatch.setattr(transformer, "_TOKENS_PER_CALL", call)
+    encoder = make(True, dropout=True)
+    encoder.eval()(encoder.tokenize(TEXTS))
+    encoder.train()
+    chunks = [encoder.tokenize(texts) for texts in (["disk " * 16, *TEXTS], OTHERS)]
+    found = []
+    for cached in (False, True):
+        encoder.zero_grad()
+        torch.manual_seed(5)
+        if cached:
+            encodes = [lambda part=part: encoder(part) for part in chunks]
+            found.append(grad_cache(lambda x: x.square().sum(), encodes))
+        else:
+            loss = torch.cat([encoder(part) for part in chunks]).square().sum()
+            loss.backward()
+            found.append(loss.detach())
+        found.append(
+            {n: w.grad.clone() for n, w in encoder.named_parameters() if w.grad is not None}
+        )
+    torch.testing.assert_close(found[2], found[0])
+    assert_same(found[3], found[1])
 
 
 def test_settings_that_exclude_each_other(model):
