@@ -590,13 +590,17 @@ class _ExactSums:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before = False
+        self._before: Any = False
 
     def __enter__(self) -> None:
         settings = torch.backends.cuda.matmul
         with self._lock:
             if self._inside == 0:
                 self._before = settings.allow_bf16_reduced_precision_reduction
+                # A second part, in newer versions, which setting the first alone would turn on.
+                split = getattr(settings, "allow_bf16_reduced_precision_reduction_split_k", None)
+                if split is not None:
+                    self._before = self._before, split
                 settings.allow_bf16_reduced_precision_reduction = False
             self._inside += 1
 

@@ -571,6 +571,22 @@ def test_positives_of_many_rows(device, scale):
         assert (found.col_indices().cpu().numpy() == wanted.indices).all()
 
 
+def test_a_search_leaves_the_settings_of_products_as_they_were():
+    settings = torch.backends.cuda.matmul
+    name = "allow_bf16_reduced_precision_reduction"
+    parts = [part for part in (name, f"{name}_split_k") if hasattr(settings, part)]
+    before = [getattr(settings, part) for part in parts]
+    try:
+        for value in (True, False, *[(False, False)] * (len(parts) > 1)):
+            setattr(settings, name, value)
+            own = [getattr(settings, part) for part in parts]
+            with cuda._exact_sums, cuda._exact_sums:
+                assert not getattr(settings, name)
+            assert [getattr(settings, part) for part in parts] == own
+    finally:
+        setattr(settings, name, tuple(before) if len(parts) > 1 else before[0])
+
+
 @pytest.mark.gpu
 def test_on_a_stream_of_ones_own():
     if why_no_gpu():
