@@ -60,7 +60,8 @@ class AllLabels(torch.nn.Module):
         x : float32 tensor of shape [b, d]
             Unit vectors of points, the same on all ranks.
         known, targets : positions in [b, L]
-            Known positives, and those of them to train on, among this rank's labels.
+            Known positives, and those of them to train on, among this rank's labels. They are dealt
+            to chunks where they are: a GPU that has them is waited for, with those on the host not.
         rate : float
             Learning rate: the length of a vector's first step.
         seed : int
@@ -72,8 +73,8 @@ class AllLabels(torch.nn.Module):
         most = _SCORES_ON_CPU if x.device.type == "cpu" else _SCORES
         size = max(1, most // max(*points.shape, 1))
         firsts = range(0, max(1, len(self.vectors)), size)
-        known, targets = _by_column(known), _by_column(targets)
-        known_in, targets_in = _by_chunk(known, firsts), _by_chunk(targets, firsts)
+        _, known_in = _by_chunk(known, firsts, x.device)
+        targets, targets_in = _by_chunk(targets, firsts, x.device)
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         keep = len(self.vectors) * sum(points.shape) <= _KEPT
 
@@ -119,19 +120,20 @@ class AllLabels(torch.nn.Module):
         return loss + (product - product.detach())
 
 
-def _by_column(index: CooIndex) -> CooIndex:
+def _by_chunk(
+    index: CooIndex, firsts: range, device: torch.device
+) -> tuple[CooIndex, list[CooIndex]]:
+    """The positions by column, on a device, and those in every chunk, counted from its first."""
     order = index.columns.argsort(stable=True)
-    return CooIndex(index.rows[order], index.columns[order], index.shape)
-
-
-def _by_chunk(index: CooIndex, firsts: range) -> list[CooIndex]:
-    """The positions in every chunk of columns, counted from its first; they are by column."""
-    rows, columns, _ = index
-    bounds = torch.tensor(firsts, device=columns.device)
-    ends = [*torch.searchsorted(columns, bounds[1:]).tolist(), len(columns)]
+    rows, columns = index.rows[order], index.columns[order]
+    ends = [len(columns)]
+    if len(firsts) > 1:
+        bounds = torch.tensor(firsts[1:], device=columns.device)
+        ends = [*torch.searchsorted(columns, bounds).tolist(), *ends]
+    whole = CooIndex(rows, columns, index.shape).to(device)
     begins = [0, *ends[:-1]]
-    return [
-        CooIndex(rows[begin:end], columns[begin:end] - first)
+    return whole, [
+        CooIndex(whole.rows[begin:end], whole.columns[begin:end] - first)
         for first, begin, end in zip(firsts, begins, ends, strict=True)
     ]
 

@@ -273,7 +273,7 @@ def train_all_labels(run: Run, encoded: EncodedTexts) -> Vectors:
         x = ranks.concatenate(x, ranks.counts(len(rows)))
         if not config.finetune:
             x.requires_grad_()
-        of_batch = [CooIndex.of(matrix[rows], run.device) for matrix in (known, targets)]
+        of_batch = [CooIndex.of(matrix[rows]) for matrix in (known, targets)]
         rate = config.step * stage.optimizer.share
         seeds = stage.seeds(stage.batch).generate_state(1 + len(labels)).tolist()[1:]
         losses = [

@@ -95,6 +95,17 @@ def test_scores_computed_again_give_the_same_bits_as_those_kept(problem, monkeyp
         assert torch.equal(kept, recomputed)
 
 
+def test_nothing_is_read_back_from_a_device(problem, monkeypatch):
+    """A meta tensor stands for a GPU's: it refuses both other devices and to be read."""
+    x, vectors, known, targets = problem
+    monkeypatch.setattr(all_labels, "_SCORES", all_labels._SCORES_ON_CPU)
+    monkeypatch.setattr(torch, "Generator", lambda device: torch.default_generator)
+    labels, x = AllLabels(vectors.to("meta")), x.to("meta").requires_grad_()
+    found = labels.step(x, known, targets, 0.1, seed=1)
+    found.backward()
+    assert found.device.type == x.grad.device.type == "meta"
+
+
 def test_steps_lower_the_loss(problem):
     x, vectors, known, targets = problem
     labels = AllLabels(vectors)
