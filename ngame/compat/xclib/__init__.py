@@ -11,8 +11,9 @@ old import                       holds
 ``xclib.data.features``          FeaturesBase, DenseFeatures, SparseFeatures
 ``xclib.data.labels``            LabelsBase, DenseLabels, SparseLabels
 ``xclib.evaluation.xc_metrics``  precision, ndcg, recall, hits, psprecision, psndcg, format,
-                                 Metrics, Metrices, compute_inv_propesity, _setup_metric,
-                                 _eval_flags, _precision, _recall, _hits, _ndcg
+                                 recall_at_gt, micro_recall_at_gt, Metrics, Metrices,
+                                 compute_inv_propesity, _setup_metric, _eval_flags, _precision,
+                                 _recall, _hits, _ndcg
 ``xclib.utils.ann``              HNSW
 ``xclib.utils.clustering``       cluster_balance, b_kmeans_dense, b_kmeans_sparse
 ``xclib.utils.dense``            topk, compute_centroid

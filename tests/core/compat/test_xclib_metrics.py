@@ -69,6 +69,21 @@ def test_by_hand_in_every_form(form):
     check(four[3], xc_metrics.psndcg(X, TRUTH, WEIGHTS, 4, ranked))
 
 
+@pytest.mark.parametrize("form", range(10))
+def test_recall_at_as_many_as_there_are(form):
+    """Row 0 has two positives, of which its best two hold one; row 1 has one, which is last."""
+    X, ranked = forms(SCORES, 2)[form]
+    assert xc_metrics.recall_at_gt(X, TRUTH, 10**8, ranked) == pytest.approx(0.5 / 3)
+    assert xc_metrics.micro_recall_at_gt(X, TRUTH, 10**8, ranked) == pytest.approx(1 / 3)
+    # Fewer predictions than positives, stored zeros among these, and none at all.
+    truth = sp.csr_matrix(np.array([[1, 1, 1, 2]]))
+    truth.data[3] = 0
+    best = sp.csr_matrix(([0.5], ([0], [1])), (1, 4))
+    assert xc_metrics.recall_at_gt(best, truth, pad_val=9) == pytest.approx(1 / 3)
+    for metric in (xc_metrics.recall_at_gt, xc_metrics.micro_recall_at_gt):
+        assert metric(best, np.zeros((1, 4)), pad_val=9) == 0
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_against_the_definitions(seed):
     rng = np.random.default_rng(seed)

@@ -14,7 +14,8 @@ are misses. True labels are a sparse matrix or an array, whose nonzero entries a
 
 All but `format` raise TypeError if an argument has another type, ValueError if shapes do not agree,
 there are no rows, k is less than 1, ids come without ``sorted=True`` or a score is NaN, and
-IndexError for an id out of range. Results are float64 arrays of shape [k], as fractions.
+IndexError for an id out of range. Results are float64 arrays of shape [k], as fractions; those of
+`recall_at_gt` and `micro_recall_at_gt` are single floats.
 
 Notes
 -----
@@ -89,6 +90,32 @@ def hits(
 ) -> Curve:
     """Give the share of rows with a positive among their best 1 .. k."""
     return _curves(X, true_labels, None, k, sorted, "HR")[0]
+
+
+def recall_at_gt(
+    X: Any, true_labels: Any, pad_val: int, sorted: bool = False, use_cython: bool = False
+) -> float:
+    """Give the mean of each row's recall among as many of its best as it has positives.
+
+    A row without positives counts as 0. `pad_val` has no effect.
+    """
+    found, positives = _found_at_gt(X, true_labels, sorted)
+    return float((found / np.maximum(positives, 1)).mean())
+
+
+def micro_recall_at_gt(
+    X: Any, true_labels: Any, pad_val: int, sorted: bool = False, use_cython: bool = False
+) -> float:
+    """Give the share of all positives found among as many of each row's best as it has positives.
+
+    It is 0 if there is no positive. `pad_val` has no effect.
+
+    Notes
+    -----
+    In pyxclib it is then NaN.
+    """
+    found, positives = _found_at_gt(X, true_labels, sorted)
+    return float(found.sum() / max(positives.sum(), 1))
 
 
 def compute_inv_propesity(labels: Any, A: float, B: float) -> Curve:
@@ -285,6 +312,17 @@ def _ndcg(eval_flags: Any, n: Any, k: int = 5) -> Curve:
     discounts = 1 / np.log2(np.arange(2, k + 2))
     best = np.minimum(np.asarray(n, np.float64).reshape(-1, 1), np.cumsum(discounts))
     return np.ravel((np.cumsum(flags * discounts, axis=1) / best).mean(axis=0))
+
+
+def _found_at_gt(
+    X: Any, true_labels: Any, ranked: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each row, the positives found among as many of its best as it has, and those it has."""
+    truth = _truth(true_labels) != 0
+    positives = truth.getnnz(axis=1).astype(np.int64)
+    ids, wider, _, _ = _setup_metric(X, truth, k=max(1, positives.max(initial=0)), sorted=ranked)
+    within = np.arange(ids.shape[1]) < positives[:, np.newaxis]
+    return (_eval_flags(ids, wider) * within).sum(axis=1, dtype=np.int64), positives
 
 
 def _curves(
