@@ -150,6 +150,15 @@ def test_triplet_by_hand():
     assert gradient[0, 3] == 0
     assert gradient[0, 0] == pytest.approx(-1, rel=1e-5)
     assert gradient.sum() == pytest.approx(0, abs=1e-6)
+    # The weights take part in the gradient: the hardest negative gains weight as it rises.
+    rise = first * (1 - first) * (0.4 - 0.2) / 0.2
+    assert gradient[0, 1:3] == pytest.approx([first + rise, 1 - first - rise], rel=1e-4)
+
+
+def test_triplet_looks_at_ten_negatives():
+    value, gradient = run(triplet, [[0.0, *np.linspace(0.1, 0.9, 12)]], [[1] + [0] * 12])
+    assert (gradient[0, 1:] != 0).tolist() == [False] * 2 + [True] * 10
+    assert value == run(triplet, [[0.0, *np.linspace(0.1, 0.9, 12)[2:]]], [[1] + [0] * 10])[0]
 
 
 def test_decoupled_softmax_by_hand():
