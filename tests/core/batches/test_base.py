@@ -64,6 +64,14 @@ def test_all_ranks_get_as_many_batches_every_epoch(make: Any, world_size: int, k
     assert len(ranks[0]) == length
 
 
+def test_batches_go_to_the_ranks_by_turns() -> None:
+    """Ranks that step together are at neighbouring batches of one plan."""
+    whole = clustered(120, 10, 5).plan()
+    for rank in range(3):
+        own = clustered(120, 10, 5, world_size=3, rank=rank).plan()
+        assert same(own, whole[rank::3])
+
+
 @each_kind
 def test_iterating_is_pure(make: Any) -> None:
     sampler = make()
@@ -145,6 +153,14 @@ def test_going_back_loses_nothing() -> None:
     assert not sampler.due(2)
     sampler.refresh(x)
     assert sampler.refreshes == 2
+    # A look at an epoch after the first one with clusters begins nothing.
+    sampler.set_epoch(6)
+    sampler.refresh(x)
+    sampler.set_epoch(2)
+    sampler.set_epoch(6)
+    assert not sampler.due(6)
+    sampler.refresh(x)
+    assert sampler.refreshes == 4
 
 
 # ---- Keys ------------------------------------------------------------------------------------
