@@ -119,6 +119,21 @@ def test_clusters_to_begin_with():
     assert sorted(np.concatenate(clusters[:2]).tolist()) == [1, 3, 5, 7]
     assert mapping[[4, 6]].tolist() == [-1, -1]
     assert cluster_balance(x, begin, 2, b_kmeans_dense)[0][0].tolist() == [7, 5, 3, 1]
+    lists = cluster_balance(x, [ids.tolist() for ids in begin], 2, b_kmeans_dense)[0]
+    assert [ids.tolist() for ids in lists] == [ids.tolist() for ids in begin]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint64])
+@pytest.mark.parametrize("splitter", [b_kmeans_dense, b_kmeans_sparse])
+def test_ids_keep_their_type(splitter, dtype):
+    """As codes that save them, or compare files, expect."""
+    x = np.eye(8, dtype=np.float32)
+    X = sp.csr_matrix(x) if splitter is b_kmeans_sparse else x
+    clusters, mapping = cluster_balance(X, [np.arange(8, dtype=dtype)], 4, splitter)
+    assert {ids.dtype for ids in clusters} == {np.dtype(dtype)}
+    assert mapping.dtype == np.int64
+    mixed = [np.arange(4, dtype=dtype), np.arange(4, 8)]
+    assert cluster_balance(X, mixed, 4, splitter)[0][0].dtype == dtype
 
 
 def test_a_splitter_of_ones_own():

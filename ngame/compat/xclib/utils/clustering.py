@@ -58,7 +58,8 @@ def cluster_balance(
     Returns
     -------
     clusters : list of int arrays, from the left of the tree to its right
-        From one cluster of n rows, each of k clusters has floor(n / k) or ceil(n / k).
+        From one cluster of n rows, each of k clusters has floor(n / k) or ceil(n / k). Their dtype
+        is that of the given cluster.
     mapping : int64 array of shape [n]
         The cluster of every row: -1 if it is in none, the last one if it is in several.
 
@@ -80,10 +81,11 @@ def cluster_balance(
     leaves: list[Ids] = []
     for number, ids in enumerate(clusters):
         name = f"clusters[{number}]"
-        leaves.append(as_ids(ids, name))
-        outside = leaves[-1][(leaves[-1] < 0) | (leaves[-1] >= rows)]
+        checked = as_ids(ids, name)
+        outside = checked[(checked < 0) | (checked >= rows)]
         if len(outside):
             raise IndexError(f"{name} has id {outside[0]}, out of range for {rows} rows")
+        leaves.append(np.asarray(ids) if len(checked) else checked)
     if not leaves:
         raise ValueError("clusters is empty")
     if not 0 < num_clusters < math.inf:
@@ -97,7 +99,8 @@ def cluster_balance(
     else:
         leaves = _leaves(X, leaves, wanted, splitter, seed, threads)
     mapping = np.full(rows, -1, np.int64)
-    mapping[np.concatenate(leaves)] = np.repeat(np.arange(len(leaves)), [*map(len, leaves)])
+    places = np.concatenate([as_ids(ids, "ids of a cluster") for ids in leaves])
+    mapping[places] = np.repeat(np.arange(len(leaves)), [*map(len, leaves)])
     return leaves, mapping
 
 
