@@ -362,6 +362,24 @@ def test_hardness_of_mined_negatives_and_of_others():
     assert loss(queries, apart, sources=[listed]).item() == pytest.approx(sum(pays) / 2, rel=1e-6)
 
 
+def test_hardness_is_of_queries_and_items_and_has_no_gradient():
+    queries, items = from_cosines([[0.5, 0.2], [0.1, 0.6]])
+    for direction in set(ALL) - {"query_to_item"}:
+        plain, hard = (
+            ContrastiveLoss(directions=[direction], hardness=strength)(queries, items)
+            for strength in (0, 9)
+        )
+        assert plain.item() == hard.item()
+    x = queries.vectors.clone().requires_grad_()
+    value = ContrastiveLoss(temperature=0.5, hardness=3)(Candidates([0, 1], x), items)
+    logits = x @ items.vectors.T / 0.5
+    constant = 1.5 * logits.detach() * (1 - torch.eye(2))
+    by_hand = torch.nn.functional.cross_entropy(logits + constant, torch.arange(2))
+    assert value.item() == pytest.approx(by_hand.item(), rel=1e-6)
+    found, expected = (torch.autograd.grad(one, x)[0] for one in (value, by_hand))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_a_positive_is_not_compared_with_what_was_mined_for_its_row():
     x = torch.eye(4)
     queries = Candidates([0, 1], x[:2])
@@ -519,6 +537,12 @@ def test_numbers_follow_their_schedules():
     assert loss(queries, items, step=9).item() == first
     assert loss(queries, items, step=10).item() == pytest.approx(0.001879385, rel=1e-5)
     assert loss(queries, items, step=20).item() == 0
+    smoothing, hardness = Schedule({0: 0.0, 10: 0.1}), Schedule({0: 0.0, 20: 9.0})
+    loss = ContrastiveLoss(temperature=0.5, label_smoothing=smoothing, hardness=hardness)
+    for step, options in ((9, {}), (10, {"label_smoothing": 0.1}), (19, {"label_smoothing": 0.1}),
+                          (20, {"label_smoothing": 0.1, "hardness": 9})):  # fmt: skip
+        same = ContrastiveLoss(temperature=0.5, **options)(queries, items)
+        assert loss(queries, items, step=step).item() == same.item()
 
 
 def test_progressive_weights():
@@ -535,6 +559,22 @@ def test_progressive_weights():
     expected = (0.5 + 0.5 * d / d.mean()) * losses
     ramp = Progressive(Schedule({0: 0.0, 10: 1.0}, "linear"))
     torch.testing.assert_close(ramp(losses, probabilities, step=5), expected)
+
+
+def test_progressive_weights_are_those_of_the_positives_alone():
+    """However labels are smoothed."""
+    seen = []
+
+    def watch(losses, probabilities, *, step):
+        seen.append(probabilities.tolist())
+        return losses
+
+    queries, items = from_cosines([[0.5, 0.4], [0.1, 0.2]])
+    for smoothing in (0, 0.3):
+        ContrastiveLoss(temperature=0.1, label_smoothing=smoothing, progressive=watch)(
+            queries, items
+        )
+    assert seen[0] == seen[1] == pytest.approx([1 / (1 + math.exp(-1))] * 2, rel=1e-6)
 
 
 def test_progressive_weights_have_no_gradient():

@@ -133,6 +133,20 @@ def test_in_the_loss(rng):
         assert loss(mixer, 4, rows_at_once=rows).item() == pytest.approx(both.item(), rel=1e-6)
 
 
+def test_what_a_source_offers_is_mixed_too():
+    """Here a queue's vector, the only negative there is."""
+    queue = NegativeQueue(2, 2)
+    queue.push([9], torch.tensor([[0.8, 0.6]]))
+    batch = Candidates([0], torch.tensor([[1.0, 0]])), Candidates([0], torch.tensor([[0.6, 0.8]]))
+    mixer = HardMixer(1, 0, 1, seed=3)
+    found = ContrastiveLoss(temperature=1.0, mixer=mixer)(*batch, sources=[queue.offer()])
+    share = float(mixer.draw(1, 0).queries[1])
+    mixed = share * np.array([1, 0]) + (1 - share) * np.array([0.8, 0.6])
+    hard = mixed[0] / np.linalg.norm(mixed)
+    expected = np.log1p(np.exp(0.8 - 0.6) + np.exp(hard - 0.6))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_mixtures_move_neither_the_negatives_nor_the_query_inside(rng):
     """The gradient of the batch's items is that of a loss with constant extra logits."""
     x, z = unit(rng, 3, 4).requires_grad_(), unit(rng, 3, 4).requires_grad_()
