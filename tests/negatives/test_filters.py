@@ -196,7 +196,7 @@ def test_bad_guides():
 
 
 def test_self_guide():
-    guide = SelfGuide(0.1)
+    guide = SelfGuide()  # 0.1
     seen = comparison(
         [5, 6, 7],
         scores=[[0.5, 0.65, 0.61], [0.2, 0.29, 0.31]],
@@ -210,6 +210,12 @@ def test_near_copies():
     # Item 1 and item 2 are near each other (0.96), no others.
     seen = comparison([0, 1, 2, 3, -2], positives=[2, 3])
     assert copies(seen).tolist() == [[False, True, True, False, False], [False] * 3 + [True, False]]
+    # What has no id is no item, the first one least of all.
+    no_ids = comparison([0, -2, -1], queries=[0], positives=[0])
+    assert copies(no_ids).tolist() == [[True, False, False]]
+    by_default = NearCopies(np.array([[1, 0], [0.94, 0.342], [0.96, 0.28]], np.float32))
+    near = by_default(comparison([0, 1, 2], queries=[0], positives=[0]))
+    assert near.tolist() == [[True, False, True]]
     several = comparison([[0, 1], [1, 3]], positives=[0, 3, 2], owners=[0, 1, 1])
     assert copies(several).tolist() == [[True, False], [True, True]]
     queries = comparison([0, 1], candidate="query")

@@ -133,6 +133,13 @@ def test_in_the_loss(rng):
         assert loss(mixer, 4, rows_at_once=rows).item() == pytest.approx(both.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(("options", "most"), [({}, 0.5), ({"max_share": 0.2}, 0.2)])
+def test_the_negative_outweighs_the_query(options, most):
+    (shares,) = HardMixer(1, 0, 500, **options).draw(1, 0).queries[1]
+    assert 0.9 * most < shares.max() <= most
+    assert shares.min() < 0.1 * most
+
+
 def test_what_a_source_offers_is_mixed_too():
     """Here a queue's vector, the only negative there is."""
     queue = NegativeQueue(2, 2)

@@ -233,7 +233,10 @@ def test_following_by_the_closed_form():
     """After t steps behind a constant: m^t of its own start, the rest the encoder's."""
     encoder = torch.nn.Linear(3, 2)
     start = encoder.weight.detach().clone()
+    assert EmaEncoder(encoder).momentum == 0.999
     follower = EmaEncoder(encoder, 0.9)
+    assert encoder.training
+    assert not follower.encoder.training
     with torch.no_grad():
         encoder.weight.add_(1)
     for _ in range(7):
