@@ -296,6 +296,9 @@ def test_users_own_encoder(dataset):
     assert model.encoder is encoder
     assert not torch.equal(encoder.weights.weight, before)
     assert model.metrics["fused"]["P@1"] > 0.2  # three times what guessing gives
+    evaluating = Words().eval()  # as a loaded module often is
+    ngame.train(dataset, tiny.config(*ENCODER_ONLY), encoder=evaluating)
+    assert evaluating.trained_on
 
 
 # Batches
@@ -784,6 +787,15 @@ def test_validation_points_are_held_out():
     none = numbered(val_texts=["val0"], val_labels=np.eye(6)[:1], drop_val=[(0, 0)])
     with pytest.raises(ValueError, match="no validation point has a label that is not dropped"):
         ngame.train(none, tiny.config())
+
+
+@pytest.mark.parametrize(("points", "held_out"), [(300, 60), (1000, 100), (4000, 200)])
+def test_how_many_points_are_held_out(points, held_out):
+    """A twentieth, but a hundred at least, and a fifth at most."""
+    truth = Truth.of(sp.csr_matrix(np.ones((points, 1), np.float32)), None)
+    parts = split_held_out(truth, ngame.Config())
+    assert [len(rows) for rows in parts] == [points - held_out, held_out]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(points))
 
 
 def test_at_most_so_many_validation_points_are_held_out():
