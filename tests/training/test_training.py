@@ -1,5 +1,6 @@
 """Both stages of training, on a small data set."""
 
+import functools
 import math
 import re
 import time
@@ -31,6 +32,7 @@ from ngame.report.measures import RunReport
 from ngame.training import loops as training
 from ngame.training import stage as stage_module
 from ngame.training.checkpoint import Checkpoint
+from ngame.training.encoded import EncodedTexts
 from ngame.training.optimizer import Optimizer
 from ngame.training.run import Run, Truth, split_held_out
 
@@ -624,6 +626,49 @@ def test_random_labels_join_every_pool(dataset, monkeypatch, positives):
 
 
 # Updates
+
+
+@functools.cache
+def trained(*sets):
+    """The weights after both stages, without what follows, of a few points."""
+    config = tiny.config("encoder_stage.cluster_size=1", *sets)
+    run = Run(tiny.dataset(60), config, None, False, None)
+    with torch.random.fork_rng():
+        training.train_encoder(run)
+        classifier = training.train_classifier(run, EncodedTexts(run))
+    weights = [*run.encoder.state_dict().values(), torch.as_tensor(classifier)]
+    return torch.cat([weight.float().ravel() for weight in weights])
+
+
+TRIPLET = "encoder_stage.loss='triplet'"
+CLUSTERED = "encoder_stage.schedule={0 = 4}"
+
+
+@pytest.mark.parametrize(
+    ("base", "setting"),
+    [
+        *(
+            ((), f"{stage}_stage.{setting}")
+            for stage in ("encoder", "classifier")
+            for setting in ("temperature=0.1", "clip=0.001", "warmup=0.9", "learning_rate=0.001")
+        ),
+        ((), "encoder.dropout=0.3"),
+        ((), "encoder_stage.sparse_learning_rate=0.001"),
+        ((), "encoder_stage.weight_decay=0.5"),
+        ((), "encoder_stage.random_labels=5"),
+        ((), "encoder_stage.positives='one'"),
+        ((), "classifier_stage.dropout=0.0"),
+        ((TRIPLET,), "encoder_stage.margin=0.1"),
+        ((TRIPLET,), "encoder_stage.negatives=1"),
+        ((CLUSTERED,), "encoder_stage.random_share=0.5"),
+        ((CLUSTERED,), "encoder_stage.embeddings='fresh'"),
+        ((), CLUSTERED),
+        ((), TRIPLET),
+    ],
+)
+def test_settings_of_a_stage_act(base, setting):
+    """None is read and forgotten."""
+    assert not torch.equal(trained(*base), trained(*base, setting))
 
 
 def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
