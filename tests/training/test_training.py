@@ -912,6 +912,29 @@ def test_dropped_pairs_are_neither_targets_nor_negatives(monkeypatch):
     assert met > 10
 
 
+def test_the_fusion_is_fitted_without_dropped_pairs(monkeypatch):
+    """They count neither as predictions nor as truth there."""
+    whole = tiny.dataset()
+    drop = np.argwhere(whole.train_labels[:, [0]].toarray() == 0)  # label 0 of all that lack it
+    fitted, candidates = [], ngame.Model.candidates
+
+    def keep(self, texts, vectors, *, drop, seen):
+        found = candidates(self, texts, vectors, drop=drop, seen=seen)
+        fitted.append(found[0])
+        return found
+
+    monkeypatch.setattr(ngame.Model, "candidates", keep)
+    parts = whole.train_texts, whole.train_labels, whole.label_texts
+    ngame.train(ngame.Dataset(*parts, drop_train=drop), tiny.config(*ENCODER_ONLY))
+    _, held_out = split_held_out(Truth.of(whole.train_labels, drop), tiny.config())
+    own = whole.train_labels[held_out][:, 0].toarray().ravel() > 0
+    assert own.any()
+    for found in fitted:
+        assert found.nnz > own.size
+        assert not found[np.flatnonzero(~own), 0].nnz
+    assert len(fitted) == 2  # of all scorers, and of those for training points
+
+
 @tiny.few_held_out
 def test_points_without_a_label_are_dropped_and_counted():
     whole = tiny.dataset()
