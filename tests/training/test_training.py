@@ -935,6 +935,38 @@ def test_the_fusion_is_fitted_without_dropped_pairs(monkeypatch):
     assert len(fitted) == 2  # of all scorers, and of those for training points
 
 
+@pytest.mark.parametrize("fuse_for", ["precision", "psp"])
+def test_what_the_fusion_is_fitted_for(dataset, monkeypatch, fuse_for):
+    gains, fit = [], training.Fusion.fit
+    monkeypatch.setattr(
+        training.Fusion, "fit", lambda *x, **given: gains.append(given["gains"]) or fit(*x, **given)
+    )
+    config = tiny.config(f"prediction.fuse_for={fuse_for}", *ENCODER_ONLY)
+    ngame.train(dataset, config)
+    trained, _ = split_held_out(Truth.of(dataset.train_labels, None), config)
+    weights = ngame.metrics.inverse_propensity(dataset.train_labels[trained])
+    for found in gains:
+        if fuse_for == "psp":
+            np.testing.assert_array_equal(np.unique(found), np.unique(weights))
+        else:
+            assert found is None
+    assert gains
+
+
+def test_dropped_test_pairs_count_as_neither(dataset):
+    """Here positives: they are no truth in the scores of a run."""
+    labels = dataset.test_labels
+    firsts = labels.indices[labels.indptr[:-1]]
+    several = np.flatnonzero(np.diff(labels.indptr) > 1)
+    drop = np.stack([several, firsts[several]], axis=1)
+    model = ngame.train(tiny.dataset(drop_test=drop), tiny.config(*ENCODER_ONLY))
+    found = model.scores(dataset.test_texts, scorers=["encoder"])["encoder"]
+    expected = ngame.metrics.evaluate(found, labels, ks=[1, 10], drop=drop)
+    for name in ("P@1", "R@10"):
+        assert model.metrics["encoder"][name] == pytest.approx(expected[name])
+    assert ngame.metrics.evaluate(found, labels, ks=[10])["R@10"] != expected["R@10"]
+
+
 @tiny.few_held_out
 def test_points_without_a_label_are_dropped_and_counted():
     whole = tiny.dataset()
