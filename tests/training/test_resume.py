@@ -38,11 +38,14 @@ BANK = (
     "classifier_stage.cluster_size=4",
 )
 # Imports once, then forks one run after the other. The first run finishes. The next ones are killed
-# by SIGKILL just before they rename their first, second, third ... file. The following ones are
-# killed at their fourth to eighth file, and so a few batches further each time. The last finishes.
+# by SIGKILL just before they put their first, second, third ... file or folder in its place. The
+# following ones are killed at their fifth or sixth, and so a batch or two further each time, and
+# those after them while they write the model. The last finishes. What is written aside, to be put
+# in place with its folder, does not count.
 DRIVER = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import ngame.cli, ngame.prediction.model, ngame.training.loops
+from ngame.training.checkpoint import Checkpoint
 import torch._dynamo  # every optimizer imports it, and that takes long
 
 def run(folder, renames):
@@ -52,8 +55,8 @@ def run(folder, renames):
     replace, count = os.replace, 0
     def counted(source, target):
         nonlocal count
-        count += 1
-        if count == renames:
+        count += ".partial-" not in str(target)
+        if count == renames and ".partial-" not in str(target):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
     os.replace = counted
@@ -62,10 +65,14 @@ def run(folder, renames):
     os._exit(ngame.cli.main(arguments))
 
 data, config, whole, killed = sys.argv[1:]
-print(run(whole, 0), flush=True)
-for renames in [*range(1, 12), *([4, 5, 6, 7, 8] * 2), 1000]:
+print(run(whole, 0), 1, 9, 0, flush=True)
+for renames in [*range(1, 8), *([5, 6] * 5), 6, 8, 10, 8, 10, 12, 1000]:
     status = run(killed, renames)
-    print(status, flush=True)
+    state = Checkpoint(pathlib.Path(killed, "checkpoint"), 0).load()
+    position = (0, 0, 0)
+    if state is not None:
+        position = int(state[0]["stage"] == "classifier"), state[0]["epoch"], state[0]["batch"]
+    print(status, *position, flush=True)
     if status != -signal.SIGKILL:
         break
 """
@@ -137,10 +144,15 @@ def test_killed_again_and_again(tmp_path, sets):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    statuses = [int(line) for line in done.stdout.split()]
+    lines = [[*map(int, line.split())] for line in done.stdout.splitlines()]
+    statuses, positions = [line[0] for line in lines], [tuple(line[1:]) for line in lines[1:]]
     assert (statuses[0], statuses[-1]) == (0, 0), done.stderr
     assert len(statuses) > 20
     assert set(statuses[1:-1]) == {-signal.SIGKILL}
+    # They went on from within both stages.
+    assert positions == sorted(positions)
+    assert len({place for place in positions if place[0] == 0}) > 3
+    assert len({place for place in positions if place[0] == 1}) > 2
     assert_same_run(whole, killed)
     # The killed runs left no partial files.
     assert files(killed) == files(whole)
