@@ -34,7 +34,7 @@ from torch.utils.data import RandomSampler
 from ngame.adapters.torch import RefreshableSampler, count_rows, refresh_sampler
 from ngame.adapters.transformers import SamplerCallback, check_processes
 from ngame.arrays import as_list, refuse_names, renamed
-from ngame.batches import ClusterBatchSampler
+from ngame.batches import ClusterBatchSampler, GroupBatchSampler
 from ngame.encoders.bank import EmbeddingBank
 from ngame.loss import CooIndex
 from ngame.negatives import (
@@ -79,7 +79,8 @@ class BatchSamplerFactory:
         its parts, of which each gets a sampler.
     sampler : callable
         `ngame.ClusterBatchSampler`, or whatever makes a sampler from a number of rows, a batch size
-        and the keyword `drop_last`.
+        and the keyword `drop_last`; or `ngame.GroupBatchSampler`, with the keyword `groups`, which
+        needs no `RefreshCallback`.
     parts : mapping, optional
         By the names of parts, keywords that differ from those for all: ``{"qa": {"keys": ids}}``.
     **options
@@ -89,10 +90,12 @@ class BatchSamplerFactory:
     Raises
     ------
     TypeError
-        `dataset` is iterable only, or has strings for labels; or the sampler has no such keyword.
+        `dataset` is iterable only, or has strings for labels; or the sampler has no such keyword,
+        or lacks its `groups`.
     ValueError
-        `parts` names a part that is not there. When the trainer calls: it runs several processes
-        with ``dataloader_drop_last=False``; or this factory was unpickled, as from saved training
+        `parts` names a part that is not there. When the trainer calls: the sampler is of another
+        number of rows than the data; or there are several processes, with
+        ``dataloader_drop_last=False``; or this factory was unpickled, as from saved training
         arguments, which hold no data.
 
     Examples
@@ -122,6 +125,11 @@ class BatchSamplerFactory:
             raise ValueError(
                 f"parts has {', '.join(sorted(unknown))}, the data set {', '.join(self._datasets)}"
             )
+        if sampler is GroupBatchSampler:
+            for name in self._datasets:
+                if "groups" not in self._options_of(name):
+                    part = f" for {name}" if name else ""
+                    raise TypeError(f"GroupBatchSampler needs groups{part}, the group of every row")
 
     def __call__(
         self,
@@ -147,11 +155,24 @@ class BatchSamplerFactory:
                 generator=generator,
                 seed=seed,
             )
-        options = {**self._options, **self._parts.get(name, {})}
-        sampler = self._sampler(len(dataset), batch_size, drop_last=drop_last, **options)
+        options = self._options_of(name)
+        sampler: Any
+        if self._sampler is GroupBatchSampler:  # which knows its rows, and has full batches alone
+            sampler = GroupBatchSampler(batch_size=batch_size, **options)
+        else:
+            sampler = self._sampler(len(dataset), batch_size, drop_last=drop_last, **options)
+        if sampler.n_rows != len(dataset):
+            called = f" {name}" if name else ""
+            raise ValueError(
+                f"the data set{called} has {len(dataset)} rows, its batch sampler {sampler.n_rows}"
+            )
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         check_processes(sampler, processes, "dataloader_drop_last")
         return sampler
+
+    def _options_of(self, name: str) -> dict[str, Any]:
+        """Keywords for the sampler of a part."""
+        return {**self._options, **self._parts.get(name, {})}
 
     def __getstate__(self) -> dict[str, Any]:
         # The trainer pickles its arguments into every checkpoint.

@@ -258,17 +258,34 @@ def test_factory_makes_batches_of_neighbourhoods_too(tiny_model: Path, tmp_path:
     assert trainer.loss.batches == expected
 
 
-def test_factory_makes_batches_of_groups_too(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["the class", "a function"])
+def test_factory_makes_batches_of_groups_too(given: str, tiny_model: Path, tmp_path: Path) -> None:
     groups = np.arange(ROWS) % 3
     trainer = text_run(tmp_path, tiny_model, save_strategy="epoch", num_train_epochs=2)
-    trainer.args.batch_sampler = BatchSamplerFactory(
-        trainer.train_dataset, lambda rows, batch_size, drop_last: GroupBatchSampler(groups, 8)
+    data: Any = trainer.train_dataset
+    trainer.args.batch_sampler = (
+        BatchSamplerFactory(data, GroupBatchSampler, groups=groups)
+        if given == "the class"
+        else BatchSamplerFactory(data, lambda *_, drop_last: GroupBatchSampler(groups, BATCH))
     )
     trainer.pop_callback(Vectors)
     trainer.train()
-    sampler = GroupBatchSampler(groups, 8)
+    sampler = GroupBatchSampler(groups, BATCH)
     expected = [rows.tolist() for epoch in range(2) for rows in sampler.plan(epoch)]
     assert trainer.loss.batches == expected
+
+
+def test_groups_must_be_those_of_the_data() -> None:
+    with pytest.raises(TypeError, match="GroupBatchSampler needs groups, the group of every row"):
+        BatchSamplerFactory(pairs(), GroupBatchSampler, per_group=4)
+    parts = {"qa": pairs(), "title": pairs(20)}
+    groups = {"groups": np.arange(ROWS) % 3}
+    with pytest.raises(TypeError, match="GroupBatchSampler needs groups for title"):
+        BatchSamplerFactory(parts, GroupBatchSampler, parts={"qa": groups})
+    factory = BatchSamplerFactory(parts, GroupBatchSampler, **groups)
+    assert len(factory(parts["qa"], BATCH, False)) == 3
+    with pytest.raises(ValueError, match="data set title has 20 rows, its batch sampler 42"):
+        factory(parts["title"], BATCH, False)
 
 
 def test_factory_names_typos_at_once() -> None:
