@@ -421,7 +421,7 @@ def _train(options: argparse.Namespace) -> None:
         dataset = without_self_pairs(dataset, config.self_pairs)
         if options.resume and not begun.exists() and ranks.rank == 0:
             say(f"ngame: {options.output} holds no run yet: training begins anew")
-        with _naming_resume("ngame", "train", options.data, "-o", options.output, "--resume"):
+        with _naming_resume(options.output, "train", options.data, "--resume"):
             model, seconds = _timed(
                 ngame.train, dataset, config, folder=options.output, resume=options.resume
             )
@@ -433,8 +433,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _naming_resume(*command: str) -> Iterator[None]:
-    """If training is stopped, or fails for want of space or memory, say how it goes on."""
+def _naming_resume(folder: str, command: str, *arguments: str) -> Iterator[None]:
+    """If training is stopped, or fails for want of space or memory, say how it goes on.
+
+    Not where the folder holds no run yet: a resumed one would have the default settings.
+    """
     try:
         yield
     except (
@@ -446,7 +449,9 @@ def _naming_resume(*command: str) -> Iterator[None]:
     ):
         raise  # nothing has begun, or another process speaks
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        say(f"ngame: to go on: {shlex.join(command)}")
+        if (Path(folder) / "config.toml").exists():
+            data, options = arguments[:1], arguments[1:]
+            say(f"ngame: to go on: {shlex.join(['ngame', command, *data, '-o', folder, *options])}")
         raise
 
 
@@ -663,7 +668,7 @@ def _demo(options: argparse.Namespace) -> None:
     points, labels = dataset.train_labels.shape
     config = Config.load(None, options.set, points=points, labels=labels)
     # A demo that was stopped resumes when it is called again.
-    with _naming_resume("ngame", "demo", "-o", options.output):
+    with _naming_resume(options.output, "demo"):
         model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
     texts, truth, drop = test_points(dataset)

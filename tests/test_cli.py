@@ -1,5 +1,6 @@
 """Every command as a person would call it: what it prints, what it writes, its errors."""
 
+import errno
 import fcntl
 import io
 import json
@@ -26,7 +27,7 @@ import tiny
 
 import ngame
 from ngame.cli import main
-from ngame.data.formats import save_dataset
+from ngame.data.formats import hash_bucket, save_dataset
 from ngame.data.sparse_text import write_sparse_text
 from ngame.files import lock_file
 from ngame.report.measures import RunReport
@@ -858,6 +859,17 @@ def test_wrong_data(mistake, run, tmp_path):
     assert "few has no test points: of a file, about one line in ten is one" in err
 
 
+def test_run_of_a_file_without_test_points(call, mistake, tmp_path):
+    """Of a run's own file only test points are scored: it is said that there are none."""
+    texts = [text for row in range(9) if hash_bucket(text := f"ba {row}", 10)]
+    lines = ({"text": text, "labels": ["ke", "li"][len(text) % 2 :]} for text in texts)
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data, run = tmp_path / "few.jsonl", tmp_path / "run"
+    assert call("train", data, "-o", run, *SETS)[0] == 0
+    err = mistake("evaluate", run, data, status=3)
+    assert "few has no test points: of a file, about one line in ten is one" in err
+
+
 def test_wrong_texts(mistake, run, tmp_path):
     path, output = tmp_path / "texts.txt", tmp_path / "x.npy"
     path.write_bytes(b"one\nt\xff\n")
@@ -1187,6 +1199,17 @@ def test_a_run_that_ended_before_its_model(call, mistake, data, tmp_path, monkey
     assert call("train", data, "-o", folder, "--resume")[0] == 0
     # Where nothing was begun, there is nothing to resume.
     assert "to go on" not in call("train", data, "-o", folder, *SETS)[2]
+
+
+def test_a_run_that_never_began_is_not_resumed(call, data, tmp_path, monkeypatch):
+    """It would have the default settings instead of those given."""
+
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ngame.config.Config.save", save)
+    status, _, err = call("train", data, "-o", tmp_path / "run", *SETS)
+    assert (status, err) == (4, "ngame: error: no space left on device\n")
 
 
 def test_warning_settings_are_restored(call):

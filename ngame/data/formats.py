@@ -96,9 +96,10 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
         The content of a file is wrong; the message says ``file:line: what``.
     """
     path = _checked(path)
-    if path.is_dir():
-        _warn_of_unread_pairs(path)
-    dataset = _load_folder(path) if path.is_dir() else read_tagged(path).dataset()
+    if not path.is_dir():
+        return read_tagged(path).dataset()
+    _warn_of_unread_pairs(path)
+    dataset = _load_folder(path)
     dataset.path = str(path.resolve())
     return dataset
 
@@ -427,7 +428,7 @@ class Tagged(NamedTuple):
                 f"{self.path}: by the split rule every line is a test point; add lines"
             )
         train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-        return Dataset(
+        dataset = Dataset(
             [self.texts[row] for row in train],
             self.labels[train],
             self.label_texts,
@@ -435,6 +436,8 @@ class Tagged(NamedTuple):
             test_labels=self.labels[test] if len(test) else None,
             name=self.name,
         )
+        dataset.path = str(self.path.resolve())
+        return dataset
 
 
 def read_tagged(path: str | os.PathLike[str]) -> Tagged:
