@@ -39,6 +39,9 @@ _TAUGHT = frozenset({"encoder", "classifier", "neighbours", "tfidf_classifier"})
 # number of points over their number, so that a few points move them little; and on their distance
 # from 1, which keeps them finite and leaves them at 1 where the points say nothing.
 _SPREAD, _RIDGE = 15, 1e-4
+# By how much values may differ through float32 alone, as a share of the largest; of 1 at least,
+# for shares of votes near 1 have logarithms near 0.
+_ROUNDING = 1e-6
 # What scorers say by a label's text, not by the points that have it: all that is known of a label
 # that training has not seen.
 _BY_TEXT = ("encoder", "classifier", "tfidf", "tfidf_title")
@@ -184,7 +187,9 @@ class _Candidates:
         self.x = np.stack(list(features.values())).astype(np.float64)
         deviation = self.x.std(axis=1) if self.x.size else np.ones(len(self.x))
         prior = [_fixed_weight(name) * (taught if name in _TAUGHT else 1) for name in features]
-        self.scale = np.where(deviation > 0, deviation, 1) / prior
+        # What is constant but for rounding says nothing; divided by that, it would drown the rest.
+        least_spread = _ROUNDING * np.abs(self.x).max(axis=1, initial=1)
+        self.scale = np.where(deviation > least_spread, deviation, 1) / prior
         self.x /= self.scale[:, None]
         # Points are numbered anew, without gaps.
         self._starts, sizes = groups(rows)

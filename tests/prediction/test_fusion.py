@@ -75,6 +75,19 @@ def test_no_weight_is_negative(rng):
     assert min(weights.values()) >= 0
 
 
+@pytest.mark.parametrize("points", [5, 40])
+def test_what_is_constant_but_for_rounding_says_nothing(rng, points):
+    """Equal shares of votes, say, where all points have all labels."""
+    features, rows, relevant = candidates(rng, points)
+    of_many, of_one = (np.full(len(rows), share, np.float32) for share in (1 / 15, 1.001))
+    for name, constant in {"votes": of_many, "log votes": np.log(of_one)}.items():
+        rounded = constant + np.float32(1e-7)
+        near = np.where(rng.integers(0, 2, len(rows)), constant, rounded)
+        exact = Fusion.fit(features | {name: constant}, rows, relevant)
+        found = Fusion.fit(features | {name: near}, rows, relevant)
+        np.testing.assert_allclose(list(found.weights.values()), list(exact.weights.values()))
+
+
 @pytest.mark.parametrize("points", [1, 2, 9])
 def test_few_points_leave_the_fixed_weights(rng, points):
     features, rows, relevant = candidates(rng, points=points)
