@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -58,6 +59,16 @@ int thread_count(int threads) {
   return std::min(threads == 0 ? usable_cpus() : threads, kMostThreads);
 }
 
+// The start of an array of T. NumPy has arrays at any address; what reads one at an odd address is
+// undefined, and loops that the compiler has vectorised may crash.
+template <class T>
+const T* aligned(const py::array& array, const char* name) {
+  if (array.size() > 0 && reinterpret_cast<uintptr_t>(array.data()) % alignof(T) != 0) {
+    throw std::invalid_argument(std::string(name) + " is not aligned");
+  }
+  return static_cast<const T*>(array.data());
+}
+
 MatrixView matrix_view(const py::array& array, const char* name) {
   const bool is_f32 = py::isinstance<py::array_t<float>>(array);
   if (!is_f32 && !(array.dtype().kind() == 'f' && array.itemsize() == 2)) {
@@ -76,17 +87,15 @@ MatrixView matrix_view(const py::array& array, const char* name) {
   if (!rows_whole || stride < array.shape(1) * bytes || stride % bytes != 0) {
     throw std::invalid_argument(std::string(name) + " has rows that are not contiguous");
   }
-  return {array.data(),
-          array.shape(0),
-          array.shape(1),
-          stride / bytes,
-          is_f32 ? Scalar::f32 : Scalar::f16,
+  const void* const data = is_f32 ? static_cast<const void*>(aligned<float>(array, name))
+                                  : aligned<uint16_t>(array, name);
+  return {data, array.shape(0), array.shape(1), stride / bytes, is_f32 ? Scalar::f32 : Scalar::f16,
           name};
 }
 
 template <class T>
 std::span<const T> span_of(const Array<T>& array) {
-  return {array.data(), static_cast<size_t>(array.size())};
+  return {aligned<T>(array, "an array"), static_cast<size_t>(array.size())};
 }
 
 // A CSR matrix as its arrays: (indptr, indices, number of columns).
@@ -99,8 +108,8 @@ CsrView<Index> csr_view(const Csr& csr, const char* name) {
     throw py::type_error(std::string(name) + ": indptr and indices must both be int32 or int64");
   }
   if (offsets.size() < 1) throw std::invalid_argument(std::string(name) + ": indptr is empty");
-  return {static_cast<const Index*>(offsets.data()),
-          static_cast<const Index*>(columns.data()),
+  return {aligned<Index>(offsets, name),
+          aligned<Index>(columns, name),
           offsets.size() - 1,
           cols,
           columns.size(),
@@ -140,7 +149,7 @@ auto with_score(const Csr& csr, const py::array& values, const char* name, const
 
 template <class T>
 const T* data_of(const py::array& array) {
-  return static_cast<const T*>(array.data());
+  return aligned<T>(array, "values");
 }
 
 // A NumPy array that takes over the memory of a vector or a buffer.
@@ -242,7 +251,8 @@ py::array_t<int32_t> neighbour_order_(const Array<int32_t>& neighbours, int64_t 
     throw std::invalid_argument("neighbours has " + std::to_string(neighbours.ndim()) +
                                 " dimensions, expected 2");
   }
-  const NeighboursView view{neighbours.data(), neighbours.shape(0), neighbours.shape(1)};
+  const NeighboursView view{aligned<int32_t>(neighbours, "neighbours"), neighbours.shape(0),
+                            neighbours.shape(1)};
   const std::optional<KeysView> view_of_keys = keys_view(keys);
   const NeighbourParams params{nearest, drawn, batch_size, random_rows, seed};
   py::array_t<int32_t> rows(view.rows);
@@ -290,9 +300,15 @@ PreparedView prepared_view(const Prepared& prepared, const MatrixView& items) {
   constexpr auto kPanel = static_cast<int64_t>(kPanelItems);
   const int64_t count = divided_up(items.rows, kPanel);
   const int64_t words = Coding::in_bytes(items.cols).words;
-  PreparedView view{norms.data(), longest, std::nullopt};
+  const char* const name = "prepared";
+  PreparedView view{aligned<double>(norms, name), longest, std::nullopt};
   if (panels.size() > 0) {
-    view.codes = {panels.data(), weights.data(), errors.data(), lengths.data(), 0, items.rows};
+    view.codes = {aligned<uint32_t>(panels, name),
+                  aligned<float>(weights, name),
+                  aligned<float>(errors, name),
+                  aligned<float>(lengths, name),
+                  0,
+                  items.rows};
   }
   if (norms.size() != items.rows ||
       (view.codes && (panels.size() != count * kPanel * words || weights.size() != count * kPanel ||
@@ -357,10 +373,14 @@ void adam_rows_(Array<float> weight, Array<float> mean, Array<float> square,
     throw std::invalid_argument(
         "mean and square must have the shape of weight, gradient [rows, d]");
   }
+  aligned<float>(weight, "weight");
+  aligned<float>(mean, "mean");
+  aligned<float>(square, "square");
+  const float* const step = aligned<float>(gradient, "gradient");
   const AdamTable table{weight.mutable_data(), mean.mutable_data(), square.mutable_data(), n, d};
   compute([&](Cancel& cancel) {
-    adam_rows(table, span_of(rows), gradient.data(), {first, second, rate, epsilon},
-              thread_count(threads), cancel);
+    adam_rows(table, span_of(rows), step, {first, second, rate, epsilon}, thread_count(threads),
+              cancel);
   });
 }
 
@@ -444,7 +464,7 @@ py::tuple drop_pairs_(const Csr& matrix, const py::array& values, const Csr& pai
 template <class Index>
 WeightedRows<Index> weighted_rows(const Csr& csr, const Array<float>& values, const char* name) {
   check_values(csr, values, name);
-  return {csr_view<Index>(csr, name), values.data()};
+  return {csr_view<Index>(csr, name), aligned<float>(values, name)};
 }
 
 SparseItems prepare_sparse_items_(const Csr& items, const Array<float>& values) {
@@ -533,7 +553,7 @@ py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& t
       const auto truth_view = csr_view<decltype(index)>(truth, "truth");
       std::optional<CsrView<decltype(index)>> pairs;
       if (drop) pairs = csr_view<decltype(index)>(*drop, "drop");
-      const float* weights = inverse_propensity ? inverse_propensity->data() : nullptr;
+      const float* weights = inverse_propensity ? data_of<float>(*inverse_propensity) : nullptr;
       Metrics means = compute([&](Cancel& cancel) {
         return evaluate(view, data_of<decltype(score)>(scores), truth_view,
                         pairs ? &*pairs : nullptr, weights, span_of(ks), by_row,

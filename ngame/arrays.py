@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +96,15 @@ def as_matrix(value: Any, name: str) -> npt.NDArray[Any]:
     )
     if rows_contiguous and rows_separate and array.flags.aligned and array.dtype.isnative:
         return array
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return contiguous(array, array.dtype.newbyteorder("="))
+
+
+def contiguous(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """An array as the core reads it: in one piece, at addresses that suit its type.
+
+    It is copied only if it is not; `numpy.ascontiguousarray` leaves odd addresses as they are.
+    """
+    return np.require(array, dtype, ["C", "ALIGNED", "ENSUREARRAY"])
 
 
 def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
@@ -176,8 +185,24 @@ def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
     """The pattern of a CSR matrix, with ids of integer type `dtype` if given."""
     indptr, indices = matrix.indptr, matrix.indices
     if dtype is not None:
+def _in_one_piece(matrix: Any) -> Any:
+    """The matrix over arrays that the core can read, without what lies behind the last row.
+
+    SciPy takes a column of a larger array, and arrays with room to spare, as they are.
+    """
+    last = int(matrix.indptr[-1])
+    end = last if 0 <= last < len(matrix.indices) else None  # what is wrong is told later
+    arrays = {"indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}
+    if end is None and all(one.flags.c_contiguous and one.flags.aligned for one in arrays.values()):
+        return matrix
+    matrix = copy(matrix)  # the object, not its arrays
+    for name, array in arrays.items():
+        setattr(matrix, name, contiguous(array if name == "indptr" else array[:end]))
+    return matrix
+
+
         indptr, indices = indptr.astype(dtype, copy=False), indices.astype(dtype, copy=False)
-    return np.ascontiguousarray(indptr), np.ascontiguousarray(indices), int(matrix.shape[1])
+    return contiguous(indptr), contiguous(indices), int(matrix.shape[1])
 
 
 def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
@@ -189,7 +214,7 @@ def as_ids(value: Any, name: str) -> npt.NDArray[np.int64]:
         raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}, expected one dimension")
-    return np.ascontiguousarray(array, np.int64)
+    return contiguous(array, np.int64)
 
 
 def refuse_class(value: Any, name: str) -> None:

@@ -22,6 +22,7 @@ from ngame.arrays import (
     canonical,
     check_rows,
     is_sparse,
+    contiguous,
     pattern,
     widened,
 )
@@ -180,7 +181,7 @@ def _evaluate(
         dropped = pattern(as_pairs(drop, "drop", scored.shape), index)
     families = _core.evaluate(
         pattern(scored),
-        np.ascontiguousarray(scored.data),
+        contiguous(scored.data),
         pattern(positives, index),
         dropped,
         weights,

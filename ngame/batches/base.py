@@ -12,7 +12,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import as_array, as_count, as_csr, refuse_names
+from ngame.arrays import as_array, as_count, as_csr, contiguous, refuse_names
 from ngame.cluster import as_seed
 
 # First word of the spawn key, which separates the random streams of plans and of clusterings.
@@ -498,6 +498,6 @@ def _as_keys(keys: Any, n_rows: int) -> Keys:
         offsets = np.arange(n_rows + 1) * (values.size // n_rows)
     numbered: Keys = _core.number_keys(
         offsets.astype(np.int64, copy=False),
-        np.ascontiguousarray(values.ravel()[: offsets[-1]], np.int64),
+        contiguous(values.ravel()[: offsets[-1]], np.int64),
     )
     return numbered

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, as_array, as_count, on_gpu, renamed
+from ngame.arrays import MAX_THREADS, Csr, as_array, as_count, contiguous, on_gpu, renamed
 from ngame.batches.base import (
     Order,
     RefreshedBatchSampler,
@@ -192,7 +192,7 @@ class NeighbourBatchSampler(RefreshedBatchSampler):
             raise IndexError(
                 f"source[{row}, {rank}] is {ids[row, rank]}, out of range for {self.n_rows}"
             )
-        return np.ascontiguousarray(ids, np.int32)
+        return contiguous(ids, np.int32)
 
     def state_dict(self) -> dict[str, Any]:
         self._require("neighbours")

@@ -177,3 +177,91 @@ def test_counts_beyond_32_bits(name):
 def test_any_integer_is_a_seed():
     for seed in (0, -1, 2**63, -(2**70), 2**70):
         assert len(ngame.balanced_clusters(X, size=2, seed=seed)) == 2
+
+
+def at_odd_address(array):
+    """The same values where no number of their type may begin."""
+    memory = np.zeros(array.nbytes + 1, np.uint8)
+    odd = memory[1:].view(array.dtype).reshape(array.shape)
+    odd[...] = array
+    assert not odd.flags.aligned
+    return odd
+
+
+def of_a_table(array):
+    """The same values as a column of a wider array."""
+    table = np.zeros((len(array), 2), array.dtype)
+    table[:, 1] = array
+    return table[:, 1]
+
+
+def with_room(array):
+    """The same values in front of others, which belong to no row."""
+    return np.append(array, array[-1:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_at_odd_addresses_are_copied(rng, dtype):
+    x = rng.standard_normal((70, 33)).astype(dtype)
+    odd = at_odd_address(x)
+    clusters = ngame.balanced_clusters(x, size=7)
+    assert ngame.balanced_clusters(odd, size=7) == clusters
+    assert clusters.coherence(odd) == clusters.coherence(x)
+    for pair in ((odd, x), (x, odd)):
+        for ours, expected in zip(
+            ngame.topk_arrays(*pair, 5), ngame.topk_arrays(x, x, 5), strict=True
+        ):
+            assert (ours == expected).all()
+    for call in (
+        lambda: _core.balanced_clusters(odd, clusters.offsets, 0, 20, 0, 1),
+        lambda: _core.topk(x, odd, None, 1, True, None, 1),
+        lambda: _core.coherence(x, at_odd_address(clusters.order), clusters.offsets, 1),
+    ):
+        with pytest.raises(ValueError, match="is not aligned"):
+            call()
+
+
+def test_empty_arrays_may_be_anywhere():
+    none = np.zeros(9, np.uint8)[1:1].view(np.float32).reshape(0, 3)
+    assert ngame.topk_arrays(none, np.ones((2, 3), np.float32), 1)[0].shape == (0, 1)
+
+
+WHOLE = sp.csr_matrix(np.array([[1, 0, 2], [0, 3, 0], [4, 5, 0]], np.float32))
+OF_WHOLE = {
+    **{name: call for name, call in ANY_ORDER.items() if name not in ("topk drop",)},
+    "sparse_topk queries": lambda m: ngame.sparse_topk(m, GOOD, 2),
+    "sparse_topk items": lambda m: ngame.sparse_topk(GOOD, m, 2),
+    "sparse_topk drop": lambda m: ngame.sparse_topk(GOOD, GOOD, 2, drop=m[:, :2]),
+    "linear_classifiers points": lambda m: ngame.linear_classifiers(m, GOOD),
+    "linear_classifiers labels": lambda m: ngame.linear_classifiers(GOOD, m),
+    "pair_scores": lambda m: ngame.ExactIndex(np.eye(3, dtype=np.float32)).pair_scores(
+        np.ones((2, 3), np.float32), m
+    ),
+    "inverse_propensity": lambda m: metrics.propensity_weights(m, 0.5, 0.5),
+    "keys": lambda m: ngame.ClusterBatchSampler(2, 1, cluster_size=1, keys=m).plan(),
+}
+
+
+def plain(found):
+    """What a call gave, as something to compare."""
+    if isinstance(found, tuple | list):
+        return [plain(one) for one in found]
+    return found.toarray().tolist() if sp.issparse(found) else np.asarray(found).tolist()
+
+
+@pytest.mark.parametrize("call", OF_WHOLE)
+@pytest.mark.parametrize("kind", [at_odd_address, of_a_table, with_room])
+@pytest.mark.parametrize("names", [["data"], ["indices"], ["data", "indices"]])
+def test_arrays_of_a_matrix_may_lie_anywhere(call, kind, names):
+    if kind is with_room:
+        names = ["data", "indices"]
+    matrix = GOOD.copy()
+    for name in names:
+        setattr(matrix, name, kind(getattr(matrix, name)))
+    before = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
+    found, expected = OF_WHOLE[call](matrix), OF_WHOLE[call](GOOD)
+    if isinstance(found, dict):
+        assert found == expected
+    else:
+        assert plain(found) == plain(expected)
+    assert all(getattr(matrix, name) is array for name, array in before.items())

@@ -129,8 +129,7 @@ def retain_topk(X: Any, copy: bool = True, k: int = 5) -> Any:
     pyxclib sorts the caller's indices even when it copies, and drops a 0 among the k largest, which
     is kept here.
     """
-    X = as_csr(X, "X", any_order=True)
-    best = keep_topk(_floats(X), k)
+    best = keep_topk(_floats(as_csr(X, "X", any_order=True)), k)
     if not copy:
         X.data, X.indices, X.indptr = best.data.astype(X.dtype), best.indices, best.indptr
         X.has_sorted_indices = X.has_canonical_format = True
