@@ -237,7 +237,7 @@ def refuse_names(value: npt.NDArray[Any], name: str) -> None:
 
 
 def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
-    """Return (row, column) pairs as a CSR matrix of `shape`.
+    """Return (row, column) pairs as a CSR matrix of `shape`, every stored entry True.
 
     `value` is an integer array [n, 2], repeats allowed, or a CSR matrix whose stored entries are
     the pairs, whatever their values.
@@ -246,7 +246,9 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
         matrix = as_csr(value, name)
         if matrix.shape != shape:
             raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}")
-        return canonical(matrix)
+        pairs = copy(canonical(matrix))
+        pairs.data = np.ones(len(pairs.data), np.bool_)  # a stored 0 is a pair like any other
+        return pairs
     per_row = (
         f"{name} is a list with an entry for each row, expected (row, column) pairs [n, 2], or a "
         f"CSR matrix of shape {shape}"

@@ -241,7 +241,7 @@ def _warn_of_unlabelled(truth: Csr, drop: Pairs | None) -> None:
     """Warn of rows without a positive, which every metric counts as wrong."""
     left = as_csr(truth, "truth") != 0
     if drop is not None:
-        left = left > as_pairs(drop, "drop", left.shape).astype(bool)
+        left = left > as_pairs(drop, "drop", left.shape)
     missing = int((np.diff(left.tocsr().indptr) == 0).sum())
     if missing:
         warnings.warn(

@@ -5,6 +5,7 @@ import processes
 COMPARE = """
     import ngame
     import importlib
+    import scipy.sparse as sp
     module = importlib.import_module("ngame.topk")
     module._QUERIES_AT_ONCE = 7
     group = dist.group.WORLD
@@ -16,7 +17,11 @@ COMPARE = """
         queries[:4] = items[rng.integers(len(items), size=4)]
         if drop is not None:
             drop = rng.random((len(queries), len(items))) < drop
-            drop = np.argwhere(drop)
+            if rank == 0:
+                drop = sp.csr_matrix(drop, dtype=np.float32)
+                drop.data[:] = 0  # the stored entries are the pairs, whatever their values
+            else:
+                drop = np.argwhere(drop)
         expected = module.topk_arrays(queries, items, k, metric=metric, drop=drop)
         found = module.topk_arrays(queries, mine, k, metric=metric, drop=drop, group=group)
         for ours, theirs in zip(found, expected):

@@ -370,3 +370,12 @@ def test_one_cut_off_is_a_list_too():
     x = sp.csr_matrix(np.eye(3, dtype=np.float32))
     with pytest.raises(TypeError, match=r"ks is 1, expected integers, such as \[1\]"):
         metrics.evaluate(x, x, ks=1)
+
+
+def test_stored_zeros_are_pairs_to_drop():
+    truth = sp.csr_matrix(np.eye(2))
+    drop = sp.csr_matrix((np.zeros(1), [1], [0, 0, 1]), shape=(2, 2))
+    labelled = sp.csr_matrix(np.ones((4, 2)))
+    with pytest.warns(UserWarning, match="1 of 2 test points have no label"):
+        found = metrics.evaluate_each({"a": truth}, truth, labelled, ks=[1], drop=drop)
+    assert found["a"]["P@1"] == 0.5
