@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
-from zipfile import BadZipFile
 
 import numpy as np
 import scipy.sparse as sp
@@ -35,7 +34,7 @@ from ngame.data.predictions import (
     write_predictions,
 )
 from ngame.data.self_pairs import without_self_pairs
-from ngame.files import DamagedFileError, atomic_write, removed_on_signals
+from ngame.files import DamagedFileError, atomic_write, reading, removed_on_signals
 from ngame.progress import Progress, say
 
 # What the user can put right, in arguments or files.
@@ -864,10 +863,8 @@ def _load(path: Path, reader: Callable[[Path], Any], magic: bytes, expected: str
     with open(path, "rb") as file:
         if file.read(len(magic)) != magic:
             raise _InputError(f"{path} cannot be read: it is not {expected}")
-    try:
+    with reading(path, f"cannot be read as {expected}"):
         return reader(path)
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise _InputError(f"{path} cannot be read as {expected}: {error}") from None
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float]], *, every: bool = False) -> None:

@@ -30,8 +30,13 @@ class DamagedFileError(ValueError):
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+def reading(path: str | os.PathLike[str], what: str = "is damaged") -> Iterator[None]:
     """Name the file in whatever goes wrong with its content within the block.
+
+    Parameters
+    ----------
+    path : of the file
+    what : what the message says of the file
 
     Raises
     ------
@@ -41,14 +46,18 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, MemoryError, ImportError, Warning, DamagedFileError):
+    except (MemoryError, ImportError, Warning, DamagedFileError):
         raise
-    # Any other: safetensors and tokenizers raise classes of their own, and plain Exception.
+    # Any other: safetensors, tokenizers and zlib raise classes of their own, and plain Exception;
+    # zipfile NotImplementedError.
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be loaded here
             raise
+        # A directory of an archive may point before its beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         message = str(error) or type(error).__name__
-        raise DamagedFileError(f"{os.fspath(path)} is damaged: {message}") from error
+        raise DamagedFileError(f"{os.fspath(path)} {what}: {message}") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -2,7 +2,7 @@
 
 import glob
 import os
-import zipfile
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ngame import _core
 from ngame.arrays import ProcessGroup, as_count, as_matrix, as_threads
 from ngame.cluster.order import as_seed
 from ngame.dispatch import dispatched, on_host
-from ngame.files import atomic_write
+from ngame.files import atomic_write, reading
 from ngame.topk import topk_arrays
 
 # Rows whose neighbours `Clusters.neighbour_share` looks at.
@@ -226,12 +226,13 @@ class Clusters:
                 names = [f"{path.stem}-{part:05}-of-{count}" for part in range(int(count))]
                 paths = [path.with_name(name + path.suffix) for name in names]
         orders, offsets = [], [np.zeros(1, np.int64)]
-        try:
-            for path in paths:
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    orders.append(arrays["order"])
-                    offsets.append(arrays["offsets"][1:])
+        for path in paths:
+            with (
+                reading(path, "does not hold clusters"),
+                open(path, "rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
+                orders.append(arrays["order"])
+                offsets.append(arrays["offsets"][1:])
+        with reading(path, "does not hold clusters"):
             return cls(np.concatenate(orders), np.concatenate(offsets))
-        # One array saved by itself comes back as an array, which is no context: a TypeError.
-        except (KeyError, IndexError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)} does not hold clusters: {error}") from error

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ from scipy import sparse
 
 from ngame.data.lines import json_objects, text_lines
 from ngame.data.sparse_text import read_sparse_text
-from ngame.files import atomic_write
+from ngame.files import atomic_write, reading
 
 SUFFIXES = (".jsonl", ".tsv", ".npz")
 """Of the files that are written and read."""
@@ -264,16 +263,13 @@ def _read_npz(path: Path, _: Any, label_texts: Sequence[str | None]) -> sparse.c
         if file.read(2) != b"PK":
             raise ValueError(f"{path} cannot be read: it is not {expected}")
         file.seek(0)
-        try:
-            with np.load(file) as arrays:
-                if "format" in arrays:
-                    file.seek(0)
-                    return sparse.csr_matrix(sparse.load_npz(file))
-                if not {"ids", "scores"} <= {*arrays}:
-                    raise ValueError(f"its arrays are {', '.join(arrays) or 'none'}")
-                return _of_arrays(arrays["ids"], arrays["scores"], len(label_texts))
-        except (ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} cannot be read as {expected}: {error}") from None
+        with reading(path, f"cannot be read as {expected}"), np.load(file) as arrays:
+            if "format" in arrays:
+                file.seek(0)
+                return sparse.csr_matrix(sparse.load_npz(file))
+            if not {"ids", "scores"} <= {*arrays}:
+                raise ValueError(f"its arrays are {', '.join(arrays) or 'none'}")
+            return _of_arrays(arrays["ids"], arrays["scores"], len(label_texts))
 
 
 def _of_arrays(ids: npt.NDArray[Any], scores: npt.NDArray[Any], labels: int) -> sparse.csr_matrix:

@@ -609,6 +609,22 @@ class TestClusters:
         with pytest.raises(ValueError, match=r"clusters\.npz does not hold clusters"):
             ngame.Clusters.load(path)
 
+    def test_load_rejects_damaged_files(self, tmp_path):
+        path = tmp_path / "clusters.npz"
+        self.make().save(path)
+        content = path.read_bytes()
+        for place in range(0, len(content), 2):
+            for damage in (b"\0", b"\xff", b"\xff\xff"):
+                path.write_bytes(content[:place] + damage + content[place + len(damage) :])
+                try:
+                    found = ngame.Clusters.load(path)
+                except ValueError as error:
+                    assert str(error).startswith(f"{path} does not hold clusters: ")  # noqa: PT017
+                except MemoryError:
+                    pass
+                else:
+                    assert sorted(found.order) == [*range(4)]
+
     def test_load_rejects_other_archives(self, tmp_path):
         path = tmp_path / "clusters.npz"
         np.savez(path, order=np.arange(3))

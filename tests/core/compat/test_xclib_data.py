@@ -230,3 +230,21 @@ def test_data_with_tabs_and_float_labels(tmp_path):
         path = write(tmp_path / "x.txt", b"1 3 4\n%b 0:1\n" % word)
         with pytest.raises(ValueError, match=rf"x.txt:2: '{word.decode()}' is not label,label"):
             data_utils.read_data(path)
+
+
+@pytest.mark.parametrize("read", [data_utils.read_gen_dense, data_utils.read_gen_sparse])
+def test_damaged_arrays(tmp_path, read):
+    path = tmp_path / ("x.npy" if read is data_utils.read_gen_dense else "x.npz")
+    if path.suffix == ".npy":
+        np.save(path, np.ones((3, 2)))
+    else:
+        sp.save_npz(path, sp.identity(9, format="csr"))
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + b"\0\xff\xff" + content[place + 3 :])
+        try:
+            read(path, dtype=np.float64)
+        except ValueError as error:
+            assert str(error).startswith(f"{path} cannot be read: ")  # noqa: PT017
+        except MemoryError:
+            pass

@@ -15,6 +15,7 @@ from ngame.arrays import as_count
 from ngame.compat.xclib.utils.sparse import ZeroBased, from_zero
 from ngame.data.lines import json_objects
 from ngame.data.sparse_text import read_sparse_text, split_labelled_text, write_sparse_text
+from ngame.files import reading
 
 File = str | os.PathLike[str]
 
@@ -138,7 +139,9 @@ def read_gen_sparse(
     """
     suffix = Path(file).suffix.lower()
     if suffix == ".npz":
-        return sp.csr_matrix(sp.load_npz(file), dtype=dtype)
+        # NumPy leaves a damaged file open.
+        with reading(file, "cannot be read"), open(file, "rb") as stream:
+            return sp.csr_matrix(sp.load_npz(stream), dtype=dtype)
     if suffix == ".txt":
         return read_sparse_file(
             file,
@@ -190,8 +193,9 @@ def read_gen_dense(
     skip_header = as_count(skip_header, "skip_header", 0)
     suffix = Path(file).suffix.lower()
     if suffix == ".npy":
-        array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
-        return array.astype(dtype, copy=False)
+        with reading(file, "cannot be read"), open(file, "rb") as stream:
+            array: npt.NDArray[Any] = np.load(stream, allow_pickle=False)
+            return array.astype(dtype, copy=False)
     if suffix == ".txt":
         array = _read_dense_text(os.fspath(file), delimiter, skip_header)
         return array.astype(dtype, copy=False)

@@ -1,7 +1,6 @@
 """Indexes of vectors: exact, or a graph of hnswlib."""
 
 import os
-import zipfile
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy.typing as npt
 
 from ngame.arrays import as_count, as_matrix, as_threads
 from ngame.compat.xclib.utils.sparse import normalize
-from ngame.files import atomic_write
+from ngame.files import atomic_write, reading
 from ngame.topk import topk_arrays
 
 
@@ -93,12 +92,13 @@ class Index:
         ValueError
             The file does not hold an index.
         """
-        try:
-            with open(fname, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                items = arrays["items"]
-                self.space, self.num_neighbours = str(arrays["space"]), int(arrays["neighbours"])
-        except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(fname)} does not hold an index: {error}") from error
+        with (
+            reading(fname, "does not hold an index"),
+            open(fname, "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            items = arrays["items"]
+            self.space, self.num_neighbours = str(arrays["space"]), int(arrays["neighbours"])
         if self.approximate:
             from ngame.prediction.hnsw import HnswIndex
 

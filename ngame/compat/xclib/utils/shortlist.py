@@ -1,7 +1,6 @@
 """The nearest items of queries, and the labels of the nearest points or centroids."""
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ngame.compat.xclib.utils import dense
 from ngame.compat.xclib.utils.ann import Index, at_most
 from ngame.compat.xclib.utils.clustering import drawn_seed
 from ngame.compat.xclib.utils.sparse import normalize, topk
-from ngame.files import atomic_write
+from ngame.files import atomic_write, reading
 
 _EXACT, _APPROXIMATE = ("brute", "brute_gpu"), ("hnswlib", "hnsw")
 
@@ -406,11 +405,12 @@ def _write(fname: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
 def _read(fname: str | os.PathLike[str], *names: str) -> dict[str, npt.NDArray[Any]]:
     path = f"{os.fspath(fname)}.metadata"
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} does not hold a shortlist: {error}") from error
+    with (
+        reading(path, "does not hold a shortlist"),
+        open(path, "rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        return {name: arrays[name] for name in names}
 
 
 def _remove(fname: str | os.PathLike[str]) -> None:
