@@ -219,7 +219,9 @@ class Clusters:
         paths = [path]
         if not path.exists():
             found = path.parent.glob(f"{glob.escape(path.stem)}-*-of-*{path.suffix}")
-            counts = {file.stem.rpartition("-of-")[2] for file in found}
+            # Not those of FILE-other.npz.
+            part_of = re.compile(rf"{re.escape(path.stem)}-\d{{5,}}-of-(\d{{5,}})")
+            counts = {match[1] for file in found if (match := part_of.fullmatch(file.stem))}
             if len(counts) > 1:
                 raise ValueError(f"there are parts of {path} of {sorted(counts)} files")
             for count in counts:

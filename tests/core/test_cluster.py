@@ -625,6 +625,14 @@ class TestClusters:
                 else:
                     assert sorted(found.order) == [*range(4)]
 
+    def test_parts_of_another_file_do_not_count(self, tmp_path):
+        for name, parts in (("clusters", 2), ("clusters-fine", 3)):
+            for part in range(parts):
+                self.make().save(tmp_path / f"{name}.npz", part, parts)
+        (tmp_path / "clusters-a-of-b.npz").write_bytes(b"")
+        assert ngame.Clusters.load(tmp_path / "clusters.npz") == self.make()
+        assert ngame.Clusters.load(tmp_path / "clusters-fine.npz") == self.make()
+
     def test_load_rejects_other_archives(self, tmp_path):
         path = tmp_path / "clusters.npz"
         np.savez(path, order=np.arange(3))
