@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import ProcessGroup, as_count, as_matrix, as_threads
+from ngame.arrays import ProcessGroup, as_array, as_count, as_matrix, as_threads, contiguous
 from ngame.cluster.order import as_seed
 from ngame.dispatch import dispatched, on_host
 from ngame.files import atomic_write, reading
@@ -34,6 +34,8 @@ class Clusters:
 
     Raises
     ------
+    TypeError
+        They are no integers.
     ValueError
         `order` is not a permutation of 0 .. n - 1, or `offsets` does not ascend from 0 to n.
     """
@@ -42,22 +44,25 @@ class Clusters:
     offsets: npt.NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        order = np.ascontiguousarray(self.order, np.int32)
-        offsets = np.ascontiguousarray(self.offsets, np.int64)
+        order, offsets = as_array(self.order, "order"), as_array(self.offsets, "offsets")
         if order.ndim != 1 or offsets.ndim != 1:
             raise ValueError(
                 f"order and offsets have shapes {order.shape} and {offsets.shape}, "
                 "expected one dimension each"
             )
+        for name, ids in (("order", order), ("offsets", offsets)):
+            if ids.dtype.kind not in "iu" and len(ids):
+                raise TypeError(f"{name} has dtype {ids.dtype}, expected integers")
+        offsets = contiguous(offsets, np.int64)
         ends = offsets[:1].tolist() + offsets[-1:].tolist()
         if ends != [0, len(order)] or (np.diff(offsets) < 0).any():
             raise ValueError(f"offsets does not ascend from 0 to the {len(order)} rows of order")
         seen = np.zeros(len(order), np.bool_)
-        inside = order[(order >= 0) & (order < len(order))]
-        seen[inside] = True
+        inside = order[(order >= 0) & (order < len(order))]  # before a cast, which wraps around
+        seen[inside.astype(np.int64, copy=False)] = True
         if not seen.all():
             raise ValueError(f"order has not every row once: row {int(np.argmin(seen))} is missing")
-        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "order", contiguous(order, np.int32))
         object.__setattr__(self, "offsets", offsets)
 
     def __repr__(self) -> str:

@@ -633,6 +633,18 @@ class TestClusters:
         assert ngame.Clusters.load(tmp_path / "clusters.npz") == self.make()
         assert ngame.Clusters.load(tmp_path / "clusters-fine.npz") == self.make()
 
+    @pytest.mark.parametrize("order", [[0.0, 1.7], ["0", "1"], [True, False], [None, 1]])
+    def test_ids_are_integers(self, order):
+        with pytest.raises(TypeError, match=r"^order has dtype .*, expected integers$"):
+            ngame.Clusters(order, [0, 2])
+        with pytest.raises(TypeError, match=r"^offsets has dtype .*, expected integers$"):
+            ngame.Clusters([0, 1], [0, 1.0, 2])
+
+    @pytest.mark.parametrize("wrapping", [2**32, 2**32 + 1, -(2**32)])
+    def test_ids_do_not_wrap_around(self, wrapping):
+        with pytest.raises(ValueError, match="order has not every row once: row 0 is missing"):
+            ngame.Clusters(np.array([wrapping, 1]), [0, 2])
+
     def test_load_rejects_other_archives(self, tmp_path):
         path = tmp_path / "clusters.npz"
         np.savez(path, order=np.arange(3))
