@@ -23,6 +23,10 @@ from ngame.files import atomic_write
 _BLOCK_BYTES = 1 << 24
 _BLOCK_ROWS = 1 << 16
 
+# No file has more rows or columns; a number beyond this is a mistake, which NumPy and SciPy tell in
+# words that name no file.
+_MOST = 1 << 48
+
 
 class SparseText(NamedTuple):
     """The content of such a file, row after row.
@@ -79,6 +83,7 @@ class SparseText(NamedTuple):
         rows, columns = len(self.offsets) - 1, shape[1]
         if rows > shape[0]:
             raise ValueError(f"{self.name}: has {rows} rows, expected {shape[0]}")
+        self.refuse(self.ids >= _MOST, f"id {{id}} is too large, expected at most {_MOST - 1}")
         wrong = (self.ids < 0) | (self.ids >= columns)
         self.refuse(wrong, f"id {{id}} is out of range; there are {columns} columns")
         ends = np.append(self.offsets, np.full(shape[0] - rows, self.offsets[-1]))
@@ -176,7 +181,7 @@ def split_labelled_text(
         if header:
             line = file.readline().removeprefix(BOM_UTF8)
             try:
-                rows, columns, classes = (int(part) for part in line.split())
+                rows, columns, classes = (_number(part) for part in line.split())
             except ValueError:
                 shown = line[:40].decode("utf8", "replace").rstrip("\r\n")
                 raise ValueError(
@@ -246,7 +251,7 @@ def write_sparse_text(path: str | os.PathLike[str], matrix: Any, *, header: bool
 
 def _header(line: bytes, where: str) -> tuple[int, int]:
     try:
-        rows, columns = (int(part) for part in line.split())
+        rows, columns = (_number(part) for part in line.split())
     except ValueError:
         rows = columns = -1
     if min(rows, columns) < 0:
@@ -301,12 +306,20 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
+def _number(word: bytes) -> int:
+    """A whole number of at most `_MOST`; unlike `int`, without underscores."""
+    number = int(word)
+    if b"_" in word or abs(number) > _MOST:
+        raise ValueError(f"{word!r} is no number of a file")
+    return number
+
+
 def _label(word: bytes) -> int:
     """A label id; whole numbers in floating-point notation are ids too."""
     try:
-        return int(word)
+        return _number(word)
     except ValueError:
         number = float(word)
-        if not number.is_integer():
+        if b"_" in word or not number.is_integer() or abs(number) > _MOST:
             raise ValueError(f"{number} is no label id") from None
         return int(number)

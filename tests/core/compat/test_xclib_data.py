@@ -162,6 +162,10 @@ def test_byte_order_marks_and_blank_last_lines(tmp_path):
     [
         (b"1 3\n0 1:1\n", r"x.txt:1: header '1 3'; expected rows, features and labels"),
         (b"2 3 2\n0 1:1\na,1 1:1\n", r"x.txt:3: 'a,1' is not label,label"),
+        (b"1 3 2\n%d 1:1\n" % 10**25, r"x.txt:2: '1000.*' is not label,label"),
+        (b"1 3 2\n1e25 1:1\n", r"x.txt:2: '1e25' is not label,label"),
+        (b"1 3 2\n1_0 1:1\n", r"x.txt:2: '1_0' is not label,label"),
+        (b"1 3 %d\n0 1:1\n" % 10**25, r"x.txt:1: header '1 3 1000.*'; expected rows, features"),
         (b"1 3 2\n0 1:1 x\n", r"x.txt:2: 'x' is not label:value"),
         (b"1 3 2\n0 3:1\n", r"x.txt:2: id 3 is out of range"),
         (b"1 3 2\n2 1:1\n", r"x.txt:2: id 2 is out of range; there are 2 columns"),

@@ -167,7 +167,9 @@ def test_faults_do_not_make_up_for_each_other():
         read_sparse_text(io.BytesIO(b"1 9\n1 2:3:4\n"))
 
 
-@pytest.mark.parametrize("header", ["", "3", "3 4 5", "a b", "-1 3", "1.5 2"])
+@pytest.mark.parametrize(
+    "header", ["", "3", "3 4 5", "a b", "-1 3", "1.5 2", "1_0 3", "9" * 19 + " 3", "3 " + "9" * 25]
+)
 def test_a_bad_header(header):
     with pytest.raises(ValueError, match=r":1: header .* expected rows and columns"):
         read_sparse_text(io.BytesIO(header.encode() + b"\n0:1\n"))
@@ -218,3 +220,10 @@ def test_how_it_is_written(tmp_path, monkeypatch):
     write_sparse_text(tmp_path / "x.txt", matrix, header=False)
     assert (tmp_path / "x.txt").read_bytes() == b"0:2.0 3:0.1\n\n1:1.0\n"
     assert matrix.indices.tolist() == [3, 0, 1, 1]
+
+
+@pytest.mark.parametrize("id", [2**48, 2**63 - 1])
+def test_an_id_that_no_matrix_has(id):
+    text = read_sparse_text(io.BytesIO(f"0:1\n1:1 {id}:1\n".encode()), header=False)
+    with pytest.raises(ValueError, match=rf"^file:2: id {id} is too large"):
+        text.matrix((2, id + 1))
