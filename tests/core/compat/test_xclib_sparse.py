@@ -387,3 +387,20 @@ def test_sparse_arrays_count_like_matrices(kind):
     expected = [[1, 0], [1, 2], [0, 3]]
     assert sparse.compute_centroid(X, Y, "mean").toarray().tolist() == expected
     assert dense.compute_centroid(X.toarray(), Y, "mean", binarize=False).tolist() == expected
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(300, np.float16), (1e30, np.float32)])
+@pytest.mark.parametrize("norm", ["l2", "l1", "max"])
+def test_norms_beyond_the_type_of_an_array(value, dtype, norm):
+    rows = np.full((2, 400), value, dtype)
+    scaled = sparse.normalize(rows, norm, copy=True)
+    assert scaled.dtype == dtype
+    np.testing.assert_allclose(scaled, {"l2": 0.05, "l1": 1 / 400, "max": 1}[norm], rtol=1e-3)
+    assert sparse.normalize(rows, norm) is rows
+
+
+def test_in_place_whatever_the_arrays(rng):
+    table = rng.random((6, 2)).astype(np.float32)
+    matrix = sp.csr_matrix((table[:, 0], np.arange(6) % 3, [0, 3, 6]), shape=(2, 3))
+    assert sparse.retain_topk(matrix, copy=False, k=1) is matrix
+    assert matrix.nnz == 2

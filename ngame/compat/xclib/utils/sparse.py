@@ -270,8 +270,10 @@ def normalize(X: Any, norm: str = "l2", copy: bool = False) -> Any:
         dense = given if given.dtype.kind == "f" else given.astype(np.float64)
         if copy and dense is given:
             dense = dense.copy()
-        norms = np.linalg.norm(dense, ord=order, axis=1, keepdims=True)
-        np.divide(dense, norms, out=dense, where=norms > 0)
+        # In the array's own type the norm of a row of float16 or of large float32 may overflow.
+        wide = np.float64 if dense.itemsize < 8 else dense.dtype
+        norms = np.linalg.norm(dense.astype(wide, copy=False), ord=order, axis=1, keepdims=True)
+        np.divide(dense, norms, out=dense, where=norms > 0, casting="same_kind")
         return dense
     matrix = _floats(X.tocsr(copy=copy))
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
