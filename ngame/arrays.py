@@ -1,11 +1,12 @@
 """Arguments of the public functions: checked once, copied only where necessary."""
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
 from copy import copy
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,8 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
             value = value.float()
     try:
         return np.asarray(value)
+    except TypeError as error:  # torch's: a sparse tensor, or one of a type that NumPy lacks
+        raise TypeError(f"{name} cannot be read as an array: {error}") from None
     except ValueError:
         if not isinstance(value, (list, tuple)):
             raise
@@ -126,6 +129,7 @@ def as_csr(value: Any, name: str, *, any_order: bool = False) -> Any:
     if value.shape[1] > np.iinfo(np.int32).max:
         raise ValueError(f"{name} has {value.shape[1]} columns, at most 2**31 - 1 are possible")
     _check_arrays(value, name)
+    value = _in_one_piece(value)
     # SciPy's flag is cheap to read, and the core checks the order of each row that it uses. SciPy's
     # compiled code trusts indptr, so it must be checked before SciPy looks at the indices.
     if not any_order and getattr(value, "_has_canonical_format", None) is not True:
@@ -181,10 +185,6 @@ def _check_arrays(matrix: Any, name: str) -> None:
         )
 
 
-def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
-    """The pattern of a CSR matrix, with ids of integer type `dtype` if given."""
-    indptr, indices = matrix.indptr, matrix.indices
-    if dtype is not None:
 def _in_one_piece(matrix: Any) -> Any:
     """The matrix over arrays that the core can read, without what lies behind the last row.
 
@@ -201,6 +201,10 @@ def _in_one_piece(matrix: Any) -> Any:
     return matrix
 
 
+def pattern(matrix: Any, dtype: npt.DTypeLike | None = None) -> Pattern:
+    """The pattern of a CSR matrix, with ids of integer type `dtype` if given."""
+    indptr, indices = matrix.indptr, matrix.indices
+    if dtype is not None:
         indptr, indices = indptr.astype(dtype, copy=False), indices.astype(dtype, copy=False)
     return contiguous(indptr), contiguous(indices), int(matrix.shape[1])
 
@@ -334,6 +338,19 @@ def as_count(value: Any, name: str, least: float = 1, most: float = 2**31 - 1) -
     if count > most:
         raise ValueError(f"{name} is {count}, expected at most {most}")
     return count
+
+
+def as_number(value: Any, name: str) -> float:
+    """Return `value`, a finite number, as a float."""
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a float")
+    try:
+        number = float(value)
+    except OverflowError:  # of an int
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}, expected a finite number")
+    return number
 
 
 def as_cutoffs(ks: Iterable[Any]) -> list[int]:

@@ -1,6 +1,5 @@
 """Linear classifiers of sparse rows, one a label, told from a shortlist of negatives."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from ngame.arrays import (
     Csr,
     Pairs,
     as_csr,
+    as_number,
     as_pairs,
     as_threads,
     as_weighted_rows,
@@ -104,7 +104,7 @@ def linear_classifiers(
         raise ValueError(f"points has {rows.shape[0]} rows, at most 2**31 - 1 are possible")
     lacks = None if negatives is None else as_pairs(negatives, "negatives", has.shape)
     for name, value in (("cost", cost), ("tolerance", tolerance), ("least", least)):
-        if not math.isfinite(value) or value < 0 or (value == 0 and name != "least"):
+        if as_number(value, name) < 0 or (value == 0 and name != "least"):
             bound = "0 or more" if name == "least" else "more than 0"
             raise ValueError(f"{name} is {value}, expected {bound}")
     by_label = [None if one is None else _transposed(one) for one in (has, lacks)]

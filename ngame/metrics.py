@@ -17,12 +17,13 @@ from ngame.arrays import (
     as_csr,
     as_cutoffs,
     as_ids,
+    as_number,
     as_pairs,
     as_threads,
     canonical,
     check_rows,
-    is_sparse,
     contiguous,
+    is_sparse,
     pattern,
     widened,
 )
@@ -158,9 +159,11 @@ def _evaluate(
     cuts = as_cutoffs(ks)
     weights = None
     if inverse_propensity is not None:
-        weights = np.ascontiguousarray(
-            as_array(inverse_propensity, "inverse_propensity"), np.float32
-        )
+        given = as_array(inverse_propensity, "inverse_propensity")
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"inverse_propensity has dtype {given.dtype}, expected floats")
+        with np.errstate(over="ignore"):  # refused below
+            weights = contiguous(given, np.float32)
     scored, positives = _as_matrices(predictions, truth, None if weights is None else weights.size)
     rows, labels = scored.shape
     if rows == 0:
@@ -439,7 +442,7 @@ def _as_dense_truth(truth: Any) -> Any:
             f"truth holds {array.flat[np.argmax(wrong)]:.4g}: an array has 0 and 1 for every "
             f"label; {cure}"
         )
-    return sp.csr_matrix(array)
+    return sp.csr_matrix(array != 0)  # SciPy has no float16
 
 
 def inverse_propensity(
@@ -480,6 +483,7 @@ def inverse_propensity(
 def propensity_weights(train_labels: Csr, a: float, b: float) -> npt.NDArray[np.float32]:
     """`inverse_propensity`, however few rows there are: the formula alone."""
     labels = _as_positives(train_labels, "train_labels")
+    a, b = as_number(a, "a"), as_number(b, "b")
     if not a > 0 or not b > 0:
         raise ValueError(f"a and b are {a} and {b}, expected positive numbers")
     check_rows(labels, "train_labels")
@@ -490,6 +494,9 @@ def propensity_weights(train_labels: Csr, a: float, b: float) -> npt.NDArray[np.
             f"out of range for {labels.shape[1]} columns"
         )
     counts = np.bincount(labels.indices[labels.data != 0], minlength=labels.shape[1])
-    scale = (np.log(labels.shape[0]) - 1) * (b + 1) ** a
-    weights: npt.NDArray[np.float32] = (1 + scale * (counts + b) ** -a).astype(np.float32)
+    with np.errstate(all="ignore"):
+        scale = (np.log(labels.shape[0]) - 1) * np.float64(b + 1) ** a
+        weights: npt.NDArray[np.float32] = (1 + scale * (counts + b) ** -a).astype(np.float32)
+    if not np.isfinite(weights).all():
+        raise ValueError(f"a and b are {a} and {b}, of which the weights are beyond float32")
     return weights

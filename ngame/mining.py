@@ -12,6 +12,7 @@ from ngame.arrays import (
     Csr,
     as_count,
     as_matrix,
+    as_number,
     as_pairs,
 )
 from ngame.cluster import as_seed
@@ -129,7 +130,7 @@ def mine_hard_negatives(
     first, stop = _window(ranks, n)
     if sampling not in ("top", "random"):
         raise ValueError(f'sampling is {sampling!r}, expected "top" or "random"')
-    floor = np.float64(-np.inf if min_score is None else _as_float(min_score, "min_score"))
+    floor = np.float64(-np.inf if min_score is None else as_number(min_score, "min_score"))
     ceiling = _ceiling(queries, items, known, margin, relative_margin, max_score, metric, threads)
     rng = np.random.default_rng(as_seed(seed))
 
@@ -175,9 +176,9 @@ def _ceiling(
     """Highest score that a negative of each query may have, float64 [q]; None if unbounded."""
     margins = {"margin": margin, "relative_margin": relative_margin}
     for name, value in margins.items():
-        if value is not None and _as_float(value, name) < 0:
+        if value is not None and as_number(value, name) < 0:
             raise ValueError(f"{name} is {value}, expected 0 or more")
-    given = None if max_score is None else _as_float(max_score, "max_score")
+    given = None if max_score is None else as_number(max_score, "max_score")
     if margin is None and relative_margin is None:
         return None if given is None else np.full(len(queries), given)
     # Scored like the search scores them, so that a copy of a positive has exactly its score.
@@ -233,11 +234,3 @@ def _window(ranks: Any, n: int) -> tuple[int, int]:
     if stop - first < n:
         raise ValueError(f"ranks is {ranks!r}, a window of {max(0, stop - first)} ranks, n is {n}")
     return first, stop
-
-
-def _as_float(value: Any, name: str) -> float:
-    if not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a float")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, expected a finite number")
-    return float(value)

@@ -462,14 +462,14 @@ def topk(
         k stored entries a row, fewer where `drop` leaves fewer items; indices sorted. Scores of 0
         are stored too. On a CUDA device a sparse CSR tensor. With `group`, m are the items of all.
     """
+    scores, ids = topk_arrays(
+        queries, items, k, metric=metric, drop=drop, threads=threads, group=group
+    )
     columns = np.shape(items)[0]
     if group is not None:
         from ngame.ranks import Ranks
 
         columns = int(np.sum(Ranks(group).all_arrays(np.array([columns]))))
-    scores, ids = topk_arrays(
-        queries, items, k, metric=metric, drop=drop, threads=threads, group=group
-    )
     return ranked_csr(scores, ids, columns)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import MAX_THREADS, Csr, ProcessGroup, as_count, renamed
+from ngame.arrays import MAX_THREADS, Csr, ProcessGroup, as_array, as_count, is_sparse, renamed
 from ngame.batches.base import (
     CLUSTER,
     Order,
@@ -204,6 +204,9 @@ class ClusterBatchSampler(RefreshedBatchSampler):
             clusters = source
         else:
             x = in_reach(source)
+            if is_sparse(x):
+                raise TypeError("source is a sparse matrix, expected embeddings or Clusters")
+            x = as_array(x, "source") if isinstance(x, list | tuple) else x
             if not np.ndim(x):
                 raise TypeError(
                     f"source is a {type(source).__name__}, expected embeddings or Clusters"

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngame import _core
-from ngame.arrays import Csr, as_array, as_count, as_ids, refuse_names
+from ngame.arrays import Csr, as_array, as_count, as_ids, as_number, refuse_names
 from ngame.batches.base import BatchSampler, Order, draw_seed
 
 
@@ -132,9 +132,7 @@ class GroupBatchSampler(BatchSampler):
         if alpha is None:
             self._warn_of_groups(sizes)
             return
-        if not isinstance(alpha, (int, float, np.floating)):
-            raise TypeError(f"alpha is a {type(alpha).__name__}, expected a float")
-        if not 0 <= alpha < np.inf:
+        if as_number(alpha, "alpha") < 0:
             raise ValueError(f"alpha is {alpha}, expected 0 or more")
         chunks, reached = self._chunks(self._per_group, None, np.random.default_rng(0))
         has_chunk = np.zeros(len(sizes), np.bool_)

@@ -265,3 +265,39 @@ def test_arrays_of_a_matrix_may_lie_anywhere(call, kind, names):
     else:
         assert plain(found) == plain(expected)
     assert all(getattr(matrix, name) is array for name, array in before.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("x", lambda x: ngame.balanced_clusters(x, size=1)),
+        ("items", lambda x: ngame.topk(np.eye(3, dtype=np.float32), x, 1)),
+        ("source", lambda x: ngame.ClusterBatchSampler(3, 1, cluster_size=1).refresh(x)),
+    ],
+)
+@pytest.mark.parametrize("value", [None, 3, "rows", [[1, 2], [3]], sp.identity(3, format="csr")])
+def test_what_is_no_array_of_rows_is_named(name, call, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} (is|has|cannot)\b"):
+        call(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("cost", lambda a: ngame.linear_classifiers(GOOD, GOOD, cost=a)),
+        ("tolerance", lambda a: ngame.linear_classifiers(GOOD, GOOD, tolerance=a)),
+        ("least", lambda a: ngame.linear_classifiers(GOOD, GOOD, least=a)),
+        ("a", lambda a: metrics.propensity_weights(GOOD, a, 1)),
+        ("b", lambda b: metrics.propensity_weights(GOOD, 1, b)),
+        ("margin", lambda a: ngame.mine_hard_negatives(X, X, [], 1, margin=a)),
+        ("max_score", lambda a: ngame.mine_hard_negatives(X, X, [], 1, max_score=a)),
+        ("alpha", lambda a: ngame.GroupBatchSampler([0, 0], 2, alpha=a)),
+    ],
+)
+def test_numbers_are_named(name, call):
+    for value in ("1", [1.0], 1j):
+        with pytest.raises(TypeError, match=rf"^{name} is a {type(value).__name__}, expected a f"):
+            call(value)
+    for value in (np.nan, np.inf, 10**400):
+        with pytest.raises(ValueError, match=rf"^{name} is (nan|inf), expected a finite number$"):
+            call(value)

@@ -372,6 +372,27 @@ def test_one_cut_off_is_a_list_too():
         metrics.evaluate(x, x, ks=1)
 
 
+def test_weights_beyond_float_are_refused():
+    labels = sp.csr_matrix(np.eye(4))
+    for a, b in ((1e4, 1), (2**31, 2), (3, 1e300)):
+        with pytest.raises(ValueError, match=r"of which the weights are beyond float32$"):
+            metrics.inverse_propensity(labels, a, b)
+
+
+@pytest.mark.parametrize("kind", [np.array(["1", "2"]), np.array([1j, 2j]), np.array([None, 1])])
+def test_weights_are_numbers(kind):
+    with pytest.raises(TypeError, match=rf"^inverse_propensity has dtype {kind.dtype}"):
+        metrics.evaluate(np.eye(2), np.eye(2), inverse_propensity=kind)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint8, bool])
+def test_truth_of_any_type_of_number(dtype):
+    truth = np.array([[1, 0, 0], [0, 1, 1]], dtype)
+    found = metrics.evaluate(np.array([[3.0, 2, 1], [3, 2, 1]]), truth, ks=[1, 2])
+    assert found["P@1"] == 0.5
+    assert found["R@2"] == 0.75
+
+
 def test_stored_zeros_are_pairs_to_drop():
     truth = sp.csr_matrix(np.eye(2))
     drop = sp.csr_matrix((np.zeros(1), [1], [0, 0, 1]), shape=(2, 2))

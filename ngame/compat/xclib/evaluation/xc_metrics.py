@@ -333,6 +333,8 @@ def _curves(
     truth = _truth(true_labels)
     if truth.shape[0] == 0:
         raise ValueError("true_labels has no rows")
+    if inv_psp is None and not {"PSP", "PSN"}.isdisjoint(families):
+        raise TypeError("inv_psp is None, expected the inverse propensity of every label")
     scores = _scores(X, truth.shape, k, ranked)
     if inv_psp is not None:
         inv_psp = np.ravel(inv_psp)
@@ -344,6 +346,8 @@ def _truth(true_labels: Any) -> sp.csr_matrix:
     if not (sp.issparse(true_labels) or isinstance(true_labels, np.ndarray)):
         kind = type(true_labels).__name__
         raise TypeError(f"true_labels is a {kind}, expected a sparse matrix or an array")
+    if isinstance(true_labels, np.ndarray) and true_labels.dtype == np.float16:  # not in SciPy
+        true_labels = true_labels.astype(np.float32)
     # Without unsorted or repeated indices, which SciPy would set right in the caller's arrays.
     return canonical(as_csr(_one_index_type(sp.csr_matrix(true_labels)), "true_labels"))
 
