@@ -155,6 +155,13 @@ def canonical(matrix: Any) -> Any:
     return matrix
 
 
+def cast(matrix: Any, dtype: npt.DTypeLike) -> Any:
+    """The matrix with values of another type; `astype` would sum duplicates in the caller's."""
+    found = copy(matrix)  # the object, not its arrays
+    found.data = matrix.data.astype(dtype)
+    return found
+
+
 def check_rows(matrix: Any, name: str) -> None:
     """Reject a CSR matrix whose indptr descends or points outside the stored entries."""
     starts, ends = matrix.indptr[:-1], matrix.indptr[1:]

@@ -21,6 +21,8 @@ from ngame.arrays import (
     as_pairs,
     as_threads,
     canonical,
+    cast,
+    check_columns,
     check_rows,
     contiguous,
     is_sparse,
@@ -366,7 +368,7 @@ def _as_scores(predictions: Any) -> Any:
             return scored
         if scored.dtype.kind not in "biuf":
             raise TypeError(f"{name} has dtype {scored.dtype}, expected numbers")
-        return scored.astype(np.float32 if scored.dtype == np.float16 else np.float64)
+        return cast(scored, np.float64)
     if isinstance(predictions, tuple) and len(predictions) == 2 and np.ndim(predictions[1]) == 2:
         return _as_pair(*predictions)
     if isinstance(predictions, (list, tuple)):

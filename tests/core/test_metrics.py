@@ -400,3 +400,16 @@ def test_stored_zeros_are_pairs_to_drop():
     with pytest.warns(UserWarning, match="1 of 2 test points have no label"):
         found = metrics.evaluate_each({"a": truth}, truth, labelled, ks=[1], drop=drop)
     assert found["a"]["P@1"] == 0.5
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, bool])
+def test_predictions_of_integers_with_duplicates_stay_as_they_are(dtype):
+    scores = np.array([1, 1, 1, 0], dtype)
+    arrays = scores, np.array([2, 0, 2, 1]), np.array([0, 3, 4])
+    predictions = sp.csr_matrix(tuple(array.copy() for array in arrays), shape=(2, 3))
+    truth = sp.csr_matrix(np.array([[0, 0, 1], [0, 1, 0]]))
+    found = metrics.evaluate(predictions, truth, ks=[1, 2])
+    as_floats = sp.csr_matrix((scores.astype(float), *arrays[1:]), shape=(2, 3))
+    assert found == metrics.evaluate(as_floats, truth, ks=[1, 2])
+    for name, array in zip(("data", "indices", "indptr"), arrays, strict=True):
+        assert getattr(predictions, name).tolist() == array.tolist()

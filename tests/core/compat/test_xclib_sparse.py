@@ -404,3 +404,12 @@ def test_in_place_whatever_the_arrays(rng):
     matrix = sp.csr_matrix((table[:, 0], np.arange(6) % 3, [0, 3, 6]), shape=(2, 3))
     assert sparse.retain_topk(matrix, copy=False, k=1) is matrix
     assert matrix.nnz == 2
+
+
+@pytest.mark.parametrize("call", [lambda m: sparse.topk(m, 2, 3, 0), sparse.retain_topk])
+def test_integers_with_duplicates_stay_as_they_are(call):
+    arrays = np.array([1, 5, 1]), np.array([2, 0, 2]), np.array([0, 3])
+    matrix = sp.csr_matrix(tuple(array.copy() for array in arrays), shape=(1, 3))
+    call(matrix)
+    for name, array in zip(("data", "indices", "indptr"), arrays, strict=True):
+        assert getattr(matrix, name).tolist() == array.tolist()

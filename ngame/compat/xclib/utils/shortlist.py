@@ -395,7 +395,8 @@ def _positives(labels: Any) -> sp.csr_matrix:
     """The nonzero values of a sparse matrix as float32 ones."""
     if not sp.issparse(labels):
         raise TypeError(f"labels is a {type(labels).__name__}, expected a scipy.sparse matrix")
-    return sp.csr_matrix(labels != 0, dtype=np.float32)
+    # A copy, since SciPy's comparison sums duplicates in place.
+    return sp.csr_matrix(labels.copy() != 0, dtype=np.float32)
 
 
 def _write(fname: str | os.PathLike[str], content: dict[str, Any]) -> None:
