@@ -172,6 +172,18 @@ def check_rows(matrix: Any, name: str) -> None:
         )
 
 
+def check_columns(matrix: Any, name: str) -> None:
+    """Reject a CSR matrix with a column out of range; much of SciPy's compiled code trusts them."""
+    outside = (matrix.indices < 0) | (matrix.indices >= matrix.shape[1])
+    if outside.any():
+        place = int(np.argmax(outside))
+        row = int(np.searchsorted(matrix.indptr, place, side="right")) - 1
+        raise IndexError(
+            f"{name}: column {matrix.indices[place]} in row {row} is out of range for "
+            f"{matrix.shape[1]} columns"
+        )
+
+
 def _check_arrays(matrix: Any, name: str) -> None:
     """Reject arrays of the wrong type or length, which SciPy lets a caller assign."""
     indptr, indices, data = matrix.indptr, matrix.indices, matrix.data
@@ -257,6 +269,8 @@ def as_pairs(value: Any, name: str, shape: tuple[int, int]) -> Any:
         matrix = as_csr(value, name)
         if matrix.shape != shape:
             raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}")
+        check_rows(matrix, name)  # before SciPy takes some of the rows, or all by column
+        check_columns(matrix, name)
         pairs = copy(canonical(matrix))
         pairs.data = np.ones(len(pairs.data), np.bool_)  # a stored 0 is a pair like any other
         return pairs

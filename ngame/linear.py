@@ -14,6 +14,8 @@ from ngame.arrays import (
     as_pairs,
     as_threads,
     as_weighted_rows,
+    check_columns,
+    check_rows,
     new_csr,
     pattern,
 )
@@ -107,6 +109,8 @@ def linear_classifiers(
         if as_number(value, name) < 0 or (value == 0 and name != "least"):
             bound = "0 or more" if name == "least" else "more than 0"
             raise ValueError(f"{name} is {value}, expected {bound}")
+    check_rows(has, "labels")
+    check_columns(has, "labels")
     by_label = [None if one is None else _transposed(one) for one in (has, lacks)]
     index = np.result_type(*(m.indices.dtype for m in (rows, *by_label) if m is not None))
     found = _core.train_linear(

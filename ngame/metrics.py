@@ -489,12 +489,7 @@ def propensity_weights(train_labels: Csr, a: float, b: float) -> npt.NDArray[np.
     if not a > 0 or not b > 0:
         raise ValueError(f"a and b are {a} and {b}, expected positive numbers")
     check_rows(labels, "train_labels")
-    outside = (labels.indices < 0) | (labels.indices >= labels.shape[1])
-    if outside.any():
-        raise IndexError(
-            f"train_labels has column {labels.indices[np.argmax(outside)]}, "
-            f"out of range for {labels.shape[1]} columns"
-        )
+    check_columns(labels, "train_labels")
     counts = np.bincount(labels.indices[labels.data != 0], minlength=labels.shape[1])
     with np.errstate(all="ignore"):
         scale = (np.log(labels.shape[0]) - 1) * np.float64(b + 1) ** a

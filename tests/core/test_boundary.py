@@ -1,5 +1,7 @@
 """Broken arrays, which SciPy does not check, and numbers out of range: errors, never a crash."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -301,3 +303,28 @@ def test_numbers_are_named(name, call):
     for value in (np.nan, np.inf, 10**400):
         with pytest.raises(ValueError, match=rf"^{name} is (nan|inf), expected a finite number$"):
             call(value)
+
+
+def with_integers(matrix):
+    """The matrix with integers, made without SciPy's check of it."""
+    matrix = copy.copy(matrix)
+    matrix.data = matrix.data.astype(np.int64)
+    return matrix
+
+
+BY_SCIPY = {  # whose compiled code trusts what it is given
+    "labels": lambda m: ngame.linear_classifiers(GOOD, m),
+    "negatives": lambda m: ngame.linear_classifiers(GOOD, GOOD, negatives=m),
+    "positives": lambda m: ngame.mine_hard_negatives(X[:2, :3], X[:3, :3], m, 1),
+    "predictions": lambda m: metrics.evaluate(with_integers(m), GOOD),
+}
+
+
+@pytest.mark.parametrize("name", BY_SCIPY)
+def test_scipy_gets_no_broken_matrix(name):
+    for column in (3, -1, 2**31 - 1, -(2**31)):
+        with pytest.raises(IndexError, match=rf"^{name}: column {column} in row 0 is out of range"):
+            BY_SCIPY[name](broken(indices=[0, column, 1]))
+    for indptr in ([2, 0, 3], [0, 2**30, 3], [-(2**30), 2, 3], [0, 2, 2**31 - 1]):
+        with pytest.raises(ValueError, match=rf"^{name}: indptr of row \d does not ascend"):
+            BY_SCIPY[name](broken(indptr=indptr))
