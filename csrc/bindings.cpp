@@ -59,6 +59,13 @@ int thread_count(int threads) {
   return std::min(threads == 0 ? usable_cpus() : threads, kMostThreads);
 }
 
+void check_least(int64_t value, int64_t least, const char* name) {
+  if (value < least) {
+    throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected " +
+                                std::to_string(least) + " or more");
+  }
+}
+
 // The start of an array of T. NumPy has arrays at any address; what reads one at an odd address is
 // undefined, and loops that the compiler has vectorised may crash.
 template <class T>
@@ -318,11 +325,19 @@ PreparedView prepared_view(const Prepared& prepared, const MatrixView& items) {
   return view;
 }
 
+void check_columns(const MatrixView& queries, const MatrixView& items) {
+  if (queries.cols != items.cols) {
+    throw std::invalid_argument("queries and items differ in columns");
+  }
+}
+
 py::tuple topk_(const py::array& queries, const py::array& items,
                 const std::optional<Prepared>& prepared, int64_t k, bool cosine,
                 const std::optional<Csr>& drop, int threads) {
   const MatrixView query_view = matrix_view(queries, "queries");
   const MatrixView item_view = matrix_view(items, "items");
+  check_least(k, 1, "k");
+  check_columns(query_view, item_view);
   const TopkParams params{k, cosine, thread_count(threads)};
   std::optional<PreparedView> kept;
   if (prepared) kept = prepared_view(*prepared, item_view);
@@ -332,7 +347,12 @@ py::tuple topk_(const py::array& queries, const py::array& items,
   int32_t* const ids_out = ids.mutable_data();
   const auto search = [&](auto index) {
     std::optional<CsrView<decltype(index)>> pairs;
-    if (drop) pairs = csr_view<decltype(index)>(*drop, "drop");
+    if (drop) {
+      pairs = csr_view<decltype(index)>(*drop, "drop");
+      if (pairs->rows != query_view.rows || pairs->cols != item_view.rows) {
+        throw std::invalid_argument("drop has another shape");
+      }
+    }
     compute([&](Cancel& cancel) {
       topk(query_view, item_view, kept ? &*kept : nullptr, pairs ? &*pairs : nullptr, params,
            cancel, scores_out, ids_out);
@@ -347,9 +367,13 @@ py::array pair_scores_(const py::array& queries, const py::array& items,
                        int threads) {
   const MatrixView query_view = matrix_view(queries, "queries");
   const MatrixView item_view = matrix_view(items, "items");
+  check_columns(query_view, item_view);
   const double* const norms = prepared ? prepared_view(*prepared, item_view).norms : nullptr;
   return with_index(pairs, [&](auto index) {
     const auto view = csr_view<decltype(index)>(pairs, "pairs");
+    if (view.rows != query_view.rows || view.cols != item_view.rows) {
+      throw std::invalid_argument("pairs has another shape");
+    }
     py::array_t<float> scores(view.nonzeros);
     float* const out = scores.mutable_data();
     compute([&](Cancel& cancel) {
@@ -407,6 +431,7 @@ py::tuple label_pool_(const Csr& labels, const Array<int64_t>& rows) {
 py::tuple cluster_shortlist_(const Csr& labels, const Array<int32_t>& order,
                              const Array<int64_t>& offsets, std::optional<int64_t> limit,
                              int threads) {
+  if (limit) check_least(*limit, 0, "limit");
   return with_index(labels, [&](auto index) {
     const auto view = csr_view<decltype(index)>(labels, "labels");
     return to_numpy(compute([&](Cancel& cancel) {
@@ -417,6 +442,7 @@ py::tuple cluster_shortlist_(const Csr& labels, const Array<int32_t>& order,
 }
 
 py::tuple keep_topk_(const Csr& matrix, const py::array& values, int64_t k, int threads) {
+  check_least(k, 0, "k");
   return with_index(matrix, [&](auto index) {
     return with_score(matrix, values, "matrix", [&](auto score) {
       const auto view = csr_view<decltype(index)>(matrix, "matrix");
@@ -477,6 +503,7 @@ SparseItems prepare_sparse_items_(const Csr& items, const Array<float>& values) 
 py::tuple sparse_topk_(const Csr& queries, const Array<float>& query_values, const Csr& items,
                        const Array<float>& item_values, const SparseItems& prepared, int64_t k,
                        const std::optional<Csr>& drop, int threads) {
+  check_least(k, 1, "k");
   return with_index(items, [&](auto index) {
     const auto query_rows = weighted_rows<decltype(index)>(queries, query_values, "queries");
     const auto item_rows = weighted_rows<decltype(index)>(items, item_values, "items");
@@ -549,6 +576,7 @@ py::dict evaluate_(const Csr& predictions, const py::array& scores, const Csr& t
         throw std::invalid_argument("inverse_propensity has another number of labels");
       }
       if (ks.size() == 0) throw std::invalid_argument("ks is empty");
+      for (const int64_t k : span_of(ks)) check_least(k, 1, "ks");
       const auto view = csr_view<decltype(index)>(predictions, "predictions");
       const auto truth_view = csr_view<decltype(index)>(truth, "truth");
       std::optional<CsrView<decltype(index)>> pairs;

@@ -328,3 +328,31 @@ def test_scipy_gets_no_broken_matrix(name):
     for indptr in ([2, 0, 3], [0, 2**30, 3], [-(2**30), 2, 3], [0, 2, 2**31 - 1]):
         with pytest.raises(ValueError, match=rf"^{name}: indptr of row \d does not ascend"):
             BY_SCIPY[name](broken(indptr=indptr))
+
+
+def test_core_checks_numbers_and_shapes():
+    x, csr = np.eye(3, dtype=np.float32), (GOOD.indptr, GOOD.indices, 3)
+    prepared = _core.prepare_sparse_items(csr, GOOD.data)
+    for call, message in (
+        (lambda: _core.topk(x, x, None, 0, True, None, 1), "k is 0, expected 1 or more"),
+        (lambda: _core.topk(x, x[:, :2], None, 1, True, None, 1), "differ in columns"),
+        (lambda: _core.topk(x, x, None, 1, True, csr, 1), "drop has another shape"),
+        (lambda: _core.pair_scores(x, x, None, csr, True, 1), "pairs has another shape"),
+        (
+            lambda: _core.sparse_topk(csr, GOOD.data, csr, GOOD.data, prepared, 0, None, 1),
+            "k is 0, expected 1 or more",
+        ),
+        (lambda: _core.keep_topk(csr, GOOD.data, -1, 1), "k is -1, expected 0 or more"),
+        (
+            lambda: _core.evaluate(csr, GOOD.data, csr, None, None, np.array([1, 0]), False, 1),
+            "ks is 0, expected 1 or more",
+        ),
+        (
+            lambda: _core.cluster_shortlist(
+                csr, np.arange(2, dtype=np.int32), np.array([0, 2]), -1, 1
+            ),
+            "limit is -1, expected 0 or more",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
