@@ -421,7 +421,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     Raises
     ------
     FileExistsError
-        It holds another run, or what is no run, or is a file.
+        It holds another run, a saved model or what is no run, or is a file.
     BlockingIOError
         Another process trains in it.
     """
@@ -435,6 +435,9 @@ def _check_folder(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder or a name that is free")
     if (folder / "config.toml").exists():
+        # A run says first of which data it is. Its model comes last.
+        if (folder / "fusion.json").exists() and not (folder / "data.json").exists():
+            raise FileExistsError(f"{folder} holds a saved model and no run: choose another folder")
         if not resume:
             raise FileExistsError(
                 f"{folder} already holds a run: resume it, or choose another folder"

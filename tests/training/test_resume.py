@@ -352,6 +352,16 @@ def test_folder_with_something_else(dataset, tmp_path, resume):
     assert files(tmp_path) == {"thesis.tex"}
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_folder_with_a_saved_model(dataset, finished, tmp_path, resume):
+    """It has the settings of its run: to train anew over it would lose the model."""
+    ngame.Model.load(finished).save(tmp_path)
+    saved = {name: (tmp_path / name).read_bytes() for name in ("config.toml", "fusion.json")}
+    with pytest.raises(FileExistsError, match="holds a saved model and no run: choose another"):
+        ngame.train(dataset, config(), folder=tmp_path, resume=resume)
+    assert {name: (tmp_path / name).read_bytes() for name in saved} == saved
+
+
 def test_resume_starts_a_run_if_there_is_none(dataset, finished, tmp_path):
     ngame.train(dataset, config(), folder=tmp_path / "new" / "run", resume=True)
     assert_same_run(tmp_path / "new" / "run", finished)
