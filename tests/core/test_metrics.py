@@ -206,6 +206,26 @@ def test_inverse_propensity_matches_reference(seed, a, b):
     np.testing.assert_allclose(found, reference.inverse_propensity(labels, a, b), rtol=1e-6)
 
 
+def test_what_is_left_to_the_defaults(rng):
+    """Figures of papers: propensities with A 0.55 and B 1.5, and ranks 1, 3 and 5."""
+    predictions, truth = random_case(rng, 30, 12)
+    weights = metrics.inverse_propensity(truth)
+    np.testing.assert_allclose(weights, reference.inverse_propensity(truth), rtol=1e-6)
+    found = metrics.evaluate(predictions, truth, inverse_propensity=weights)
+    assert found == metrics.evaluate(predictions, truth, ks=[1, 3, 5], inverse_propensity=weights)
+
+
+def test_stored_zeros_are_no_points_of_a_label(rng):
+    _, labels = random_case(rng, 30, 12)
+    stored = labels.copy()
+    stored.data[::3] = 0
+    without = stored.copy()
+    without.eliminate_zeros()
+    np.testing.assert_array_equal(
+        metrics.inverse_propensity(stored), metrics.inverse_propensity(without)
+    )
+
+
 def test_rejects_bad_input(rng):
     predictions, truth = random_case(rng, 3000, 6)
     weights = np.ones(6, np.float32)
