@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from ngame.data.dataset import Dataset
+from ngame.data.dataset import Dataset, Points
 
 Y = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32)
 
@@ -202,3 +202,11 @@ def test_bad_arguments(change, error, message):
     arguments = {"train_texts": ["a"], "train_labels": [[1, 0]], "label_texts": ["x", "y"]}
     with pytest.raises(error, match=message):
         Dataset(**(arguments | change))
+
+
+def test_a_model_that_lacks_labels_of_the_data_gets_the_pairs_of_its_own():
+    """In its predictions the others would be out of range."""
+    pairs = np.array([[0, 1], [0, 4], [1, 3], [1, 2]])
+    points = Points(["a", "b"], sparse.csr_matrix((2, 5)), pairs)
+    assert points.predictable(3).tolist() == [[0, 1], [1, 2]]
+    assert points._replace(drop=None).predictable(3) is None
