@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from ngame.prediction import lexical as lexical_module
 from ngame.prediction.lexical import Lexical, Tfidf, titles_apart
 
 TEXTS = ["Red apple, red pear", "green pear", "", "red apple red", "Öl und Essig"]
@@ -60,6 +61,16 @@ def test_texts_without_words(texts):
     assert rows.shape == (len(texts), 0)
     assert tfidf(["red"]).shape == (1, 0)
     assert tfidf([]).shape == (0, 0)
+
+
+def test_terms_of_saved_models_are_known_for_ever():
+    """A run holds hashes, not words: with others it would find none of its terms in any text."""
+    assert Tfidf.fit(["Red apple", "Öl"])[0].terms.tolist() == [
+        -6681078847286810355,
+        -2328654269316264298,
+        2547543847350197722,
+        3212127467558369503,
+    ]
 
 
 @pytest.fixture
@@ -137,6 +148,18 @@ def test_the_shortlist_is_what_the_nearest_points_have():
         fewer.toarray()[:, [0, 2, 3]] > 0, found.toarray()[:, [0, 2, 3]] > 0
     )
     assert lexical.shortlists([labels], labels, 1)[0].nnz == 4
+
+
+def test_the_shortlist_does_not_depend_on_the_chunks(monkeypatch):
+    """In none of them does a point find itself."""
+    texts = ["red apple", "red tart", "green pear", "red pear", "green apple", "red"]
+    lexical = Lexical.fit(texts, ["a"])
+    labels, known = sp.identity(6, np.float32, "csr"), sp.csr_matrix((6, 6), dtype=np.float32)
+    (whole,) = lexical.shortlists([labels], known, 2)
+    assert not whole.diagonal().any()
+    monkeypatch.setattr(lexical_module, "_POINTS_PER_CHUNK", 4)
+    (parts,) = lexical.shortlists([labels], known, 2)
+    np.testing.assert_array_equal(parts.toarray(), whole.toarray())
 
 
 def test_classifiers_ignore_what_one_point_alone_has():
