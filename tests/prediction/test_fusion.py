@@ -179,14 +179,20 @@ def test_gains_move_the_weights(rng):
 
 
 def test_order_of_the_candidates_does_not_matter(rng):
+    """Of the weights, with gains or without, and of the probabilities."""
     features, rows, relevant = candidates(rng)
-    first = Fusion.fit(features, rows, relevant)
     order = rng.permutation(len(rows))
     shuffled = {name: values[order] for name, values in features.items()}
-    second = Fusion.fit(shuffled, rows[order], relevant[order])
-    np.testing.assert_allclose(
-        list(first.weights.values()), list(second.weights.values()), rtol=1e-4
-    )
+    for gains in (None, rng.uniform(1, 9, len(rows))):
+        first = Fusion.fit(features, rows, relevant, gains)
+        second = Fusion.fit(
+            shuffled, rows[order], relevant[order], None if gains is None else gains[order]
+        )
+        np.testing.assert_allclose(
+            list(first.weights.values()), list(second.weights.values()), rtol=1e-4
+        )
+        likely = [each.probabilities(first(features), rows) for each in (first, second)]
+        np.testing.assert_allclose(*likely, atol=1e-3)
 
 
 @pytest.mark.parametrize("points", [1, 20])
