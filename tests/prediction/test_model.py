@@ -499,6 +499,13 @@ def test_with_labels(unseen, dataset):
         assert matrix[:, hidden].count_nonzero() > 0 if by_text else matrix[:, hidden].nnz == 0
     assert before.new_labels == 0
     assert len(before.label_vectors) == 21
+    titles = slow_title_cosines(after, texts)
+    np.testing.assert_allclose(found["tfidf_title"].toarray(), titles, rtol=1e-4, atol=1e-6)
+    # Without titles the whole texts are compared.
+    plain = before.with_labels(after.label_texts[21:]).predict(texts, k, scorer="tfidf_title")
+    whole = slow_cosines(after, texts)[0][:, hidden]
+    np.testing.assert_allclose(plain.toarray()[:, hidden], whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["tfidf"].toarray()[:, hidden], whole, rtol=1e-4, atol=1e-6)
 
 
 def test_new_labels_compete_with_those_of_training(unseen, dataset):
@@ -566,6 +573,9 @@ def test_evaluate(model, dataset):
         found["fused"], dataset.test_labels, ks=[1, 5], inverse_propensity=weights
     )
     assert scored["fused"] == expected
+    wrong = ngame.keep_topk(found["encoder"], 1).astype(bool) > dataset.test_labels.astype(bool)
+    dropped = model.evaluate(found, dataset.test_labels, ks=[1], drop=sp.csr_matrix(wrong))
+    assert dropped["encoder"]["P@1"] > scored["encoder"]["P@1"]
 
 
 def test_metrics_file(folder, model):
@@ -783,12 +793,17 @@ def test_labels_with_line_breaks_come_back(tmp_path):
         fusions={"all": Fusion({"encoder": 1.0}), "trained": Fusion({"encoder": 1.0})},
         config=PredictionConfig(k=2),
     )
-    model.save(tmp_path)
-    loaded = Model.load(tmp_path)
+    model.save(tmp_path / "first")
+    loaded = Model.load(tmp_path / "first")
     assert loaded.label_texts == texts
     assert loaded.classifier is None
     assert loaded.scorers == ("encoder", "neighbours", "fused")
     assert loaded.config.k == 2
+    # What was changed since then is kept too, where the folder holds no settings of its own.
+    changed = dataclasses.replace(loaded, config=PredictionConfig(k=3), threads=1)
+    changed.save(tmp_path / "second")
+    again = Model.load(tmp_path / "second")
+    assert (again.config.k, again.threads) == (3, 1)
 
 
 def test_folders_without_a_model(tmp_path, folder):
