@@ -187,10 +187,14 @@ def save_dataset(dataset: Dataset, folder: str | os.PathLike[str]) -> None:
     ------
     FileExistsError
         The folder holds something.
+    ValueError
+        A point is the same thing as several labels: a line has one ``uid``.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
+    for split in ("train", "test", "val"):
+        _check_one_label(getattr(dataset, f"same_{split}"), f"same_{split}")
     with atomic_folder(folder) as aside:
         _write_rows(
             aside / "lbl.json.gz", dataset.label_texts, None, None, titles=dataset.label_titles
@@ -615,6 +619,16 @@ def _string(value: Any, name: str, where: str) -> str:
 
 
 # Writing
+
+
+def _check_one_label(same: npt.NDArray[np.int64] | None, name: str) -> None:
+    """Raise for a row that is the same as several labels, of which one alone could be written."""
+    if same is None:
+        return
+    rows, counts = np.unique(np.unique(same, axis=0)[:, 0], return_counts=True)
+    if (counts > 1).any():
+        row = rows[counts > 1][0]
+        raise ValueError(f"{name} has several labels for row {row}; a folder of data has one a row")
 
 
 def _write_rows(

@@ -145,3 +145,16 @@ def test_pairs_that_do_not_fit_are_refused():
         Dataset(**ring(), same_train=[(12, 0)])
     with pytest.raises(ValueError, match="same_test was given without test_texts"):
         Dataset(["a"], [[1]], ["b"], same_test=[(0, 0)])
+
+
+def test_a_point_that_is_several_labels_is_not_saved(tmp_path):
+    """A line has one uid: the others would be lost."""
+    data = Dataset(**ring(), same_train=[(0, 0), (3, 3), (3, 4)], same_test=[(1, 13), (1, 13)])
+    with pytest.raises(ValueError, match="same_train has several labels for row 3; a folder of"):
+        save_dataset(data, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    data.same_train = data.same_train[:2]
+    save_dataset(data, tmp_path / "data")
+    again = load_dataset(tmp_path / "data")
+    assert again.same_train.tolist() == [*own(1), [3, 3]]
+    assert again.same_test.tolist() == [[1, 13]]
