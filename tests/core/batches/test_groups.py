@@ -165,6 +165,24 @@ def test_groups_take_part_in_proportion_to_a_power_of_their_size(
     assert np.abs(drawn / per_group - expected * drawn.sum() / per_group).max() <= epochs
 
 
+def test_a_group_with_less_than_a_draw_an_epoch_is_not_left_out_of_all() -> None:
+    """Its draws, 0.36 an epoch, are rounded up in as many epochs."""
+    groups = np.repeat([0, 1], [72, 8])
+    sampler = GroupBatchSampler(groups, 8, alpha=1.5)
+    drawn = sum(groups[np.concatenate(sampler.plan(epoch))].sum() / 8 for epoch in range(100))
+    assert abs(drawn - 100 * 10 / 28) < 20
+
+
+def test_groups_are_spread_over_the_epoch() -> None:
+    """With `at_least`: any part of an epoch has of each group what the whole has."""
+    groups = np.repeat([0, 1, 2], [2000, 400, 80])
+    sampler = GroupBatchSampler(groups, 32, at_least=2)
+    parts = np.array([sampler.plan(epoch) for epoch in range(8)]).reshape(8 * 7, -1)
+    counts = np.stack([np.bincount(groups[part], minlength=3) for part in parts]) / 2
+    # By chance alone the larger ones would differ by about 4.
+    assert (counts.std(axis=0)[:2] < 3).all()
+
+
 def test_a_tempered_group_begins_again_only_at_its_end() -> None:
     groups = np.repeat([0, 1], [400, 40])
     sampler = GroupBatchSampler(groups, 8, alpha=0.0)
@@ -224,6 +242,7 @@ def test_bad_arguments_of_groups(
             "batch, use more",
         ),
         ({"batch_size": 60, "per_group": 6, "keys": np.arange(2000)}, "; fewer groups a batch"),
+        ({"batch_size": 20, "sizes": [25] * 8}, "leave 40 of 200 .* takes 20 rows of one group"),
         ({"batch_size": 120}, "leave 560 .* takes 120 rows of one group, .*; smaller batches use"),
         ({"batch_size": 32, "at_least": 2, "sizes": [3000, 50, 50]}, "1500 of .* smaller at_least"),
         (

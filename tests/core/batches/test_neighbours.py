@@ -234,3 +234,16 @@ def test_bad_neighbours(source: Any, error: type[Exception], message: str) -> No
         sampler.refresh(source)
     assert sampler.neighbours is None
     assert sampler.refreshes == 0
+
+
+def test_neighbours_considered_by_default(rng: np.random.Generator) -> None:
+    """As in Sample4Geo: 128, of which 32 follow and 32 more are drawn."""
+    sampler = NeighbourBatchSampler(200, 65)
+    sampler.refresh(rng.standard_normal((200, 8), dtype=np.float32))
+    assert sampler.neighbours is not None
+    assert sampler.neighbours.shape == (200, 128)
+    batch = sampler.plan()[0]
+    ranks = {int(row): rank for rank, row in enumerate(sampler.neighbours[batch[0]])}
+    followers = sorted(ranks[row] for row in batch[1:])
+    assert followers[:32] == list(range(32))
+    assert followers[-1] >= 64
