@@ -38,6 +38,14 @@ def competing(rng, points, each=8):
     return scores, np.arange(each) == right[:, None]
 
 
+def accompanied(rng, points, each=8):
+    """Candidates are relevant where the others of the point have high scores."""
+    scores = rng.normal(0, 2.5, (points, each))
+    parts = np.exp(scores)
+    others = np.log(parts.sum(axis=1, keepdims=True) - parts)
+    return scores, rng.uniform(size=scores.shape) < sigmoid(2 * others - 8)
+
+
 def overconfident(rng, points, each=8):
     """As `independent`, but scores far up say no more than those a little up."""
     scores, _ = independent(rng, points, each)
@@ -103,7 +111,7 @@ def test_fit_is_the_most_likely_one(rng):
     assert loss(w) < searched.fun + 1e-6
 
 
-@pytest.mark.parametrize("kind", [independent, competing])
+@pytest.mark.parametrize("kind", [independent, competing, accompanied])
 def test_probabilities_rank_as_the_scores(rng, kind):
     scores, rows, relevant = flat(*kind(rng, 200))
     found = Calibration.fit(scores, rows, relevant)(scores, rows)
