@@ -97,20 +97,31 @@ def test_few_points_leave_the_fixed_weights(rng, points):
     assert weights == pytest.approx({"good": 1 / deviation, "log votes": 0.05 / deviation})
 
 
+def test_fixed_weights_of_the_scorers(rng):
+    """Those that did best on a hundred small data sets: bench/results/defaults.md."""
+    features, rows, relevant = candidates(rng, points=4)
+    names = ["encoder", "classifier", "neighbours", "log neighbours", "tfidf", "tfidf_title"]
+    names += ["tfidf_neighbours", "log tfidf_neighbours", "tfidf_classifier", "log co_occurrence"]
+    weights = Fusion.fit(dict.fromkeys(names, features["good"]), rows, relevant).weights
+    deviation = features["good"].astype(float).std()
+    expected = [0.5, 0.5, 0.5, 0.1, 1, 0.5, 2, 0.1, 0.5, 0.1]
+    np.testing.assert_allclose(np.array(list(weights.values())) * deviation, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("points", [4, 40])
 def test_an_encoder_taught_by_few_points_weighs_less(rng, points):
     """In proportion below a hundred points; where weights are fitted, they start from there."""
     features, rows, relevant = candidates(rng, points=points)
     good = features["good"]
-    features = {name: good for name in ("encoder", "classifier", "neighbours", "tfidf")}
-    features["log neighbours"] = good
+    learnt = ("encoder", "classifier", "neighbours", "tfidf_classifier")
+    features = dict.fromkeys([*learnt, "tfidf", "log neighbours"], good)
     weights = {
         taught: Fusion.fit(features, rows, relevant, taught_by=taught).weights
         for taught in (5, 50, 100, 1000, None)
     }
     assert weights[100] == weights[1000] == weights[None]
     for taught in (5, 50):
-        for name in ("encoder", "classifier", "neighbours"):
+        for name in learnt:
             share = weights[taught][name] / weights[None][name]
             if points < fusion.FEWEST_POINTS:
                 assert share == pytest.approx(taught / 100)

@@ -177,3 +177,20 @@ def test_classifiers_ignore_what_one_point_alone_has():
     assert (same.weights != found.weights).nnz == 0
     scores = same.index("tfidf_classifier").search(lexical.tfidf(["a red pear"]), 2)
     assert scores.indices.tolist() == [0]
+
+
+def test_classifiers_learn_from_unit_rows_by_their_seed(monkeypatch):
+    """After the terms of one point alone are out; what is left of a row may be nothing."""
+    given = []
+
+    def recorded(x, *arguments, **options):
+        given.extend([x.toarray(), options["seed"]])
+        return sp.csr_matrix((1, x.shape[1]), dtype=np.float32)
+
+    monkeypatch.setattr(lexical_module, "linear_classifiers", recorded)
+    texts = ["red apple tart of mine", "red", "green red", "blue"]
+    lexical = Lexical.fit(texts, ["a"])
+    lexical.classified(sp.csr_matrix((4, 1)), sp.csr_matrix((4, 1)), seed=5)
+    np.testing.assert_allclose(np.linalg.norm(given[0], axis=1), [1, 1, 1, 0], rtol=1e-6)
+    assert given[1] == 5
+    np.testing.assert_allclose(np.linalg.norm(lexical.points.toarray(), axis=1), 1, rtol=1e-6)
