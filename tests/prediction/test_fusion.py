@@ -256,6 +256,25 @@ def test_labels_not_seen_are_scored_by_their_texts(rng):
     np.testing.assert_allclose(sum(parts.values()), scores, rtol=1e-5, atol=1e-5)
 
 
+def test_all_scores_by_the_text_count_for_labels_not_seen(rng):
+    """And no others, but for the constant."""
+    features, rows, relevant = candidates(rng, points=60)
+    by_text = {"encoder", "classifier", "tfidf", "tfidf_title"}
+    names = [
+        *sorted(by_text),
+        "neighbours",
+        "tfidf_neighbours",
+        "tfidf_classifier",
+        "log co_occurrence",
+    ]
+    features = {
+        name: features["good"] + rng.normal(0, 1, len(rows)).astype(np.float32) for name in names
+    }
+    of_new = Fusion.fit(features, rows, relevant).of_new
+    assert of_new is not None
+    assert of_new.keys() == by_text | {"constant"}
+
+
 def test_save_and_load(tmp_path):
     fusions = {
         "all": Fusion(
