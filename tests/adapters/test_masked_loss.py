@@ -296,6 +296,9 @@ def test_texts_drawn_take_the_route_of_the_positives(model: SentenceTransformer)
 def test_evaluation_draws_the_same_and_stores_nothing(model: SentenceTransformer) -> None:
     queue = NegativeQueue(30, 16)
     loss = Masked(model, sources=[SharedTexts(TEXTS, 6), queue])
+    with torch.no_grad():  # before any training
+        loss.eval()(features(model), torch.arange(ROWS))
+    model.train()
     loss(features(model), torch.arange(ROWS))
     model.eval()
     with torch.no_grad():
@@ -338,6 +341,35 @@ def test_queue_gets_the_widest_of_a_batch(model: SentenceTransformer) -> None:
     message = "positives have 8 columns, the queue 16.*MatryoshkaLoss.*n_dims_per_step=-1"
     with pytest.raises(ValueError, match=message):
         loss(features(model, first=3), torch.arange(ROWS))
+
+
+def test_queue_gets_the_positives_by_their_ids(model: SentenceTransformer) -> None:
+    """Not those of the anchors, nor the mined negatives."""
+    queue = NegativeQueue(30, 16)
+    loss = Masked(model, sources=[queue])
+    ids = np.arange(ROWS)
+    given = features(model, 3)
+    loss(given, torch.from_numpy(np.stack([ids, 20 + ids, 50 + ids], axis=1)))
+    loss.memory.state_dict()  # nothing waits for the next batch any more
+    offered = queue.offer()
+    order = np.argsort(offered.ids)
+    assert offered.ids[order].tolist() == (20 + ids).tolist()
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(model(features(model, 3)[1])["sentence_embedding"])
+    check_equal(offered.vectors[torch.from_numpy(order)], wanted)
+    assert not offered.vectors.requires_grad
+
+
+def test_only_directions_of_what_is_offered_count(model: SentenceTransformer) -> None:
+    """The similarity is the cosine, of vectors of any length."""
+    vectors = torch.randn((5, 16), generator=torch.Generator().manual_seed(0))
+    values = [
+        Masked(model, sources=[lambda _, each=each: Candidates(np.arange(30, 35), each)])(
+            features(model), torch.arange(ROWS)
+        ).detach()
+        for each in (vectors, vectors * torch.arange(1, 6)[:, None])
+    ]
+    check_equal(*values)
 
 
 def test_memory_goes_on_from_its_state(model: SentenceTransformer) -> None:
