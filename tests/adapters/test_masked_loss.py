@@ -312,6 +312,17 @@ def test_evaluation_draws_the_same_and_stores_nothing(model: SentenceTransformer
     assert len(queue) == ROWS
 
 
+def test_evaluation_leaves_the_bank_alone(model: SentenceTransformer) -> None:
+    """Its ids may be those of other texts."""
+    bank = EmbeddingBank(ROWS, 16)
+    loss = Masked(model, sp.identity(ROWS, format="csr"), bank=bank)
+    with torch.no_grad():
+        loss.eval()(features(model), pairs())
+    assert len(bank.unseen) == ROWS
+    loss.train()(features(model), pairs())
+    assert len(bank.unseen) == 0
+
+
 class Cut(Masked):
     """The loss, called as MatryoshkaLoss does: for vectors cut to several widths."""
 
