@@ -1,5 +1,7 @@
 """pyxclib's functions on matrices over ours, sparse and dense, and its SMatrix."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import reference
@@ -397,6 +399,24 @@ def test_norms_beyond_the_type_of_an_array(value, dtype, norm):
     assert scaled.dtype == dtype
     np.testing.assert_allclose(scaled, {"l2": 0.05, "l1": 1 / 400, "max": 1}[norm], rtol=1e-3)
     assert sparse.normalize(rows, norm) is rows
+
+
+def test_arrays_are_normalized_a_few_rows_at_a_time(rng, monkeypatch):
+    """Whatever rows come together; and without a copy of the whole in float64."""
+    rows = rng.standard_normal((7, 5)).astype(np.float32)
+    rows[3] = 0
+    for norm in ("l2", "l1", "max"):
+        whole = sparse.normalize(rows, norm, copy=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(sparse, "_VALUES_AT_ONCE", 10)
+            np.testing.assert_array_equal(sparse.normalize(rows, norm, copy=True), whole)
+    many = np.ones((20_000, 64), np.float32)
+    tracemalloc.start()
+    try:
+        sparse.normalize(many)
+        assert tracemalloc.get_traced_memory()[1] < many.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_in_place_whatever_the_arrays(rng):

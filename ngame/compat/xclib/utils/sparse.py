@@ -15,6 +15,9 @@ from ngame.shortlist import keep_topk
 
 ZeroBased = bool | Literal["auto"]
 
+# Values of an array that `normalize` widens to float64 at once.
+_VALUES_AT_ONCE = 1 << 16
+
 
 def binarize(X: Any, copy: bool = False) -> Any:
     """Set every stored value to 1, stored zeros included; in place unless `copy`."""
@@ -270,10 +273,15 @@ def normalize(X: Any, norm: str = "l2", copy: bool = False) -> Any:
         dense = given if given.dtype.kind == "f" else given.astype(np.float64)
         if copy and dense is given:
             dense = dense.copy()
-        # In the array's own type the norm of a row of float16 or of large float32 may overflow.
-        wide = np.float64 if dense.itemsize < 8 else dense.dtype
-        norms = np.linalg.norm(dense.astype(wide, copy=False), ord=order, axis=1, keepdims=True)
-        np.divide(dense, norms, out=dense, where=norms > 0, casting="same_kind")
+        # In the array's own type the norm of a row of float16 or of large float32 may overflow. A
+        # wider copy of all rows would need two to four times the memory of the array.
+        some = max(1, _VALUES_AT_ONCE // max(1, dense[:1].size))
+        for first in range(0, len(dense), some):
+            part = dense[first : first + some]
+            wide = part.astype(np.result_type(part, np.float64))
+            norms = np.linalg.norm(wide, ord=order, axis=1, keepdims=True)
+            norms[~(norms > 0)] = 1  # of a row of zeros; one with NaN stays as it is too
+            np.divide(wide, norms, out=part, casting="same_kind")
         return dense
     matrix = _floats(X.tocsr(copy=copy))
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
