@@ -252,3 +252,12 @@ def test_damaged_arrays(tmp_path, read):
             assert str(error).startswith(f"{path} cannot be read: ")  # noqa: PT017
         except MemoryError:
             pass
+
+
+@pytest.mark.parametrize("read", [data_utils.read_gen_dense, data_utils.read_gen_sparse])
+def test_a_wrong_dtype_is_no_damage(tmp_path, read):
+    np.save(tmp_path / "x.npy", np.ones((3, 2)))
+    sp.save_npz(tmp_path / "x.npz", sp.identity(9, format="csr"))
+    path = tmp_path / ("x.npy" if read is data_utils.read_gen_dense else "x.npz")
+    with pytest.raises(TypeError, match="banana"):
+        read(path, dtype="banana")

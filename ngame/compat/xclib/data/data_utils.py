@@ -141,7 +141,8 @@ def read_gen_sparse(
     if suffix == ".npz":
         # NumPy leaves a damaged file open.
         with reading(file, "cannot be read"), open(file, "rb") as stream:
-            return sp.csr_matrix(sp.load_npz(stream), dtype=dtype)
+            matrix = sp.load_npz(stream)
+        return sp.csr_matrix(matrix, dtype=dtype)
     if suffix == ".txt":
         return read_sparse_file(
             file,
@@ -195,7 +196,7 @@ def read_gen_dense(
     if suffix == ".npy":
         with reading(file, "cannot be read"), open(file, "rb") as stream:
             array: npt.NDArray[Any] = np.load(stream, allow_pickle=False)
-            return array.astype(dtype, copy=False)
+        return array.astype(dtype, copy=False)
     if suffix == ".txt":
         array = _read_dense_text(os.fspath(file), delimiter, skip_header)
         return array.astype(dtype, copy=False)
