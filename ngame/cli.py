@@ -28,6 +28,7 @@ from ngame.data.dataset import Points, test_points
 from ngame.data.formats import read_matrices
 from ngame.data.predictions import (
     SUFFIXES,
+    OtherTextsError,
     as_jsonl,
     best_first,
     read_predictions,
@@ -559,10 +560,10 @@ def _evaluate(options: argparse.Namespace) -> None:
             label_texts = [None] * truth.shape[1]
         try:
             found = read_predictions(path, points.texts, label_texts)
-        except ValueError as error:
+        except OtherTextsError as error:
             if matrices is not None or Path(options.data).is_dir():
                 raise
-            raise ValueError(
+            raise OtherTextsError(
                 f"{error}; the {len(points.texts)} test points of {options.data} are a part of its "
                 "rows: `ngame evaluate RUN` scores a run on all rows that it was not trained on"
             ) from error

@@ -244,6 +244,9 @@ def test_another_file_is_scored_by_the_names_of_labels(call, mistake, run, data,
     assert [line["ids"] for line in lines] == best
     err = mistake("evaluate", output, path, status=3)
     assert "new.jsonl are a part of its rows: `ngame evaluate RUN` scores a run on all" in err
+    (tmp_path / "broken.tsv").write_text("row\tid\n0\tx\n")
+    err = mistake("evaluate", tmp_path / "broken.tsv", path, status=3)
+    assert err.endswith("broken.tsv:2: invalid literal for int() with base 10: 'x'\n")
 
     # A model with that label knows it.
     grown = tmp_path / "grown"

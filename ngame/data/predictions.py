@@ -20,6 +20,10 @@ _READ = (*SUFFIXES, ".txt")
 _HEADER = ("row", "rank", "id", "score", "label", "text")
 
 
+class OtherTextsError(ValueError):
+    """A file of predictions is of other texts, or of another number of them."""
+
+
 def write_predictions(
     path: str, texts: Sequence[str], found: sparse.csr_matrix, label_texts: Sequence[str]
 ) -> None:
@@ -90,7 +94,9 @@ def read_predictions(
     Raises
     ------
     ValueError
-        The file has another form, or is of other texts or labels; the message says which line.
+        The file has another form, or is of other labels; the message says which line.
+    OtherTextsError
+        It is of other texts.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -103,7 +109,8 @@ def read_predictions(
     readers = _read_jsonl, _read_tsv, _read_npz, _read_txt
     found: sparse.csr_matrix = readers[_READ.index(path.suffix)](path, texts, label_texts)
     if found.shape != (len(texts), len(label_texts)):
-        raise ValueError(
+        kind = ValueError if found.shape[0] == len(texts) else OtherTextsError
+        raise kind(
             f"{path} has {found.shape[0]} rows and {found.shape[1]} labels, the data have "
             f"{len(texts)} test points and {len(label_texts)} labels"
         )
@@ -139,14 +146,14 @@ class _Ranked:
     def check_row(self, where: str, row: int, text: Any) -> None:
         """The row is there and, if its text is known, of that text, but for white space."""
         if not 0 <= row < len(self.texts):
-            raise ValueError(f"{where}: row {row}; there are {len(self.texts)} test points")
+            raise OtherTextsError(f"{where}: row {row}; there are {len(self.texts)} test points")
         if text is None:
             return
         if not isinstance(text, str):
             raise ValueError(f"{where}: text is not a string")
         expected = self.texts[row]
         if expected is not None and _one_line(text) != _one_line(expected):
-            raise ValueError(
+            raise OtherTextsError(
                 f"{where}: the text is {_start(text)}, that of test point {row} {_start(expected)}"
             )
 
@@ -183,7 +190,7 @@ def _read_jsonl(
             score = None if scores is None else scores[place]
             ranked.add(where, row, label, score, None if names is None else str(names[place]))
     if row + 1 < len(texts):
-        raise ValueError(f"{path} has {row + 1} lines, the data have {len(texts)} test points")
+        raise OtherTextsError(f"{path} has {row + 1} lines, the data have {len(texts)} test points")
     return ranked.matrix()
 
 
