@@ -421,7 +421,8 @@ def _train(options: argparse.Namespace) -> None:
         dataset = without_self_pairs(dataset, config.self_pairs)
         if options.resume and not begun.exists() and ranks.rank == 0:
             say(f"ngame: {options.output} holds no run yet: training begins anew")
-        with _naming_resume(options.output, "train", options.data, "--resume"):
+        again = "ngame", "train", options.data, "-o", options.output, "--resume"
+        with _naming_resume(options.output, *again):
             model, seconds = _timed(
                 ngame.train, dataset, config, folder=options.output, resume=options.resume
             )
@@ -433,7 +434,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _naming_resume(folder: str, command: str, *arguments: str) -> Iterator[None]:
+def _naming_resume(folder: str, *command: str) -> Iterator[None]:
     """If training is stopped, or fails for want of space or memory, say how it goes on.
 
     Not where the folder holds no run yet: a resumed one would have the default settings.
@@ -450,8 +451,7 @@ def _naming_resume(folder: str, command: str, *arguments: str) -> Iterator[None]
         raise  # nothing has begun, or another process speaks
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         if (Path(folder) / "config.toml").exists():
-            data, options = arguments[:1], arguments[1:]
-            say(f"ngame: to go on: {shlex.join(['ngame', command, *data, '-o', folder, *options])}")
+            say(f"ngame: to go on: {shlex.join(command)}")
         raise
 
 
@@ -668,7 +668,7 @@ def _demo(options: argparse.Namespace) -> None:
     points, labels = dataset.train_labels.shape
     config = Config.load(None, options.set, points=points, labels=labels)
     # A demo that was stopped resumes when it is called again.
-    with _naming_resume(options.output, "demo"):
+    with _naming_resume(options.output, "ngame", "demo", "-o", options.output):
         model, seconds = _timed(ngame.train, dataset, config, folder=options.output, resume=True)
     print(f"trained in {seconds:.0f} s, the run is in {options.output}\n")
     texts, truth, drop = test_points(dataset)
