@@ -66,7 +66,8 @@ class CooIndex(NamedTuple):
                 f"matrix is a {kind}, expected a scipy.sparse CSR matrix or array, or a bool tensor"
             )
         row_of = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        places = torch.from_numpy(row_of), torch.from_numpy(matrix.indices.astype(np.int64))
+        columns = matrix.indices[: len(row_of)].astype(np.int64)  # behind them is room to spare
+        places = torch.from_numpy(row_of), torch.from_numpy(columns)
         index = cls(*places, (matrix.shape[0], matrix.shape[1]))
         return index if device is None else index.to(device)
 

@@ -59,6 +59,16 @@ def test_positions_on_the_host_are_sent_to_the_scores(loss):
         assert value.device.type == "meta"
 
 
+def test_positions_of_a_matrix_with_room_to_spare():
+    """SciPy takes arrays that are longer than what the rows hold."""
+    matrix = sp.csr_matrix(np.array([[1, 0, 2], [0, 3, 0]]))
+    for name in ("data", "indices"):
+        setattr(matrix, name, np.append(getattr(matrix, name), 0))
+    index = CooIndex.of(matrix)
+    assert index.rows.tolist() == [0, 0, 1]
+    assert index.columns.tolist() == [0, 2, 1]
+
+
 def test_positions_of_a_mask():
     mask = torch.tensor([[False, True, True], [True, False, False]])
     index = CooIndex.of(mask)
