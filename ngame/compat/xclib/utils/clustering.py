@@ -99,7 +99,8 @@ def cluster_balance(
     else:
         leaves = _leaves(X, leaves, wanted, splitter, seed, threads)
     mapping = np.full(rows, -1, np.int64)
-    places = np.concatenate([as_ids(ids, "ids of a cluster") for ids in leaves])
+    # Of uint64 and another type together NumPy would make floats.
+    places = np.concatenate(leaves, dtype=np.int64, casting="same_kind")
     mapping[places] = np.repeat(np.arange(len(leaves)), [*map(len, leaves)])
     return leaves, mapping
 
