@@ -26,7 +26,7 @@ _LEFTOVERS = (f"{_ASIDE}*", ".tmp??????")
 
 
 class DamagedFileError(ValueError):
-    """A file that ngame wrote cannot be understood."""
+    """The content of a file cannot be understood: it is damaged, or something else."""
 
 
 @contextmanager
@@ -49,11 +49,11 @@ def reading(path: str | os.PathLike[str], what: str = "is damaged") -> Iterator[
     except (MemoryError, ImportError, Warning, DamagedFileError):
         raise
     # Any other: safetensors, tokenizers and zlib raise classes of their own, and plain Exception;
-    # zipfile NotImplementedError.
+    # zipfile raises NotImplementedError.
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be loaded here
             raise
-        # A directory of an archive may point before its beginning.
+        # EINVAL: the damaged directory of an archive may name a place before the file's beginning.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         message = str(error) or type(error).__name__

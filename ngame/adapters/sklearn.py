@@ -20,7 +20,7 @@ from ngame.training.loops import train
 
 
 def _has_probabilities(classifier: "NgameClassifier") -> bool:
-    """Of fused scores alone, and where enough texts were held out to calibrate them."""
+    """Whether the scores are the fused ones, and enough texts were held out to calibrate them."""
     fitted = hasattr(classifier, "model_")
     calibrated = not fitted or classifier.model_.fusions["all"].calibration is not None
     return classifier.scorer == "fused" and calibrated
@@ -148,8 +148,8 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         The matrix is dense: for many labels, use `model_`. A label that no scorer proposes for a
         text has 0. Of classes, a text for which no scorer proposes any has their shares of the
-        training texts. The method is missing if `scorer` is not "fused", and after a `fit` on too
-        few texts to hold some out for the calibration.
+        training texts. The method is missing if `scorer` is not "fused", and after a `fit` on so
+        few texts that too few were held out for the calibration.
         """
         check_is_fitted(self)
         likely: npt.NDArray[np.float32]

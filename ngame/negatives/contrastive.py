@@ -173,8 +173,8 @@ class ContrastiveLoss(torch.nn.Module):
         queries : the batch's b queries, with their ids
         items : the batch's own c items, with their ids: the positives, and what else there is
         targets : CooIndex of [b, c]
-            The labelled positives. If not given, that of query i is item i. They are read on the
-            host: a GPU that has them is waited for, and those on the host are sent to it.
+            The labelled positives. If not given, that of query i is item i. Best give them on the
+            host, which reads them and sends them to the GPU. It must wait for a GPU that has them.
         sources : what else the queries are compared with
         step : int
             The step of the training.

@@ -60,8 +60,8 @@ class AllLabels(torch.nn.Module):
         x : float32 tensor of shape [b, d]
             Unit vectors of points, the same on all ranks.
         known, targets : positions in [b, L]
-            Known positives, and those of them to train on, among this rank's labels. They are dealt
-            to chunks where they are: a GPU that has them is waited for, with those on the host not.
+            Known positives, and those of them to train on, among this rank's labels. If they are on
+            a GPU, the step waits for it; if they are on the host, it does not.
         rate : float
             Learning rate: the length of a vector's first step.
         seed : int

@@ -435,7 +435,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder or a name that is free")
     if (folder / "config.toml").exists():
-        # A run says first of which data it is. Its model comes last.
+        # A run writes data.json right after its settings, and its model last.
         if (folder / "fusion.json").exists() and not (folder / "data.json").exists():
             raise FileExistsError(f"{folder} holds a saved model and no run: choose another folder")
         if not resume:
