@@ -270,10 +270,13 @@ class NearCopies:
         ids = comparison.ids if comparison.ids.ndim == 1 else comparison.ids[comparison.owners]
         candidates = _rows(self._items, ids, device, unit=True)
         near = _products(positives, candidates) > value_at(self.threshold, comparison.step)
-        # A row is near if one of its positives is. Counted, for a GPU need not be waited for then.
-        counts = comparison.scores.new_zeros(comparison.scores.shape, dtype=torch.int32)
-        counts.index_add_(0, comparison._sent(comparison.owners), near.int())
-        return (counts > 0) & comparison.with_id()
+        owners, shape = comparison.owners, comparison.scores.shape
+        if not np.array_equal(owners, np.arange(shape[0])):
+            # A candidate is near a row if it is near one of its positives. They are counted, so
+            # that a GPU need not be waited for.
+            counts = comparison.scores.new_zeros(shape, dtype=torch.int32)
+            near = counts.index_add_(0, comparison._sent(owners), near.int()) > 0
+        return near & comparison.with_id()
 
 
 def stored(matrix: sp.csr_matrix, rows: Ids, columns: Ids) -> npt.NDArray[np.bool_]:

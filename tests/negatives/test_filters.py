@@ -218,6 +218,8 @@ def test_near_copies():
     assert near.tolist() == [[True, False, True]]
     several = comparison([[0, 1], [1, 3]], positives=[0, 3, 2], owners=[0, 1, 1])
     assert copies(several).tolist() == [[True, False], [True, True]]
+    turned = comparison([0, 1, 2, 3], queries=[0, 0], positives=[0, 3], owners=[1, 0])
+    assert copies(turned).tolist() == [[False] * 3 + [True], [True] + [False] * 3]
     queries = comparison([0, 1], candidate="query")
     assert not copies(queries).any()
 
