@@ -74,12 +74,12 @@ def linear_classifiers(
     Raises
     ------
     TypeError
-        `points` is not a CSR matrix of float32, or `labels` or `negatives` have another type.
+        `points` is not a CSR matrix of float32, or another argument has another type.
     ValueError
         Shapes differ, a number is out of its range, or a row has NaN or infinity (the message names
         the first).
     IndexError
-        A pair of `negatives` is out of range.
+        A column of `labels` or a pair of `negatives` is out of range.
 
     Notes
     -----

@@ -470,9 +470,11 @@ def inverse_propensity(
 
     Raises
     ------
+    TypeError
+        `train_labels` is no CSR matrix, or a or b is no number.
     ValueError
         There are fewer than three rows, of which C is negative: rare labels would weigh less. Or
-        a or b is not positive.
+        a or b is not positive and finite, or makes weights beyond float32.
     IndexError
         A column is out of range.
     """
