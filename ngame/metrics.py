@@ -244,7 +244,10 @@ def evaluate_each(
 
 def _warn_of_unlabelled(truth: Csr, drop: Pairs | None) -> None:
     """Warn of rows without a positive, which every metric counts as wrong."""
-    left = as_csr(truth, "truth") != 0
+    given = as_csr(truth, "truth")
+    check_rows(given, "truth")  # before SciPy compares it with other pairs
+    check_columns(given, "truth")
+    left = canonical(given) != 0
     if drop is not None:
         left = left > as_pairs(drop, "drop", left.shape)
     missing = int((np.diff(left.tocsr().indptr) == 0).sum())

@@ -317,6 +317,7 @@ BY_SCIPY = {  # whose compiled code trusts what it is given
     "negatives": lambda m: ngame.linear_classifiers(GOOD, GOOD, negatives=m),
     "positives": lambda m: ngame.mine_hard_negatives(X[:2, :3], X[:3, :3], m, 1),
     "predictions": lambda m: metrics.evaluate(with_integers(m), GOOD),
+    "truth": lambda m: metrics.evaluate_each({"a": GOOD}, m, GOOD, ks=[1], drop=GOOD),
 }
 
 

@@ -422,6 +422,14 @@ def test_stored_zeros_are_pairs_to_drop():
     assert found["a"]["P@1"] == 0.5
 
 
+def test_truth_with_duplicates_stays_as_it_is():
+    truth = sp.csr_matrix((np.ones(3), [0, 0, 2], [0, 2, 3]), shape=(2, 3))
+    metrics.evaluate_each(
+        {"a": sp.csr_matrix(np.eye(2, 3))}, truth, sp.csr_matrix(np.ones((4, 3))), ks=[1]
+    )
+    assert truth.indices.tolist() == [0, 0, 2]
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, bool])
 def test_predictions_of_integers_with_duplicates_stay_as_they_are(dtype):
     scores = np.array([1, 1, 1, 0], dtype)
