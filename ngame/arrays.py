@@ -155,7 +155,7 @@ def canonical(matrix: Any) -> Any:
     return matrix
 
 
-def cast(matrix: Any, dtype: npt.DTypeLike) -> Any:
+def with_dtype(matrix: Any, dtype: npt.DTypeLike) -> Any:
     """The matrix with values of another type; `astype` would sum duplicates in the caller's."""
     found = copy(matrix)  # the object, not its arrays
     found.data = matrix.data.astype(dtype)

@@ -21,13 +21,13 @@ from ngame.arrays import (
     as_pairs,
     as_threads,
     canonical,
-    cast,
     check_columns,
     check_rows,
     contiguous,
     is_sparse,
     pattern,
     widened,
+    with_dtype,
 )
 from ngame.dispatch import dispatched
 
@@ -371,7 +371,7 @@ def _as_scores(predictions: Any) -> Any:
             return scored
         if scored.dtype.kind not in "biuf":
             raise TypeError(f"{name} has dtype {scored.dtype}, expected numbers")
-        return cast(scored, np.float64)
+        return with_dtype(scored, np.float64)
     if isinstance(predictions, tuple) and len(predictions) == 2 and np.ndim(predictions[1]) == 2:
         return _as_pair(*predictions)
     if isinstance(predictions, (list, tuple)):

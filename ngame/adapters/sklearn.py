@@ -12,7 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted
 
-from ngame.arrays import as_count
+from ngame.arrays import as_count, pairs_of
 from ngame.config import Config
 from ngame.data.dataset import Dataset
 from ngame.prediction.model import Scorer
@@ -132,7 +132,7 @@ class NgameClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         found = self._found(X, len(self.classes_))
-        rows = np.repeat(np.arange(found.shape[0]), np.diff(found.indptr))
+        rows, _ = pairs_of(found)
         lowest = np.full(found.shape[0], np.inf, np.float32)
         np.minimum.at(lowest, rows, found.data)
         lowest[np.isinf(lowest)] = 0

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from ngame.arrays import as_count, as_csr, canonical, cast
+from ngame.arrays import as_count, as_csr, canonical, with_dtype
 from ngame.compat.xclib.utils.dense import csr_of_all
 from ngame.compat.xclib.utils.sparse import topk
 from ngame.metrics import evaluate, propensity_weights
@@ -371,7 +371,7 @@ def _scores(X: Any, shape: tuple[int, int], k: int, ranked: bool) -> sp.csr_matr
         raise ValueError(f"X has shape {X.shape}, true_labels has {shape}")
     matrix = _one_index_type(X.tocsr()) if sp.issparse(X) else csr_of_all(X)
     if matrix.dtype not in (np.float32, np.float64):
-        matrix = cast(matrix, np.float32 if matrix.dtype == np.float16 else np.float64)
+        matrix = with_dtype(matrix, np.float32 if matrix.dtype == np.float16 else np.float64)
     return matrix
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy.special import expit
 
-from ngame.arrays import as_count, as_csr, as_ids, cast
+from ngame.arrays import as_count, as_csr, as_ids, with_dtype
 from ngame.shortlist import keep_topk
 
 ZeroBased = bool | Literal["auto"]
@@ -472,4 +472,4 @@ def _counts(X: Any, axis: int) -> npt.NDArray[np.int64]:
 
 def _floats(X: Any) -> Any:
     """X itself if its values are float32 or float64, else a copy in float64."""
-    return X if X.dtype in (np.float32, np.float64) else cast(X, np.float64)
+    return X if X.dtype in (np.float32, np.float64) else with_dtype(X, np.float64)
