@@ -34,7 +34,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 
 import ngame
 from ngame import metrics
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--epochs", type=int, default=4, help="the first one is always random")
     parser.add_argument("--seconds", type=float, help="time of each run, instead of epochs")
+    parser.add_argument("--points", type=int, metavar="N", help="training and test points at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("-o", "--output", default="negatives.jsonl", metavar="FILE")
@@ -86,6 +89,8 @@ def main() -> None:
         parser.error("this version of ngame does not refine clusters")
     for data in options.data:
         dataset = ngame.load_dataset(data)
+        if options.points:
+            dataset = part(dataset, options.points)
         for seed, batch_size, batches, random_labels in itertools.product(
             options.seeds, options.sizes, options.batches, options.random_labels
         ):
@@ -120,6 +125,30 @@ def main() -> None:
             with open(options.output, "a", encoding="utf8") as file:
                 file.write(json.dumps(run) + "\n")
             print(json.dumps(run), file=sys.stderr)
+
+
+def part(dataset: ngame.Dataset, points: int) -> ngame.Dataset:
+    """The data with at most so many training points and test points, the same ones in every run."""
+    rng = np.random.default_rng(0)
+
+    def drawn(texts: list[str], labels: csr_matrix, pairs: Any) -> tuple[Any, ...]:
+        rows = np.sort(rng.permutation(len(texts))[:points])
+        if pairs is not None:  # their rows are counted anew
+            pairs = pairs[np.isin(pairs[:, 0], rows)]
+            pairs = np.column_stack([np.searchsorted(rows, pairs[:, 0]), pairs[:, 1]])
+        return [texts[row] for row in rows], labels[rows], pairs
+
+    train = drawn(dataset.train_texts, dataset.train_labels, dataset.drop_train)
+    test = drawn(dataset.test_texts, dataset.test_labels, dataset.drop_test)
+    return ngame.Dataset(
+        *train[:2],
+        dataset.label_texts,
+        test_texts=test[0],
+        test_labels=test[1],
+        drop_train=train[2],
+        drop_test=test[2],
+        name=f"{dataset.name}, {points:,} points",
+    )
 
 
 def epochs_within(seconds: float, cell: dict[str, Any], done: list[dict[str, Any]]) -> int:
