@@ -49,7 +49,7 @@ def reading(path: str | os.PathLike[str], what: str = "is damaged") -> Iterator[
     except (MemoryError, ImportError, Warning, DamagedFileError):
         raise
     # Any other: safetensors, tokenizers and zlib raise classes of their own, and plain Exception;
-    # zipfile raises NotImplementedError.
+    # zipfile a RuntimeError where a flipped byte asks for a compression that nobody has.
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be loaded here
             raise

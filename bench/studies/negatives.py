@@ -89,6 +89,8 @@ def main() -> None:
         parser.error("this version of ngame does not refine clusters")
     for data in options.data:
         dataset = ngame.load_dataset(data)
+        if dataset.test_texts is None:
+            raise SystemExit(f"{dataset.name} has no test points")
         if options.points:
             dataset = part(dataset, options.points)
         for seed, batch_size, batches, random_labels in itertools.product(
@@ -163,8 +165,6 @@ def measure(
     dataset: ngame.Dataset, cell: dict[str, Any], cluster_size: int, threads: int
 ) -> dict[str, float]:
     """Train one encoder and score the test points; fractions, and processor seconds of training."""
-    if dataset.test_texts is None:
-        raise ValueError(f"{dataset.name} has no test points")
     config = Config.load(
         sets=[
             *cell["settings"],
