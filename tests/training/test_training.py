@@ -671,6 +671,11 @@ def test_settings_of_a_stage_act(base, setting):
     assert not torch.equal(trained(*base), trained(*base, setting))
 
 
+def test_equal_settings_train_equal_weights():
+    """Without this the test above could not fail."""
+    assert torch.equal(trained(), trained.__wrapped__())
+
+
 def test_gradients_of_several_batches_are_averaged(dataset, monkeypatch):
     """Eight batches in groups of three: the last update is the mean of two."""
     found = []
